@@ -1,0 +1,113 @@
+"""Claims: the interval decides, in code. Each test names the mistake it pins."""
+
+import json
+import math
+import os
+
+import pytest
+
+from workbench.claims import Claim, decide, load, record, table, to_json
+from workbench.scaling import Estimate, difference
+from workbench.types import Record, WorkbenchError
+
+
+def claim(id="search.prm_over_majority", low=0.1, high=0.3, goal="> 0"):
+    return Claim(id, "Snell et al. 2024", "guided search beats the vote", goal, Estimate(0.2, low, high, 50, 2))
+
+
+@pytest.mark.parametrize(
+    "goal, low, high, verdict",
+    [
+        ("> 0", 0.01, 0.2, "holds"),
+        ("> 0", 0.0, 0.2, "undecided"),
+        ("> 0", -0.2, 0.0, "fails"),
+        (">=.1", 0.1, 0.2, "holds"),
+        (">= 0.1", -0.1, 0.0999, "fails"),
+        ("< 0", -0.2, -0.1, "holds"),
+        ("< -1e-2", -0.2, 0.0, "undecided"),
+        ("<= 0", 0.0, 0.1, "undecided"),
+        ("<= 0", 0.01, 0.1, "fails"),
+        ("in 0.3..0.7", 0.3, 0.7, "holds"),
+        ("in .3...7", 0.2, 0.4, "undecided"),
+        ("in -1..-0.5", 0.1, 0.4, "fails"),
+        ("in 0.3..0.7", 0.1, 0.9, "undecided"),
+        ("> 0", None, None, "undecided"),
+    ],
+)
+def test_the_whole_interval_decides(goal, low, high, verdict):
+    """Bug: the value alone decides, or an interval that touches the bound counts as beyond it."""
+    assert decide(Estimate(0.2, low, high, 50), goal) == verdict
+
+
+@pytest.mark.parametrize(
+    "goal", ["", "0", "=> 0", "> zero", "in 0.7..0.3", "in 0.3-0.7", "> 0 or so", "__import__('os')"]
+)
+def test_a_goal_that_is_not_one_is_refused(goal):
+    with pytest.raises(WorkbenchError, match="goal"):
+        decide(Estimate(0.2, 0.1, 0.3, 50), goal)
+
+
+def test_an_interval_that_is_not_one_is_refused():
+    """Bug: every comparison with NaN is false, so a NaN would read as 'fails'."""
+    for low, high in [(math.nan, 1.0), (1.0, 0.0)]:
+        with pytest.raises(WorkbenchError, match="not an interval"):
+            decide(Estimate(0.5, low, high, 50), "> 0")
+
+
+def test_a_claim_flips_when_its_records_are_swapped():
+    """Bug: a verdict that does not come from the records."""
+    guided, vote = (
+        [Record("r", f"p/{i}", 0, "5", i % 10 < share, knobs={"method": name}) for i in range(100)]
+        for name, share in (("beam", 7), ("majority", 4))
+    )
+    verdicts = [
+        Claim("search.prm_over_majority", "Snell et al. 2024", "search beats the vote", "> 0", difference(a, b)).verdict
+        for a, b in [(guided, vote), (vote, guided), (vote, [*guided[:0], *vote])]
+    ]
+    assert verdicts == ["holds", "fails", "undecided"]
+
+
+def test_round_trip_and_replacement(tmp_path):
+    record(tmp_path, "nano", "05_search", [claim("old.claim")])
+    path = record(tmp_path, "nano", "05_search", [claim(), claim("a.b", None, None)])
+    assert path == tmp_path / "nano" / "claims" / "05_search.jsonl"
+    assert load(tmp_path, "nano") == [claim("a.b", None, None), claim()]
+    assert [p.name for p in path.parent.iterdir()] == [path.name], "no half-written file stays behind"
+    assert load(tmp_path, "small") == []
+
+
+def test_a_typed_in_verdict_is_not_believed(tmp_path):
+    """Bug: the table prints what the file says in place of what the interval says."""
+    path = record(tmp_path, "nano", "05_search", [claim(low=-0.1)])
+    path.write_text(path.read_text().replace("undecided", "holds"))
+    assert load(tmp_path, "nano")[0].verdict == "undecided"
+
+
+def test_an_interrupted_write_keeps_the_old_claims(tmp_path, monkeypatch):
+    """Bug: a half-written file that looks finished."""
+    record(tmp_path, "nano", "05_search", [claim()])
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        record(tmp_path, "nano", "05_search", [claim("new.claim")])
+    assert load(tmp_path, "nano") == [claim()] and len(list((tmp_path / "nano" / "claims").iterdir())) == 1
+
+
+def test_broken_and_double_rows_are_refused(tmp_path):
+    with pytest.raises(WorkbenchError, match="twice"):
+        record(tmp_path, "nano", "05_search", [claim(), claim()])
+    path = record(tmp_path, "nano", "05_search", [claim()])
+    record(tmp_path, "nano", "08_scaling", [claim()])
+    with pytest.raises(WorkbenchError, match=r"05_search\.jsonl and by 08_scaling\.jsonl"):
+        load(tmp_path, "nano")
+    path.write_text(path.read_text()[:-9])
+    with pytest.raises(WorkbenchError, match=r"05_search\.jsonl line 1"):
+        load(tmp_path, "nano")
+
+
+def test_table_and_json():
+    claims = [claim("a", None, None), Claim("long.id", "me", "two\nlines", "in 0..1", Estimate(0.5, 0.25, 0.75, 1319))]
+    head, first, second = table(claims).splitlines()
+    assert head.index("verdict") == first.index("undecided") == second.index("holds")
+    assert "–" in first and "0.25 to 0.75" in second and "two lines" in second
+    rows = json.loads(to_json(claims))
+    assert (rows[0]["low"], rows[0]["verdict"], rows[1]["n"]) == (None, "undecided", 1319)

@@ -1,0 +1,224 @@
+"""The command line: `python -m workbench COMMAND`. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from .types import WorkbenchError
+
+
+def doctor(args) -> int:
+    from . import doctor
+
+    checks = doctor.examine(args.profile)
+    print(json.dumps([vars(check) for check in checks], indent=1) if args.json else doctor.table(checks))
+    return 0 if all(check.state != "missing" or not check.needed for check in checks) else 1
+
+
+def build(args) -> int:
+    from . import series
+
+    stale = series.build(check=args.check)
+    for path in stale:
+        print(f"{'stale' if args.check else 'built'}: {path}")
+    if args.check and stale:
+        print("run: python -m workbench build", file=sys.stderr)
+        return 1
+    print(f"{len(series.names())} notebooks are up to date")
+    return 0
+
+
+def run(args) -> int:
+    from . import series
+
+    given = dict(_pair(text) for text in args.parameter)
+    if args.marimo:
+        series.run_marimo(args.notebook, args.profile, args.runs, given)
+        return 0
+    status = series.run(args.notebook, args.profile, args.runs, given, again=args.again)
+    print(status["output"])
+    return 0
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise WorkbenchError(f"-p {text!r}: write it as -p name=value")
+    return name.strip(), value.strip()
+
+
+def reproduce(args) -> int:
+    from . import series
+
+    series.reproduce(args.profile, args.runs, again=args.again)
+    args.json, args.anew = False, args.again
+    print()
+    claims(args)
+    print()
+    return gallery(args)
+
+
+def claims(args) -> int:
+    from . import claims, series
+
+    series.check_profile(args.profile)
+    rows = claims.load(series.runs_folder(args.runs), args.profile)
+    if args.json:
+        print(claims.to_json(rows))
+    else:
+        print(claims.table(rows) if rows else "no claims yet: run the notebooks with `make reproduce`")
+    return 0
+
+
+def gallery(args) -> int:
+    from . import gallery
+
+    page = gallery.write(args.profile, args.runs, anew=getattr(args, "anew", True))
+    print(f"gallery: {page}")
+    return 0
+
+
+def solve(args) -> int:
+    from . import pipeline, series
+
+    series.check_profile(args.profile)
+    return pipeline.solve_cli(args) or 0
+
+
+def bench(args) -> int:
+    import importlib.util
+
+    from . import series
+
+    folder = series.ROOT / "benchmarks"
+    known = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    if args.name and args.name not in known:
+        raise series.unknown("benchmark", args.name, known)
+    held = True
+    for name in [args.name] if args.name else known:
+        spec = importlib.util.spec_from_file_location(f"benchmarks.{name}", folder / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        rows = module.main()
+        path = series.runs_folder(args.runs) / "bench" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        series.write(path, json.dumps(rows, indent=1) + "\n")
+        print(bench_table(name, rows), end="\n\n")
+        held &= all(row["holds"] is not False for row in rows)
+    return 0 if held else 1
+
+
+def bench_table(name: str, rows: list[dict[str, Any]]) -> str:
+    """Rows of name, value, unit, goal, holds as aligned text; a goal of None is a measurement without a goal.
+
+    >>> print(bench_table("speed", [dict(name="sample", value=5120.4, unit="tokens/s", goal=">= 5000", holds=True)]))
+    speed   value  unit      goal     holds
+    sample  5,120  tokens/s  >= 5000  yes
+    """
+    words = {True: "yes", False: "NO", None: "-"}
+    lines = [[name, "value", "unit", "goal", "holds"]]
+    for row in rows:
+        goal = "-" if row["goal"] is None else str(row["goal"])
+        lines.append([row["name"], _number(row["value"]), row["unit"], goal, words[row["holds"]]])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    pad = [str.ljust, str.rjust, str.ljust, str.ljust, str.ljust]
+    rows_of_text = [[p(cell, w) for p, cell, w in zip(pad, line, widths, strict=True)] for line in lines]
+    return "\n".join("  ".join(line).rstrip() for line in rows_of_text)
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, str | bool):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one sentence with the remedy, like every other mistake here."""
+
+    def error(self, message: str):
+        raise WorkbenchError(f"{message}; see `{self.prog} --help`")
+
+
+def parser() -> argparse.ArgumentParser:
+    main = _Parser(prog="python -m workbench", description="A notebook-first research workbench for reasoning models.")
+    commands = main.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+
+    def command(action, text, profile=True, runs=True):
+        made = commands.add_parser(action.__name__, help=text, description=text)
+        made.set_defaults(action=action)
+        if profile:
+            made.add_argument("--profile", default="nano", help="nano (default), small or gpu")
+        if runs:
+            made.add_argument("--runs", type=Path, help="folder of all runs (default: runs/ in the project)")
+        return made
+
+    made = command(doctor, "say what this machine can do, and what to do about what it can't", runs=False)
+    made.add_argument("--json", action="store_true", help="for machines")
+    made = command(build, "make the notebooks from notebooks/src", profile=False, runs=False)
+    made.add_argument("--check", action="store_true", help="write nothing; exit 1 and name what is out of date")
+    made = command(run, "run one notebook under papermill")
+    made.add_argument("notebook", help="its number or name: 4, 04_prm, prm")
+    made.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
+    made.add_argument("--again", action="store_true", help="run it even if it is finished and unchanged")
+    made.add_argument("--marimo", action="store_true", help="run the marimo build instead")
+    made = command(reproduce, "run the whole series, print the claims, write the gallery")
+    made.add_argument("--again", action="store_true", help="run every notebook again; finished stages stay")
+    made = command(claims, "print what the notebooks found, with intervals")
+    made.add_argument("--json", action="store_true", help="for machines")
+    command(gallery, "write the executed notebooks as web pages that need no network")
+    made = command(solve, "reason about a problem of your own with the trained models")
+    made.add_argument("problem", help='for example "47+38-29*2"')
+    made.add_argument("--n", type=int, default=16, help="how many chains to grow (default 16)")
+    made.add_argument("--seed", type=int, default=0)
+    made = command(bench, "measure speed and quality against their goals", profile=False)
+    made.add_argument("name", nargs="?", help="one file of benchmarks/; all of them when left out")
+    return main
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit codes: 0 fine, 1 the work failed, 2 a mistake in what was asked."""
+    argv = sys.argv[1:] if argv is None else argv
+    made = parser()
+    try:
+        if not argv:
+            made.print_help()
+            return 0
+        if not argv[0].startswith("-"):
+            known = next(a for a in made._actions if isinstance(a, argparse._SubParsersAction)).choices
+            if argv[0] not in known:
+                near = get_close_matches(argv[0], known, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise WorkbenchError(f"unknown command {argv[0]!r}: {hint}Known: {', '.join(known)}")
+        args = made.parse_args(argv)
+        return args.action(args)
+    except WorkbenchError as error:
+        print(f"workbench: {error}", file=sys.stderr)
+        return getattr(error, "code", 2)
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        print(f"workbench: {_disk(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("workbench: stopped; the same command goes on from the last finished unit", file=sys.stderr)
+        return 130
+
+
+def _disk(error: OSError) -> str:
+    import errno
+
+    place = f": {error.filename}" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full{place}; free some space and start the same command again"
+    return f"{error.strerror}{place}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

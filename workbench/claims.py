@@ -1,0 +1,151 @@
+"""What the notebooks found, as rows: a number with its interval, a goal, and a verdict that only code can give."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from .scaling import Estimate
+from .types import WorkbenchError
+
+Verdict = Literal["holds", "fails", "undecided"]
+
+_NUMBER = r"([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)"
+_GOAL = re.compile(rf"(>=|<=|>|<)\s*{_NUMBER}|in\s+{_NUMBER}\s*\.\.\s*{_NUMBER}", re.IGNORECASE)
+
+
+def decide(estimate: Estimate, goal: str) -> Verdict:
+    """Does the whole 95 % interval meet `goal` (holds), does all of it miss it (fails), or neither (undecided)?
+
+    Goals: "> 0", ">= .1", "< 0", "<= 1e-2", "in .3..7" (ends included). An estimate without an interval is undecided,
+    whatever its value. Errors: a goal that does not read like these, an empty range, an interval that is not a number.
+
+    >>> [decide(Estimate(0.2, low, 0.3, n=50), "> 0") for low in (0.1, -0.1)], decide(Estimate(-1, -2, 0, 9), "> 0")
+    (['holds', 'undecided'], 'fails')
+    """
+    match = _GOAL.fullmatch(goal.strip())
+    if not match:
+        raise WorkbenchError(f"cannot read the goal {goal!r}: write it like '> 0', '<= 0.1' or 'in 0.3..0.7'")
+    sign, bound, start, end = match.groups()
+    if start and float(start) > float(end):
+        raise WorkbenchError(f"the goal {goal!r} is an empty range: put the smaller number first")
+    if estimate.low is None or estimate.high is None:
+        return "undecided"
+    low, high = estimate.low, estimate.high
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise WorkbenchError(f"{low} to {high} is not an interval")
+    if start:
+        start, end = float(start), float(end)
+        return "holds" if start <= low and high <= end else "fails" if high < start or low > end else "undecided"
+    meets = {">": lambda v: v > x, ">=": lambda v: v >= x, "<": lambda v: v < x, "<=": lambda v: v <= x}[sign]
+    x = float(bound)
+    # meeting a one-sided goal is monotone, so the two ends speak for the whole interval
+    return {2: "holds", 1: "undecided", 0: "fails"}[meets(low) + meets(high)]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One finding. `text` says what would hold, `source` who said so (paper, or the o1 report), `goal` when it does.
+
+    The verdict is a property: it follows from the estimate and cannot be typed in, nor read from a file.
+
+    >>> Claim("a.b", "o1 report", "search beats the vote", "> 0", Estimate(0.1, 0.02, 0.2, n=50)).verdict
+    'holds'
+    """
+
+    id: str
+    source: str
+    text: str
+    goal: str
+    estimate: Estimate
+
+    @property
+    def verdict(self) -> Verdict:
+        return decide(self.estimate, self.goal)
+
+    def row(self) -> dict:
+        """The claim as one flat JSON object."""
+        rest = {"id": self.id, "source": self.source, "text": self.text, "goal": self.goal, "verdict": self.verdict}
+        return rest | asdict(self.estimate)
+
+
+def record(runs: str | Path, profile: str, notebook: str, claims: Iterable[Claim]) -> Path:
+    """Write a notebook's claims to `runs/<profile>/claims/<notebook>.jsonl`, all or none; running it again replaces.
+
+    Errors: the same id twice, a goal or interval that cannot be decided; the old file then stays.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as runs:
+    ...     path = record(runs, "nano", "04_prm", [Claim("a.b", "me", "it works", "> 0", Estimate(1.0, 0.5, 1.5, 9))])
+    ...     load(runs, "nano")[0].verdict
+    'holds'
+    """
+    rows = [claim.row() for claim in claims]
+    if len({row["id"] for row in rows}) < len(rows):
+        raise WorkbenchError(f"{notebook} records a claim twice: {', '.join(row['id'] for row in rows)}")
+    path = Path(runs) / profile / "claims" / f"{notebook}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_suffix(f".{os.getpid()}.tmp")  # same folder, so that replacing is one move on one disk
+    try:
+        with half.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(half, path)
+    finally:
+        half.unlink(missing_ok=True)
+    return path
+
+
+def load(runs: str | Path, profile: str) -> list[Claim]:
+    """All claims of a profile, by id; verdicts are decided again from the intervals. None recorded: an empty list.
+
+    Errors: a row that cannot be read (file and line named), an id that two notebooks record.
+    """
+    found: dict[str, tuple[Claim, Path]] = {}
+    for path in sorted((Path(runs) / profile / "claims").glob("*.jsonl")):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                row = json.loads(line)
+                estimate = Estimate(*(row[name] for name in ("value", "low", "high", "n", "seeds")))
+                claim = Claim(row["id"], row["source"], row["text"], row["goal"], estimate)
+                claim.verdict  # noqa: B018  a goal that cannot be read is found here, not at the first print
+            except (ValueError, KeyError, TypeError) as error:
+                raise WorkbenchError(f"{path} line {number} is not a claim: delete it, run its notebook") from error
+            if claim.id in found:
+                raise WorkbenchError(f"{claim.id} is recorded by {found[claim.id][1].name} and by {path.name}")
+            found[claim.id] = claim, path
+    return [found[id][0] for id in sorted(found)]
+
+
+def to_json(claims: Iterable[Claim]) -> str:
+    """The claims as a JSON list of flat objects, for machines.
+
+    >>> json.loads(to_json([Claim("a.b", "me", "it works", "> 0", Estimate(1.0, None, None, 1))]))[0]["verdict"]
+    'undecided'
+    """
+    return json.dumps([claim.row() for claim in claims], indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def table(claims: Iterable[Claim]) -> str:
+    """The claims as aligned plain text; a missing interval is a dash.
+
+    >>> print(table([Claim("a.b", "me", "it works", "> 0", Estimate(0.25, 0.125, 0.375, 50, 2))]))
+    claim  verdict  value  95 % interval   goal  n   seeds  what would hold  source
+    a.b    holds    0.25   0.125 to 0.375  > 0   50  2      it works         me
+    """
+    rows = [("claim", "verdict", "value", "95 % interval", "goal", "n", "seeds", "what would hold", "source")]
+    for c in claims:
+        e = c.estimate
+        interval = "–" if e.low is None else f"{e.low:.3g} to {e.high:.3g}"
+        numbers = (f"{e.value:.3g}", interval, c.goal, str(e.n), str(e.seeds))
+        rows.append((c.id, c.verdict, *numbers, c.text, c.source))
+    rows = [[" ".join(cell.split()) for cell in row] for row in rows]  # a line break in a text would break the table
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -1,0 +1,249 @@
+"""What this machine can do, and what to do about what it can't. Looks and measures; changes nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import Literal
+
+from .types import WorkbenchError
+
+ROOT = Path(__file__).resolve().parents[1]
+NEEDS = {"nano": (4, 2), "small": (8, 6), "gpu": (16, 40)}  # GB of memory and of free disk
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+MAC_BROWSER = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+GB = 2**30
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row: `needed` says whether the asked profile can do without it."""
+
+    item: str
+    found: str
+    state: Literal["ok", "limited", "missing"] = "ok"
+    advice: str = ""
+    needed: bool = False
+
+
+def examine(profile: str = "nano") -> list[Check]:
+    """Every check for one profile, in the order of the table."""
+    if profile not in NEEDS:
+        raise WorkbenchError(f"unknown profile {profile!r}; Known: {', '.join(NEEDS)}")
+    memory, disk = NEEDS[profile]
+    return [
+        _python(),
+        _torch(),
+        _gpu(profile),
+        _bf16(),
+        _four_bit(profile),
+        _kernel(),
+        _browser(),
+        _cores(),
+        _memory(memory),
+        _disk(disk),
+        _lock(ROOT / "requirements.lock"),
+    ]
+
+
+def browser() -> str | None:
+    """Path of a Chromium or Chrome that can draw figures and run browser tests; BROWSER_PATH goes first."""
+    named = os.environ.get("BROWSER_PATH")
+    if named and Path(named).exists():
+        return named
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    return found or (MAC_BROWSER if Path(MAC_BROWSER).exists() else None)
+
+
+def table(checks: list[Check]) -> str:
+    """
+    >>> print(table([Check("disk", "1.0 GB free", "limited", "free 2 GB"), Check("python", "3.11.7")]))
+    item    state    found        what to do
+    disk    limited  1.0 GB free  free 2 GB
+    python  ok       3.11.7
+    """
+    lines = [["item", "state", "found", "what to do"]]
+    lines += [[check.item, check.state, check.found, check.advice] for check in checks]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _python() -> Check:
+    return Check("python", f"{sys.version.split()[0]} at {sys.executable}", needed=True)
+
+
+def _torch() -> Check:
+    try:
+        import torch
+    except ImportError as error:
+        return Check("torch", f"does not import: {error}", "missing", "make setup", True)
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "ROCm" if torch.version.hip else "CPU build"
+    found = f"{torch.__version__}, {build}, {torch.get_num_threads()} threads"
+    if not torch.cuda.is_available() and _nvidia():
+        return Check("torch", found, "limited", "cannot use the GPU here: rm -r .venv, then make setup", True)
+    return Check("torch", found, needed=True)
+
+
+def _nvidia() -> bool:
+    try:
+        return subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=20).returncode == 0
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return False
+
+
+def _gpu(profile: str) -> Check:
+    needed = profile == "gpu"
+    if not util.find_spec("torch"):
+        return Check("gpu", "unknown without torch", "missing", "make setup", needed)
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        found = f"{torch.cuda.get_device_name()}, {free / GB:.0f} of {total / GB:.0f} GB free"
+        if total < 22 * GB:
+            return Check("gpu", found, "limited", "profile gpu is made for 24 GB: take a smaller policy", needed)
+        return Check("gpu", found, needed=needed)
+    if torch.backends.mps.is_available():
+        return Check("gpu", "Apple GPU", "limited", "profile gpu needs NVIDIA; nano and small run", needed)
+    return Check("gpu", "none", "missing", "profile gpu needs an NVIDIA GPU of 24 GB; nano and small do not", needed)
+
+
+def _bf16() -> Check:
+    if not util.find_spec("torch"):
+        return Check("bf16", "unknown without torch", "missing", "make setup")
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    ratio = _seconds(torch, torch.float32, device) / _seconds(torch, torch.bfloat16, device)
+    found = f"{ratio:.2g} times the speed of fp32 on the {'GPU' if device == 'cuda' else 'CPU'}"
+    if ratio < 1.2:
+        return Check("bf16", found, "limited", "no gain in speed here, only in memory: stay with fp32")
+    return Check("bf16", found)
+
+
+def _seconds(torch, dtype, device: str, size: int = 256) -> float:
+    """Best of some matrix products; the best, because other work on the machine only ever adds."""
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        product = left @ right
+        product.sum().item()  # waits for a GPU
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _four_bit(profile: str) -> Check:
+    needed = profile == "gpu"
+    try:
+        return Check("4-bit", f"bitsandbytes {metadata.version('bitsandbytes')}", needed=needed)
+    except metadata.PackageNotFoundError:
+        return Check("4-bit", "no bitsandbytes", "missing", "only for profile gpu: make setup EXTRAS=gpu", needed)
+
+
+def _kernel() -> Check:
+    """The kernelspec named python3 belongs to whichever Jupyter wrote it last, maybe not to this interpreter."""
+    try:
+        from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+    except ImportError:
+        return Check("kernel", "jupyter_client does not import", "missing", "make setup", True)
+    try:
+        python = KernelSpecManager().get_kernel_spec("python3").argv[0]
+    except NoSuchKernel:
+        return Check("kernel", "no kernel named python3", "limited", _install_kernel())
+    if python in ("python", f"python{sys.version_info.major}"):
+        python = sys.executable  # jupyter_client puts its own interpreter there
+    if _prefix(python) != sys.prefix:
+        return Check("kernel", f"python3 is {python}", "limited", _install_kernel())
+    lab = shutil.which("jupyter")
+    if lab and not Path(lab).resolve().is_relative_to(Path(sys.prefix).resolve()):
+        advice = f"the jupyter on PATH is another: {sys.executable} -m jupyterlab"
+        return Check("kernel", f"python3 is this Python; jupyter is {lab}", "limited", advice)
+    return Check("kernel", "python3 is this Python")
+
+
+def _install_kernel() -> str:
+    return f"{sys.executable} -m ipykernel install --sys-prefix"
+
+
+def _prefix(python: str) -> str:
+    try:
+        asked = subprocess.run([python, "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True)
+        return asked.stdout.strip()
+    except OSError:
+        return ""
+
+
+def _browser() -> Check:
+    found = browser()
+    if found is None:
+        advice = "figures stay interactive only, browser tests skip: install chromium, or set BROWSER_PATH"
+        return Check("browser", "none", "missing", advice)
+    return Check("browser", found)
+
+
+def _cores() -> Check:
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    if count < 2:
+        return Check("cores", f"{count}{load}", "limited", "the minutes stated in the notebooks are for 2")
+    return Check("cores", f"{count}{load}")
+
+
+def _memory(least: int) -> Check:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    total = min([memory.total, *_container_limit()])
+    found = f"{total / GB:.1f} GB, {min(memory.available, total) / GB:.1f} GB free"
+    if total < least * GB * 0.9:
+        return Check("memory", found, "missing", f"this profile needs {least} GB", True)
+    if memory.available < least * GB * 0.9:
+        return Check("memory", found, "limited", f"close other programs: the peak is up to {least} GB", True)
+    return Check("memory", found, needed=True)
+
+
+def _container_limit() -> list[int]:
+    try:
+        return [int(Path("/sys/fs/cgroup/memory.max").read_text())]
+    except (OSError, ValueError):  # another system, or "max"
+        return []
+
+
+def _disk(least: int) -> Check:
+    free = shutil.disk_usage(ROOT).free
+    if free < least * GB:
+        return Check("disk", f"{free / GB:.1f} GB free", "missing", f"free {least} GB under {ROOT}", True)
+    return Check("disk", f"{free / GB:.1f} GB free", needed=True)
+
+
+def _lock(path: Path, version: Callable[[str], str] = metadata.version) -> Check:
+    from packaging.requirements import Requirement
+
+    if not path.exists():
+        return Check("lock", f"no {path.name}", "limited", "call this from a clone of the project")
+    absent, other = [], []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        pin = Requirement(line)
+        if pin.marker and not pin.marker.evaluate():
+            continue
+        try:
+            here = version(pin.name)
+        except metadata.PackageNotFoundError:
+            absent.append(pin.name)
+            continue
+        if not pin.specifier.contains(here, prereleases=True):
+            other.append(f"{pin.name} {here}")
+    if not absent and not other:
+        return Check("lock", "every package is at its locked version")
+    count = f"{len(absent)} absent, {len(other)} at another version"
+    return Check("lock", f"{count}: {', '.join([*absent, *other][:3])}", "limited", "make setup")

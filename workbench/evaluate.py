@@ -1,0 +1,72 @@
+"""Problems x search -> records, the only thing that curves read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .labels import right_answer
+from .policies import Policy, Sampling
+from .search import Memo, Result, drive
+from .tasks import get
+from .types import Cost, Problem, Record
+
+
+def record(run: str, result: Result, seed: int, **knobs) -> Record:
+    """One search on one problem. An abstention (answer None) is wrong: it was asked and did not answer."""
+    problem = result.problem
+    correct = result.answer is not None and get(problem.task).check(problem, result.answer)
+    return Record(run, problem.id, seed, result.answer, correct, result.cost, problem.level, knobs)
+
+
+def search(
+    run: str,
+    problems: Sequence[Problem],
+    method: str,
+    policy: Policy,
+    verifier=None,
+    seeds: Sequence[int] = (0,),
+    memos: dict[int, Memo] | None = None,
+    sampling: Sampling = Sampling(),
+    progress: bool = False,
+    label: str | None = None,
+    **knobs,
+) -> list[Record]:
+    """Records of one method with one setting of its knobs, over all problems and seeds.
+
+    `memos` (one a seed) let the next method or a larger n reuse the same proposals; costs are charged in full.
+    `label` is the method's name in the records where the search's own would not tell two verifiers apart.
+    """
+    out = []
+    for seed in seeds:
+        memo = memos.setdefault(seed, Memo()) if memos is not None else None
+        results = drive(
+            problems, method, policy, verifier, seed=seed, sampling=sampling, memo=memo, progress=progress, **knobs
+        )
+        out += [record(run, r, seed, **{"method": label or method, "n": 1, **knobs}) for r in results]
+    return out
+
+
+def samples(
+    run: str, problems: Sequence[Problem], policy: Policy, n: int = 16, seed: int = 0, sampling: Sampling = Sampling()
+) -> tuple[list[Record], list[tuple[Problem, list]]]:
+    """`n` independent chains a problem: (a record a chain, the chains themselves). For pass@1 and pass@k.
+
+    The chain's number is its record's seed. The prompt's cost is charged to the first chain of a problem.
+    """
+    results = drive(problems, "majority", policy, seed=seed, sampling=sampling, n=n)
+    rows, chains = [], []
+    for result in results:
+        traces = [leaf.trace for leaf in sorted(result.leaves, key=lambda node: node.path[0])]
+        for k, trace in enumerate(traces):
+            cost = result.cost if k == 0 else Cost()
+            right = right_answer(result.problem, trace)
+            knobs = {"method": "sampling", "n": 1, "stop": trace.stop}
+            rows.append(Record(run, result.problem.id, k, trace.answer, right, cost, result.problem.level, knobs))
+        chains.append((result.problem, traces))
+    return rows, chains
+
+
+def pass_1(policy: Policy, problems: Sequence[Problem], n: int = 1, seed: int = 0, sampling=Sampling()) -> float:
+    """Mean correctness of `n` sampled chains a problem."""
+    rows, _ = samples("", problems, policy, n, seed, sampling)
+    return sum(bool(r.correct) for r in rows) / len(rows)

@@ -1,0 +1,264 @@
+"""Executed notebooks as web pages that need no network: figures, scripts and formulas all lie in the folder."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from . import series
+
+PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
+
+STYLE = """
+:root { --ink: #1c2430; --soft: #5d6877; --line: #dfe4ea; --paper: #fff; --back: #f6f7f9; --mark: #2458c5;
+  --good: #1a7f37; --bad: #b42318; }
+* { box-sizing: border-box }
+body { margin: 0; background: var(--back); color: var(--ink); font: 16px/1.6 system-ui, "DejaVu Sans", sans-serif }
+a { color: var(--mark); text-decoration: none } a:hover { text-decoration: underline }
+header, main { max-width: 940px; margin: 0 auto; padding: 0 24px } main { padding-bottom: 64px }
+.index header, .index main { max-width: 1180px }
+header { padding-top: 28px; padding-bottom: 12px } nav { display: flex; gap: 20px; font-size: 14px; flex-wrap: wrap }
+nav span { color: var(--soft) }
+h1 { font-size: 30px; line-height: 1.25; margin: 12px 0 } h2 { margin: 40px 0 8px; font-size: 22px }
+h3 { margin: 28px 0 4px; font-size: 18px } p { margin: 10px 0 } .soft { color: var(--soft); font-size: 14px }
+.grid { display: grid; gap: 20px; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); margin: 20px 0 }
+.card { display: flex; flex-direction: column; background: var(--paper); border: 1px solid var(--line);
+  border-radius: 10px; overflow: hidden; color: inherit }
+.card:hover { border-color: var(--mark); text-decoration: none; box-shadow: 0 4px 16px #1c243014 }
+.thumb { height: 210px; display: flex; align-items: center; justify-content: center; background: #fff; border-bottom: 1px solid var(--line);
+  overflow: hidden; color: var(--soft) }
+.thumb img { max-width: 100%; max-height: 100% } .thumb .figure { width: 100%; height: 210px }
+.card .words { padding: 14px 16px } .card strong { display: block; line-height: 1.35; margin: 2px 0 6px }
+pre { margin: 0; font: 13px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; white-space: pre-wrap;
+  overflow-wrap: anywhere }
+code { font: .9em ui-monospace, "DejaVu Sans Mono", monospace; background: #eceff3; padding: 1px 4px;
+  border-radius: 4px }
+pre code { background: none; padding: 0 }
+.code, .prose pre { background: var(--paper); border: 1px solid var(--line); border-left: 3px solid #b9c4d6;
+  border-radius: 6px; padding: 10px 14px; margin: 14px 0 6px; overflow-x: auto }
+.out { margin: 6px 0 14px; padding-left: 17px; overflow-x: auto } .out img { max-width: 100% }
+.picture { background: #fff; border: 1px solid var(--line); border-radius: 6px; padding: 8px }
+.ansi-bold { font-weight: 600 } .ansi-red-fg, .ansi-red-intense-fg { color: var(--bad) }
+.ansi-green-fg, .ansi-green-intense-fg { color: var(--good) } .ansi-blue-fg, .ansi-cyan-fg { color: var(--mark) }
+.error { color: var(--bad) } .stderr { color: var(--soft) }
+.anchor-link { display: none } .scroll { overflow-x: auto }
+table { border-collapse: collapse; font-size: 14px; margin: 12px 0; background: var(--paper) }
+th, td { border-bottom: 1px solid var(--line); padding: 6px 12px; text-align: left; vertical-align: top }
+th { color: var(--soft); font-weight: 600 } td.number { white-space: nowrap; font-variant-numeric: tabular-nums }
+.holds { color: var(--good); font-weight: 600 } .fails { color: var(--bad); font-weight: 600 }
+.undecided { color: var(--soft) } math[display=block] { margin: 14px 0 } blockquote { margin: 12px 0;
+  padding: 2px 16px; border-left: 3px solid var(--line); color: var(--soft) }
+"""
+
+
+def write(profile: str = "nano", runs: str | Path | None = None, root: Path = series.ROOT, anew: bool = True) -> Path:
+    """One page for each executed notebook and an index; returns the index. Without `anew`, current pages stay."""
+    series.check_profile(profile)
+    folder = series.runs_folder(runs, root) / profile
+    place = folder / "gallery"
+    place.mkdir(parents=True, exist_ok=True)
+    names = [name for name in series.names(root) if (folder / "notebooks" / f"{name}.ipynb").exists()]
+    statuses = {name: series.read_status(folder / "notebooks" / f"{name}.json") for name in names}
+    cards = []
+    for number, name in enumerate(names):
+        source, page = folder / "notebooks" / f"{name}.ipynb", place / f"{name}.html"
+        cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
+        if anew or not page.exists() or page.stat().st_mtime < source.stat().st_mtime:
+            near = {"before": names[number - 1] if number else None, "after": (names[number + 1 :] or [None])[0]}
+            series.write(page, _page(name, profile, cells, statuses[name], **near))
+        cards.append(_card(name, cells, statuses[name]))
+    script = place / "plotly.min.js"
+    if not script.exists():
+        shutil.copyfile(_plotly_script(), script)
+    series.write(place / "index.html", _index(profile, cards, folder.parent, statuses))
+    return place / "index.html"
+
+
+def _plotly_script() -> Path:
+    from importlib.util import find_spec
+
+    return Path(find_spec("plotly").origin).parent / "package_data" / "plotly.min.js"
+
+
+# --- one notebook ------------------------------------------------------------------------------------------------
+
+
+def _page(
+    name: str, profile: str, cells: list, status: Mapping[str, Any], before: str | None, after: str | None
+) -> str:
+    from pygments.formatters import HtmlFormatter
+
+    links = ['<a href="index.html">All notebooks</a>', f"<span>{html.escape(f'{profile} · {_spent(status)}')}</span>"]
+    links += [f'<a href="{before}.html">← {before[:2]}</a>'] if before else []
+    links += [f'<a href="{after}.html">{after[:2]} →</a>'] if after else []
+    settled = any("injected-parameters" in series.tags(cell) for cell in cells)  # then the defaults say nothing
+    body = "\n".join(_cell(cell) for cell in cells if not (settled and "parameters" in series.tags(cell)))
+    head = f"<style>{HtmlFormatter().get_style_defs('.code')}</style>" + _script(body)
+    return _document(series.title(cells), f"<header><nav>{''.join(links)}</nav></header><main>{body}</main>", head)
+
+
+def _script(body: str) -> str:
+    return '<script src="plotly.min.js" charset="utf-8"></script>' if "Plotly.newPlot" in body else ""
+
+
+def _cell(cell: Mapping[str, Any]) -> str:
+    source = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        return f'<div class="prose">{prose(source)}</div>'
+    if cell["cell_type"] != "code" or not source.strip():
+        return ""
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import PythonLexer
+
+    code = highlight(source, PythonLexer(), HtmlFormatter(nowrap=True))
+    shown = "".join(map(_output, cell["outputs"]))
+    return f'<div class="code"><pre>{code}</pre></div>' + (f'<div class="out">{shown}</div>' if shown else "")
+
+
+def prose(text: str) -> str:
+    """Markdown to HTML; formulas become MathML, which browsers draw without a script.
+
+    >>> "<math" in prose("an average $\\\\frac{a}{b}$"), "<math" in prose("`$a$` costs $5 or $6")
+    (True, False)
+    """
+    from nbconvert.filters.markdown_mistune import markdown2html_mistune
+
+    parts = re.split(r"(<pre.*?</pre>|<code.*?</code>)", markdown2html_mistune(text), flags=re.DOTALL)
+    for n in range(0, len(parts), 2):  # the odd ones are code
+        parts[n] = re.sub(r"\$\$(.+?)\$\$", lambda m: _math(m[1], "block"), parts[n], flags=re.DOTALL)
+        parts[n] = re.sub(r"\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\d)", lambda m: _math(m[1], "inline"), parts[n])
+    return "".join(parts)
+
+
+def _math(latex: str, display: str) -> str:
+    from latex2mathml import exceptions
+    from latex2mathml.converter import convert
+
+    unreadable = tuple(kind for kind in vars(exceptions).values() if isinstance(kind, type))
+    try:
+        return convert(html.unescape(latex), display=display)
+    except (*unreadable, KeyError, IndexError, ValueError):
+        return f"<code>{latex}</code>"
+
+
+def _output(output: Mapping[str, Any]) -> str:
+    from nbconvert.filters import ansi2html
+
+    if output["output_type"] == "stream":
+        return f'<pre class="{output["name"]}">{ansi2html("".join(output["text"]))}</pre>'
+    if output["output_type"] == "error":
+        return f'<pre class="error">{ansi2html(chr(10).join(output["traceback"]))}</pre>'
+    data = output["data"]
+    if PLOTLY in data:
+        return f'<div class="picture">{_figure(data[PLOTLY], data.get("image/png"))}</div>'
+    if "text/html" in data:
+        return "".join(data["text/html"])
+    if "image/svg+xml" in data:
+        return f'<div class="picture">{"".join(data["image/svg+xml"])}</div>'
+    if "image/png" in data:
+        return f'<div class="picture">{_image(data["image/png"])}</div>'
+    if "text/markdown" in data:
+        return f'<div class="prose">{prose("".join(data["text/markdown"]))}</div>'
+    if WIDGET in data:
+        return '<p class="soft">A widget stands here: open the notebook to use it.</p>'
+    return f"<pre>{ansi2html(''.join(data.get('text/plain', '')))}</pre>"
+
+
+def _image(png: str) -> str:
+    return f'<img alt="figure" src="data:image/png;base64,{"".join(png).strip()}">'
+
+
+def _figure(figure: Mapping[str, Any], png: str | None, still: bool = False) -> str:
+    """A live figure from the data in the notebook, with its image for browsers that run no script."""
+    layout = dict(figure["layout"])
+    config = {"responsive": True, "displaylogo": False, "staticPlot": still}
+    if still:
+        layout |= {"title": None, "showlegend": False, "margin": {"l": 36, "r": 12, "t": 12, "b": 28}}
+        layout |= {"height": 210, "width": None, "autosize": True, "annotations": []}
+    height = int(layout.get("height") or 450)
+    # "</" would end the script element in the middle of a string
+    arguments = ", ".join(json.dumps(part).replace("</", "<\\/") for part in (figure["data"], layout, config))
+    fallback = f"<noscript>{_image(png)}</noscript>" if png else ""
+    return (
+        f'<div class="figure" style="height: {height}px"></div>'
+        f"<script>Plotly.newPlot(document.currentScript.previousElementSibling, {arguments})</script>{fallback}"
+    )
+
+
+# --- the index ---------------------------------------------------------------------------------------------------
+
+
+def _index(profile: str, cards: list[str], runs: Path, statuses: Mapping[str, Mapping[str, Any]]) -> str:
+    seconds = sum(status.get("seconds", 0) for status in statuses.values())
+    peak = max([status.get("peak_mb", 0) for status in statuses.values()], default=0) / 1024
+    about = f"{len(cards)} notebooks at profile {profile}: {series.clock(seconds)} in all, {peak:.1f} GB at peak."
+    none = "<p>No notebook has run yet: <code>make reproduce</code></p>"
+    body = (
+        f'<header><h1>workbench</h1><p class="soft">{html.escape(about)}</p></header>'
+        f'<main><div class="grid">{"".join(cards) or none}</div>{_claims(runs, profile)}</main>'
+    )
+    return _document(f"workbench · {profile}", body, _script(body), "index")
+
+
+def _card(name: str, cells: list, status: Mapping[str, Any]) -> str:
+    return (
+        f'<a class="card" href="{name}.html"><div class="thumb">{_thumbnail(cells)}</div><div class="words">'
+        f'<span class="soft">{name[:2]}</span><strong>{html.escape(series.title(cells))}</strong>'
+        f'<span class="soft">{html.escape(_spent(status))}</span></div></a>'
+    )
+
+
+def _thumbnail(cells: Iterable[Mapping[str, Any]]) -> str:
+    for cell in cells:
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "image/png" in data and _is_png(data["image/png"]):
+                return _image(data["image/png"])
+            if PLOTLY in data:
+                return _figure(data[PLOTLY], None, still=True)
+    return "<span>no figure</span>"
+
+
+def _is_png(text: str | list[str]) -> bool:
+    return base64.b64decode("".join(text))[:4] == b"\x89PNG"
+
+
+def _spent(status: Mapping[str, Any]) -> str:
+    if status.get("ok"):
+        return f"{series.clock(status['seconds'])} · {status['peak_mb'] / 1024:.1f} GB"
+    return "stopped: " + (status["error"] if status.get("error") else "not finished")
+
+
+def _claims(runs: Path, profile: str) -> str:
+    from .claims import load
+
+    rows = [claim.row() for claim in load(runs, profile)]
+    if not rows:
+        return ""
+    lines = []
+    for row in rows:
+        interval = "–" if row["low"] is None else f"{row['low']:.3g} to {row['high']:.3g}"
+        cells = [f'<td>{html.escape(row["text"])}<br><span class="soft">{html.escape(row["id"])}</span></td>']
+        cells.append(f'<td class="{row["verdict"]}">{row["verdict"]}</td>')
+        numbers = (f"{row['value']:.3g}", interval, row["goal"], str(row["n"]), str(row["seeds"]))
+        cells += [f'<td class="number">{html.escape(cell)}</td>' for cell in numbers]
+        cells.append(f"<td>{html.escape(row['source'])}</td>")
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    heads = ("what would hold", "verdict", "value", "95 % interval", "goal", "n", "seeds", "source")
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    return f'<h2>What was found</h2><div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+
+
+def _document(title: str, body: str, head: str = "", kind: str = "") -> str:
+    return (
+        f'<!doctype html><html lang="en" class="{kind}"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style>{head}</head>'
+        f"<body>{body}</body></html>\n"
+    )

@@ -1,0 +1,105 @@
+"""Nano models: ordinary Llama checkpoints small enough to train from scratch, and their FLOPs.
+
+`nano` has about 1M parameters and `nano-14x` about 14 times as many. A checkpoint is a folder that
+`AutoModelForCausalLM` and `AutoTokenizer` load.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .format import CHAT_TEMPLATE, END_ASSISTANT, TAGS
+from .types import WorkbenchError
+
+SHAPES = {  # width, layers, heads, feed-forward width
+    "micro": (32, 2, 2, 64),
+    "nano": (128, 4, 4, 448),
+    "nano-14x": (384, 8, 6, 1056),
+}
+
+
+def character_tokenizer():
+    """One token a byte, so one a character for ASCII, and no text is unknown; the six tags are tokens."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(BPE({letter: i for i, letter in enumerate(letters)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        eos_token=END_ASSISTANT,
+        additional_special_tokens=[tag for tag in TAGS if tag != END_ASSISTANT],
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def llama_config(shape: str, tokenizer, **more):
+    from transformers import LlamaConfig
+
+    if shape not in SHAPES:
+        raise WorkbenchError(f"unknown model shape {shape!r}: one of {', '.join(SHAPES)}")
+    width, layers, heads, feed_forward = SHAPES[shape]
+    return LlamaConfig(
+        **{
+            "vocab_size": len(tokenizer),
+            "hidden_size": width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "intermediate_size": feed_forward,
+            "max_position_embeddings": 512,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+            "tie_word_embeddings": True,
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            **more,
+        }
+    )
+
+
+def new_model(shape: str, tokenizer, seed: int = 0):
+    """A freshly initialised causal LM of `shape`; the same seed gives the same weights."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(llama_config(shape, tokenizer))
+
+
+def load_model(folder: str | Path, kind: str = "AutoModelForCausalLM", **more):
+    """(model in eval mode, tokenizer) from a checkpoint folder or a hub id; safetensors only."""
+    import transformers
+
+    path = Path(folder)
+    if path.exists() and not (path / "config.json").exists():
+        raise WorkbenchError(f"{path} is no checkpoint: it has no config.json. Delete it and run its stage again")
+    if path.exists() and not list(path.glob("*.safetensors")):
+        raise WorkbenchError(f"{path} has no *.safetensors: other weight formats are refused, convert the checkpoint first")
+    model = getattr(transformers, kind).from_pretrained(folder, use_safetensors=True, **more)
+    return model.eval(), transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def flops(config, tokens: float, context: float, head: bool = True) -> float:
+    """FLOPs of a forward pass over `tokens` tokens that see `context` tokens each on average.
+
+    Two a multiply-add: 2 x matrix parameters x tokens, plus 4 x layers x width x context x tokens for
+    attention scores and sums. Norms, rotary embedding and softmax are left out (under 2 % together).
+    Source: Kaplan et al. 2020, table 1. Training (forward and backward) is three times this.
+
+    >>> from types import SimpleNamespace as C
+    >>> flops(C(hidden_size=2, num_hidden_layers=1, intermediate_size=3, num_attention_heads=1,
+    ...         num_key_value_heads=1, head_dim=2, vocab_size=5), tokens=1, context=1)
+    96.0
+    """
+    d, layers, ff = config.hidden_size, config.num_hidden_layers, config.intermediate_size
+    heads, dim = config.num_attention_heads, getattr(config, "head_dim", None) or d // config.num_attention_heads
+    kv = getattr(config, "num_key_value_heads", None) or heads
+    matrices = layers * (2 * d * heads * dim + 2 * d * kv * dim + 3 * d * ff) + (d * config.vocab_size if head else 0)
+    return tokens * (2.0 * matrices + 4.0 * layers * heads * dim * context)

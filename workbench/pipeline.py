@@ -1,0 +1,420 @@
+"""The series' stages: each finds what is on disk or builds it, so that every notebook runs by itself.
+
+A stage is `runs/<profile>/<stage>/`; its parameters and the hashes of its inputs name it. Profiles are scalars only.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from . import tasks
+from .runs import Run
+from .types import Cost, Problem, Record, Step, Trace, WorkbenchError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Scalars of one training run; see `fit.Fit`, which this becomes."""
+
+    steps: int
+    batch: int = 64
+    lr: float = 2e-3
+    muon_lr: float = 0.02
+    warmup: int = 20
+    check_every: int = 50
+    target: float | None = None
+    seed: int = 0
+
+    def fit(self):
+        from .fit import Fit
+
+        return Fit(**asdict(self))
+
+
+@dataclass(frozen=True)
+class Reinforce:
+    """Scalars of one GRPO run; see `rl.GRPO`, which this becomes."""
+
+    steps: int = 40
+    prompts: int = 32
+    group: int = 8
+    lr: float = 2e-4
+    check_every: int = 10
+    seed: int = 0
+
+    def grpo(self, sampling):
+        from .rl import GRPO
+
+        return GRPO(**asdict(self), step_tokens=sampling.step_tokens, chain_tokens=sampling.chain_tokens)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One size of the series: numbers only, the code is the same for all.
+
+    `warm_up` examples are of the two easiest levels, `teach.steps * teach.batch` of all. `judge_problems` x
+    `judge_chains` sampled chains are labelled for the verifiers; `audit` of them also by `rollouts` a step.
+    """
+
+    name: str
+    task: str = "arithmetic"
+    shape: str = "nano"
+    step_tokens: int = 16
+    chain_tokens: int = 96
+    easy: Schedule = field(default_factory=lambda: Schedule(300))
+    teach: Schedule = field(default_factory=lambda: Schedule(600, target=0.55))
+    held_out: int = 240
+    judge_problems: int = 2000
+    judge_chains: int = 4
+    judge: Schedule = field(default_factory=lambda: Schedule(250, muon_lr=0.01, lr=1e-3))
+    extra_layers: int = 2
+    language: float = 1.0
+    audit: int = 150
+    rollouts: int = 8
+    reinforce: Reinforce = field(default_factory=Reinforce)
+    search_problems: int = 240
+    search_n: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    beam_n: tuple[int, ...] = (4, 16)
+
+    @property
+    def sampling(self):
+        from .policies import Sampling
+
+        return Sampling(1.0, self.step_tokens, self.chain_tokens)
+
+
+_QUICK = Schedule(8, batch=16, check_every=4)
+PROFILES = {
+    "nano": Profile("nano"),
+    "micro": Profile(  # seconds, for trying the plumbing out: its models learn nothing worth reporting
+        "micro",
+        shape="micro",
+        easy=_QUICK,
+        teach=_QUICK,
+        held_out=24,
+        judge_problems=12,
+        judge_chains=2,
+        judge=_QUICK,
+        audit=4,
+        rollouts=2,
+        reinforce=Reinforce(steps=2, prompts=4, group=4, check_every=1),
+        search_problems=12,
+        search_n=(1, 2, 4),
+        beam_n=(4,),
+    ),
+}
+
+
+def profile(name: str) -> Profile:
+    if name not in PROFILES:
+        near = difflib.get_close_matches(name, PROFILES, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(PROFILES)}"
+        raise WorkbenchError(f"unknown profile {name!r}: {hint}")
+    return PROFILES[name]
+
+
+class Series:
+    """All stages of one profile under one runs folder. Every property or method builds what is missing.
+
+    >>> series = Series("nano")            # doctest: +SKIP
+    >>> policy = series.policy()           # trains it the first time, loads it ever after  # doctest: +SKIP
+    """
+
+    def __init__(self, profile_name: str = "nano", runs: str | Path = "runs", seed: int = 0, progress: bool = True):
+        self.profile, self.seed, self.progress = profile(profile_name), seed, progress
+        self.root = Path(runs) / self.profile.name
+        self.task = tasks.get(self.profile.task)
+
+    # --- data ---
+
+    def problems(self, split: str, n: int, level: int | None = None) -> list[Problem]:
+        return self.task.load(split, n, self.seed, level)
+
+    def held_out(self) -> list[Problem]:
+        """The validation problems: what to stop at, tune on and calibrate with. Never reported."""
+        return self.problems("valid", self.profile.held_out)
+
+    def test(self) -> list[Problem]:
+        """The test problems: what is reported. Never looked at by any choice."""
+        return self.problems("test", self.profile.search_problems)
+
+    # --- teach ---
+
+    def _open(self, stage: str, inputs: dict | None = None, **params) -> Run:
+        run = Run.open(self.root / stage, {"seed": self.seed, "task": self.profile.task, **params}, inputs or {})
+        if not run.done:
+            print(f"{self.profile.name}: building {stage}", flush=True)
+        return run
+
+    def teach(self, reasoning: bool = True) -> Run:
+        """The policy (`reasoning`), or its direct-answer twin, on the same examples for as many steps."""
+        p = self.profile
+        params = {"shape": p.shape, "reasoning": reasoning, "easy": asdict(p.easy), "teach": asdict(p.teach)}
+        if reasoning:
+            run = self._open("teach", **params)
+        else:
+            taught = self.teach().summary
+            run = self._open("direct", steps=taught["steps"], **params)
+        if not run.done:
+            self._teach(run, reasoning, None if reasoning else taught["steps"])
+        return run
+
+    def _teach(self, run: Run, reasoning: bool, steps: list[int] | None) -> None:
+        from . import sft
+        from .fit import fit
+        from .format import Encoder
+        from .models import character_tokenizer, new_model
+
+        p, tokenizer = self.profile, character_tokenizer()
+        model, encoder = new_model(p.shape, tokenizer, self.seed), Encoder(tokenizer, reasoning)
+
+        def rows(problems):
+            chains = (self.task.demonstration(problem) for problem in problems)
+            pairs = [(q, c if reasoning else sft.direct(c)) for q, c in zip(problems, chains, strict=True)]
+            return sft.rows(pairs, encoder)
+
+        held = rows(self.held_out())
+        easiest = self.task.LEVELS[:2]
+        n = p.easy.steps * p.easy.batch // len(easiest) + 1
+        phases = [
+            (p.easy, rows([q for level in easiest for q in self.problems("train", n, level)])),
+            (p.teach, rows(self.problems("train", p.teach.steps * p.teach.batch))),
+        ]
+        _fresh(run, "history")
+        cost, taken = Cost(), []
+        for number, (schedule, data) in enumerate(phases):
+            if steps:  # the twin stops where the policy stopped, on the same examples
+                schedule = replace(schedule, steps=steps[number], target=None)
+            seen = sum(taken)
+            last = {"step": 0}
+
+            def log(row, seen=seen, last=last):
+                last["step"] = row["step"]
+                run.append("history", [{**row, "step": seen + row["step"]}])
+
+            cost += fit(
+                model,
+                data,
+                lambda batch: sft.collate(batch, tokenizer.pad_token_id),
+                sft.loss,
+                schedule.fit(),
+                run.path / "trainer",
+                check=lambda: {"accuracy": sft.accuracy(model, held, tokenizer.pad_token_id)},
+                log=log,
+                progress=self.progress,
+            )
+            taken.append(last["step"])
+        _save(run, "model", model, tokenizer)
+        run.finish(steps=taken, cost=_spent(cost), accuracy=run.read("history")[-1]["accuracy"])
+
+    def policy(self, reasoning: bool = True, stage: str | None = None):
+        """The taught policy, its direct twin, or the policy that an RL stage left (`stage="reinforce-outcome"`)."""
+        from .policies.local import LocalPolicy
+
+        if stage:
+            return LocalPolicy.load(self.reinforce(stage.removeprefix("reinforce-")).path / "model")
+        return LocalPolicy.load(self.teach(reasoning).path / "model", reasoning=reasoning)
+
+    # --- label and judge ---
+
+    def chains(self) -> Run:
+        """Chains sampled from the policy on training problems, every step with the oracle's label."""
+        p, taught = self.profile, self.teach()
+        run = self._open("chains", {"policy": taught.path}, problems=p.judge_problems, chains=p.judge_chains)
+        if not run.done:
+            from . import evaluate, labels
+
+            _fresh(run, "traces")
+            problems = self.task.load("train", p.judge_problems, tasks.digest("judge", self.seed) >> 1)
+            records, sampled = evaluate.samples("chains", problems, self.policy(), p.judge_chains, self.seed, p.sampling)
+            items = [(q, trace) for q, traces in sampled for trace in traces]
+            run.append("traces", (_row(q, t, marks) for (q, t), marks in zip(items, labels.oracle(items), strict=True)))
+            run.finish(cost=_spent(sum(r.cost for r in records)), traces=len(items))
+        return run
+
+    def audit(self) -> Run:
+        """Monte-Carlo labels, hard and soft, beside the oracle's, on the first chains of `chains`."""
+        p, source = self.profile, self.chains()
+        run = self._open("audit", {"chains": source.path}, traces=p.audit, rollouts=p.rollouts)
+        if not run.done:
+            from . import labels
+
+            _fresh(run, "traces")
+            rows = read_traces(source)[:: max(1, p.judge_chains)][: p.audit]
+            items = [(q, trace) for q, trace, _ in rows]
+            soft, cost = labels.monte_carlo(self.policy(), items, p.rollouts, self.seed, sampling=p.sampling)
+            run.append(
+                "traces",
+                (
+                    {**_row(q, t, oracle), "soft": s, "hard": [float(x > 0) for x in s]}
+                    for (q, t, oracle), s in zip(rows, soft, strict=True)
+                ),
+            )
+            run.finish(cost=_spent(cost), rollouts=p.rollouts)
+        return run
+
+    VERIFIERS = ("prm", "prm-thin", "orm")
+
+    def judge(self, kind: str = "prm") -> Run:
+        """A trained verifier: `prm` (deeper than the policy), `prm-thin` (same depth, the classic linear head), `orm`."""
+        if kind not in self.VERIFIERS:
+            raise WorkbenchError(f"unknown verifier {kind!r}: one of {', '.join(self.VERIFIERS)}")
+        p, source = self.profile, self.chains()
+        thin = kind == "prm-thin"
+        params = {
+            "kind": kind,
+            "fit": asdict(p.judge),
+            "extra_layers": 0 if thin else p.extra_layers,
+            "language": 0.0 if thin else p.language,
+        }
+        run = self._open(f"judge-{kind}", {"chains": source.path}, **params)
+        if not run.done:
+            self._judge(run, kind == "orm")
+        return run
+
+    def _judge(self, run: Run, outcome: bool) -> None:
+        from .fit import fit
+        from .verifiers import prm
+
+        policy = self.policy()
+        encoder, tokenizer = policy.encoder, policy.encoder.tokenizer
+        model = prm.from_policy(policy.model, run.params["extra_layers"])
+        rows = read_traces(self.chains())
+        data = [prm.judged(q, trace, labels, encoder, outcome) for q, trace, labels in rows if trace.steps]
+        _fresh(run, "history")
+        cost = fit(
+            model,
+            data,
+            lambda batch: prm.collate(batch, tokenizer.pad_token_id),
+            lambda m, batch: prm.bce(m, batch, run.params["language"]),
+            self.profile.judge.fit(),
+            run.path / "trainer",
+            log=lambda row: run.append("history", [row]),
+            progress=self.progress,
+        )
+        _save(run, "model", model, tokenizer)
+        run.finish(cost=_spent(cost))
+
+    def verifier(self, kind: str = "prm"):
+        from .verifiers.prm import PRM
+
+        return PRM.load(self.judge(kind).path / "model", aggregate="last" if kind == "orm" else "min")
+
+    # --- search ---
+
+    def search(self, problems: Sequence[Problem] | None = None) -> Run:
+        """Every method at every n on the test problems, from one set of proposals; a record a problem and setting."""
+        p = self.profile
+        inputs = {"policy": self.teach().path, **{k: self.judge(k).path for k in ("prm", "orm")}}
+        run = self._open("search", inputs, problems=p.search_problems, n=p.search_n, beam_n=p.beam_n)
+        if run.done:
+            return run
+        from . import evaluate
+        from .verifiers.oracle import Oracle
+
+        _fresh(run, "records")
+        problems, policy = self.test(), self.policy()
+        oracle, prm, orm = Oracle(problems), self.verifier("prm"), self.verifier("orm")
+        memos: dict = {}
+        plan = [("greedy", "greedy", None, {})]
+        for n in p.search_n:
+            plan += [
+                ("majority", "majority", None, {"n": n}),
+                ("best_of_n", "best_of_n", prm, {"n": n}),
+                ("weighted_vote", "weighted_vote", prm, {"n": n}),
+                ("best_of_n (ORM)", "best_of_n", orm, {"n": n, "aggregate": "last"}),
+                ("best_of_n (oracle)", "best_of_n", oracle, {"n": n}),
+            ]
+        plan += [("beam", "beam", prm, {"n": n, "width": 4}) for n in p.beam_n]
+        for label, method, verifier, knobs in _tqdm(plan, "search", self.progress):
+            run.append(
+                "records",
+                (
+                    r.to_json()
+                    for r in evaluate.search(
+                        "search", problems, method, policy, verifier, (self.seed,), memos, p.sampling, label=label, **knobs
+                    )
+                ),
+            )
+        records, _ = evaluate.samples("search", problems, policy, max(p.search_n), self.seed, p.sampling)
+        run.append("samples", (r.to_json() for r in records))
+        run.finish(problems=len(problems))
+        return run
+
+    # --- reinforce ---
+
+    REWARDS = ("outcome", "prm-sum", "prm-min")
+
+    def reinforce(self, reward: str = "outcome") -> Run:
+        """GRPO from the taught policy on one reward; then one sample a test problem from the policy it left."""
+        if reward not in self.REWARDS:
+            raise WorkbenchError(f"unknown reward {reward!r}: one of {', '.join(self.REWARDS)}")
+        p = self.profile
+        inputs = {"policy": self.teach().path}
+        if reward != "outcome":
+            inputs["verifier"] = self.judge("prm").path
+        run = self._open(f"reinforce-{reward}", inputs, reward=reward, rl=asdict(p.reinforce))
+        if run.done:
+            return run
+        from . import evaluate, rl
+
+        policy = self.policy()
+        credit = rl.outcome if reward == "outcome" else rl.process(self.verifier(), reward.removeprefix("prm-"))
+        config = p.reinforce.grpo(p.sampling)
+        rl.train(policy, p.task, credit, config, run, self.held_out(), self.progress)
+        _save(run, "model", policy.model, policy.encoder.tokenizer)
+        _fresh(run, "records")
+        records, _ = evaluate.samples(f"reinforce-{reward}", self.test(), policy, 4, self.seed, p.sampling)
+        run.append("records", (r.to_json() for r in records))
+        history = run.read("history")
+        run.finish(cost=_spent(sum(Cost(**row["cost"]) for row in history[1:])))
+        return run
+
+
+# --- rows on disk ---
+
+
+def _row(problem: Problem, trace: Trace, labels: Sequence[float]) -> dict:
+    return {
+        "problem": asdict(problem),
+        "steps": [[s.text, s.final, list(s.ids), [round(v, 5) for v in s.logprobs]] for s in trace.steps],
+        "stop": trace.stop,
+        "labels": list(labels),
+    }
+
+
+def read_traces(run: Run) -> list[tuple[Problem, Trace, list[float]]]:
+    """(problem, trace, oracle labels) of a `chains` or `audit` run."""
+    out = []
+    for row in run.read("traces"):
+        steps = tuple(Step(text, final, tuple(ids), tuple(logprobs)) for text, final, ids, logprobs in row["steps"])
+        out.append((Problem(**row["problem"]), Trace(steps, row["stop"]), row["labels"]))
+    return out
+
+
+def read_records(run: Run, name: str = "records") -> list[Record]:
+    return [Record(**{**row, "cost": Cost(**row["cost"])}) for row in run.read(name)]
+
+
+def _spent(cost: Cost) -> dict:
+    return {k: v for k, v in asdict(cost).items() if v}
+
+
+def _fresh(run: Run, name: str) -> None:
+    """A stage that was cut short writes its rows again from the start."""
+    (run.path / f"{name}.jsonl").unlink(missing_ok=True)
+
+
+def _save(run: Run, name: str, model, tokenizer) -> None:
+    with run.folder(name) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _tqdm(items, what: str, progress: bool):
+    from tqdm.auto import tqdm
+
+    return tqdm(items, desc=what, disable=not progress)

@@ -1,0 +1,627 @@
+"""Figures for records, curves, histories, trees and traces: each returns an object and never shows it.
+
+House rules, kept here in one place: one colour per method name, compute on a log axis, 95 % bands, n and seeds in the
+caption, lines labelled where they end, a title computed from the data, and a missing value drawn as a gap.
+"""
+
+from __future__ import annotations
+
+import html
+import inspect
+import math
+import re
+import textwrap
+import warnings
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import plotly.graph_objects as go
+import plotly.io as pio
+from plotly.subplots import make_subplots
+
+from .scaling import Bin, Estimate, Point, PowerLaw, accuracy, calibration_error
+from .types import Node, Record, Trace, WorkbenchError
+
+COLOURS = {
+    "greedy": "#666666",
+    "sample": "#56B4E9",
+    "majority": "#0072B2",
+    "best": "#E69F00",
+    "weighted": "#CC79A7",
+    "beam": "#D55E00",
+    "outcome": "#009E73",
+    "sum": "#B2182B",
+    "min": "#5E3C99",
+    "chain": "#117733",
+    "direct": "#999933",
+}
+_SPARE = ("#332288", "#44AA99", "#AA4499", "#882255", "#6699CC", "#997700", "#225555", "#BB5566")
+_INK, _FAINT, _SANS = "#222222", "#8a8a8a", "Liberation Sans, Arial, Helvetica, sans-serif"
+_AXIS = dict(showgrid=True, gridcolor="#ececec", linecolor=_FAINT, showline=True, ticks="outside", ticklen=4)
+_AXIS |= dict(tickcolor=_FAINT, zeroline=False, title=dict(standoff=10), tickfont=dict(size=13), automargin=True)
+
+pio.templates["workbench"] = go.layout.Template(
+    layout=dict(
+        font=dict(family=_SANS, size=14, color=_INK),
+        title=dict(x=0, xref="container", xanchor="left", pad=dict(l=14), y=1, yanchor="top", yref="container"),
+        plot_bgcolor="white",
+        paper_bgcolor="white",
+        showlegend=False,
+        hoverlabel=dict(font=dict(family=_SANS), align="left"),
+        xaxis=_AXIS,
+        yaxis=_AXIS,
+        width=760,
+        height=460,
+    )
+)
+
+
+def colour(method: str) -> str:
+    """The one colour of a method name, hex; a name outside COLOURS gets a spare one fixed by its spelling.
+
+    Left out: a promise that two unknown names differ. Give a method that stays its own entry in COLOURS.
+
+    >>> colour("beam"), colour("something new") == colour("something new")
+    ('#D55E00', True)
+    """
+    return COLOURS.get(method) or _SPARE[zlib.crc32(method.encode()) % len(_SPARE)]
+
+
+# Curves
+
+
+def accuracy_vs_flops(
+    points: Sequence[Point], title: str | None = None, baseline: float | Estimate | None = None
+) -> go.Figure:
+    """Accuracy against compute per problem on a log axis: one line a method with its 95 % band, n at every point.
+
+    `points` come from `scaling.curve`; `baseline` is one sample's accuracy, drawn as a dashed line. The default title
+    names the best point and the best that another method reaches within its budget. Errors: no points, mixed axes.
+
+    >>> points = [Point("beam", n, 1e6 * n, Estimate(0.4 + n / 50, 0.3, 0.7, 90)) for n in (1, 4, 16)]
+    >>> accuracy_vs_flops(points).layout.title.text
+    'beam goes from 42% to 72% accuracy between 1·10<sup>6</sup> and 1.6·10<sup>7</sup> FLOPs per problem'
+    """
+    if not points or len({point.axis for point in points}) > 1:
+        raise WorkbenchError("a compute curve needs points, all over the same axis")
+    unit = _UNITS.get(points[0].axis, points[0].axis)
+    fig, ends = go.Figure(), []
+    for method, line in _grouped(sorted(points, key=lambda p: p.x), lambda p: p.method).items():
+        xs = [point.x for point in line]
+        hover = [f"{method}, n={p.n}<br>{p.x:.3g} {unit}<br>accuracy {p.accuracy}" for p in line]
+        _band(fig, xs, [p.accuracy for p in line], colour(method), hover)
+        ends.append((xs[-1], line[-1].accuracy.value, method))
+    _baseline(fig, baseline, "{:.0%}")
+    _label_ends(fig, ends)
+    _log_ticks(fig, [point.x for point in points])
+    fig.update_yaxes(title="accuracy", tickformat=".0%")
+    estimates = [point.accuracy for point in points]
+    return _frame(fig, title or _best_point(points, unit), f"{unit} (log scale)", _caption(estimates))
+
+
+def coverage(
+    curves: Mapping[str, Sequence[tuple[int, Estimate]]],
+    baseline: float | Estimate | None = None,
+    laws: Mapping[str, PowerLaw] | None = None,
+    title: str | None = None,
+) -> go.Figure:
+    """pass@k against k (log axis): one line a method with its band; `laws` are drawn dotted, `baseline` dashed.
+
+    `curves` come from `scaling.coverage`. The baseline is random guessing, or one sample.
+
+    >>> coverage({"sample": [(1, Estimate(0.4, 0.3, 0.5, 9)), (8, Estimate(0.8, 0.7, 0.9, 9))]}).layout.title.text
+    'sample: some right answer in 40% of problems with 1 sample, in 80% with 8'
+    """
+    fig, ends, found = go.Figure(), [], []
+    for method, line in curves.items():
+        ks = [k for k, _ in line]
+        _band(fig, ks, [e for _, e in line], colour(method), [f"{method}<br>pass@{k} {e}" for k, e in line])
+        ends.append((ks[-1], line[-1][1].value, method))
+        (k0, first), (k1, last) = line[0], line[-1]
+        found.append(
+            f"{method}: some right answer in {first.value:.0%} of problems with {k0} sample{'s' * (k0 > 1)}, "
+            f"in {last.value:.0%} with {k1}"
+        )
+        if laws and method in laws:
+            grid = [ks[0] * (ks[-1] / ks[0]) ** (i / 60) for i in range(61)]
+            dots = dict(color=_INK, dash="dot", width=1.5)
+            fig.add_scatter(x=grid, y=laws[method](grid), mode="lines", line=dots, hoverinfo="skip")
+    _baseline(fig, baseline, "{:.0%}")
+    _label_ends(fig, ends)
+    _log_ticks(fig, [k for line in curves.values() for k, _ in line], plain=True)
+    fig.update_yaxes(title="pass@k", tickformat=".0%")
+    note = _caption([e for line in curves.values() for _, e in line])
+    note += "".join(f" Dotted: {m}, exp({law.a:.2f}·k<sup>{law.b:.2f}</sup>)." for m, law in (laws or {}).items())
+    return _frame(fig, title or "; ".join(found), "samples k (log scale)", note)
+
+
+def learning_curve(
+    history: Iterable[Mapping],
+    baseline: float | Estimate | None = None,
+    *,
+    x: str = "step",
+    y: str = "accuracy",
+    title: str | None = None,
+) -> go.Figure:
+    """One number of a training history against another: one line per row["run"] (if rows have one), None as a gap.
+
+    The band is row["<y>_low"] … row["<y>_high"] where given, else the range over rows of one run and x (its seeds).
+
+    >>> learning_curve([{"step": s, "accuracy": a} for s, a in [(0, 0.02), (50, None), (100, 0.5)]]).layout.title.text
+    'accuracy goes from 0.02 to 0.5 by step 100'
+    """
+    rows = list(history)
+    fig = go.Figure()
+    changes = _histories(fig, rows, x, y)
+    _baseline(fig, baseline, "{:.3g}")
+    fig.update_yaxes(title=y)
+    found = [f"{y}{name and f' ({name})'} goes from {a:.3g} to {b:.3g} by {x} {at}" for name, a, b, at in changes]
+    return _frame(fig, title or "; ".join(found) or f"{y}: nothing measured", x, _band_note(rows, [y]))
+
+
+def proxy_vs_truth(history: Iterable[Mapping], title: str | None = None) -> go.Figure:
+    """What reinforcement learning optimises (left) beside what is wanted (right), against its step, a line per run.
+
+    Rows: run, step, proxy, true, and optionally proxy_low, proxy_high, true_low, true_high; several rows of one run
+    and step are seeds, and the band is their range. Two panels, because a proxy has its own scale (a sum of step
+    rewards grows with length). A missing value is a gap.
+
+    >>> rows = [{"run": "sum", "step": s, "proxy": p, "true": t} for s, p, t in [(0, 1.0, 0.5), (9, 3.0, 0.4)]]
+    >>> proxy_vs_truth(rows).layout.title.text
+    'sum: proxy reward +2, true reward -0.1'
+    """
+    rows = list(history)
+    names = ("proxy reward (optimised)", "true reward (wanted)")
+    fig = make_subplots(1, 2, subplot_titles=names, horizontal_spacing=0.16)
+    fig.update_annotations(font=dict(size=14), x=0, xanchor="left")
+    fig.layout.annotations[1].x = 0.58
+    moved = [_histories(fig, rows, "step", key, row=1, col=col) for col, key in ((1, "proxy"), (2, "true"))]
+    change = [{name: b - a for name, a, b, _ in side} for side in moved]
+    found = [
+        f"{name}: proxy reward {change[0][name]:+.3g}, true reward {change[1][name]:+.3g}"
+        for name in change[0]
+        if name in change[1]
+    ]
+    return _frame(fig, title or "; ".join(found), "step of reinforcement learning", _band_note(rows, ["proxy", "true"]))
+
+
+def levels(records: Iterable[Record], title: str | None = None) -> go.Figure:
+    """Accuracy by problem level, a line per method with 95 % intervals; several n of a method become several lines.
+
+    >>> rows = [Record("r", f"p/{i}", 0, "5", i % 4 > i // 20, level=1 + i // 20, knobs={"method": "vote"})
+    ...         for i in range(40)]
+    >>> levels(rows).layout.title.text
+    'From level 1 to 2: vote 75% to 50%'
+    """
+    settings = _grouped(records, lambda r: (r.knobs.get("method", "all"), r.knobs.get("n", 1)))
+    methods = [method for method, _ in settings]
+    fig, ends, found, estimates = go.Figure(), [], [], []
+    for i, ((method, n), rows) in enumerate(sorted(settings.items(), key=str)):
+        name = method if methods.count(method) == 1 else f"{method} n={n}"
+        line = sorted((level, accuracy(group)) for level, group in _grouped(rows, lambda r: r.level).items())
+        shift = 0.06 * (i - (len(settings) - 1) / 2)  # side by side, so that intervals do not hide one another
+        up, down = ([s * (end - e.value) if end is not None else None for e, end in pairs] for s, pairs in (
+            (1, [(e, e.high) for _, e in line]), (-1, [(e, e.low) for _, e in line])))  # fmt: skip
+        fig.add_scatter(
+            x=[level + shift for level, _ in line],
+            y=[e.value for _, e in line],
+            error_y=dict(array=up, arrayminus=down, width=0, thickness=1.5),
+            mode="lines+markers",
+            line=dict(color=colour(method), width=2, dash="solid" if name == method else "dot"),
+            marker=dict(size=8),
+            hovertext=[f"{name}, level {level}<br>{e}" for level, e in line],
+            hoverinfo="text",
+        )
+        ends.append((line[-1][0] + shift, line[-1][1].value, name))
+        found.append(f"{name} {line[0][1].value:.0%} to {line[-1][1].value:.0%}")
+        estimates += [e for _, e in line]
+    shown = sorted({record.level for rows in settings.values() for record in rows})
+    _label_ends(fig, ends)
+    fig.update_xaxes(tickvals=shown)
+    fig.update_yaxes(title="accuracy", tickformat=".0%")
+    headline = f"From level {shown[0]} to {shown[-1]}: " + ", ".join(found)
+    return _frame(fig, title or headline, "problem level", _caption(estimates, "a level", "Bars"))
+
+
+def reliability_plot(bins: Sequence[Bin], name: str = "verifier", title: str | None = None) -> go.Figure:
+    """Share of right steps against their mean score, a dot per bin with its number of steps; the diagonal is ideal.
+
+    `bins` come from `scaling.reliability`; an empty bin has no dot. The default title gives the calibration error.
+
+    >>> reliability_plot([Bin(0, 0.5, 0.3, 0.5, 2), Bin(0.5, 1, None, None, 0)]).layout.title.text
+    'verifier scores are 20 points off on average and mostly too low'
+    """
+    full = [b for b in bins if b.count]
+    error, total = calibration_error(bins), sum(b.count for b in bins)
+    bias = sum(b.count * (b.score - b.rate) for b in full) / total
+    fig = go.Figure()
+    fig.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line=dict(color=_FAINT, dash="dash", width=1), hoverinfo="skip")
+    fig.add_scatter(
+        x=[b.score for b in full],
+        y=[b.rate for b in full],
+        mode="lines+markers+text",
+        line=dict(color=colour(name), width=2),
+        marker=dict(size=[6 + 24 * math.sqrt(b.count / total) for b in full], line=dict(color="white", width=1)),
+        text=[f"{b.count:,}" for b in full],
+        textposition=["bottom right" if b.rate < b.score else "top left" for b in full],  # away from the diagonal
+        textfont=dict(size=11, color=_FAINT),
+        hovertext=[f"{b.count} steps scored {b.low:.2g}–{b.high:.2g}<br>{b.rate:.1%} are right" for b in full],
+        hoverinfo="text",
+        cliponaxis=False,
+    )
+    fig.update_xaxes(range=[-0.03, 1.03])
+    fig.update_yaxes(range=[-0.03, 1.03], title="share of steps that are right", tickformat=".0%")
+    side = "mostly too low" if bias < 0 else "mostly too high"
+    found = f"{name} scores are {100 * error:.0f} points off on average and {side}"
+    note = f"{total:,} steps in {len(bins)} bins, {len(bins) - len(full)} of them empty; dot area grows with the count."
+    fig.update_layout(width=560, height=560)
+    return _frame(fig, title or found, "mean score of the bin", note + " Dashed: perfect calibration.")
+
+
+# Trees and traces
+
+
+def labelled_tree(nodes: Iterable[Node], title: str | None = None) -> go.Figure:
+    """A search tree from left (root) to right, nodes coloured by score and labelled with their step.
+
+    A node through which no finished chain passes is faded: it was pruned, or never finished. A score of None is a
+    hollow node; a finished chain ends in a square. The full step is in the hover text. Left out: labels on trees with
+    more than 24 leaves.
+
+    >>> from workbench.types import Step
+    >>> tree = [Node(), Node((0,), (Step("5", True, score=0.9),), "answer"), Node((1,), (Step("2+", score=0.1),))]
+    >>> labelled_tree(tree).layout.title.text
+    '3 nodes, 1 finished chain; the best-scored ends in 5 (0.90)'
+    """
+    found = {node.path: node for node in nodes}
+    if not found:
+        raise WorkbenchError("no nodes: there is no tree to draw")
+    paths = sorted({path[:depth] for path in found for depth in range(len(path) + 1)})
+    children = _grouped([path for path in paths if path], lambda path: path[:-1])
+    alive = {path[:d] for path, node in found.items() if node.finished for d in range(len(path) + 1)}
+    height, leaves = {}, 0
+    for path in reversed(paths):  # children come before their parent, the last leaf first
+        if path in children:
+            height[path] = sum(height[child] for child in children[path]) / len(children[path])
+        else:
+            height[path], leaves = leaves, leaves + 1
+    depth = max(map(len, paths))
+    fig = go.Figure()
+    for path in paths[1:]:
+        ink, width = (_INK, 1.4) if path in alive else ("#cccccc", 1)
+        parent = path[:-1]
+        fig.add_scatter(
+            x=[len(parent), len(parent) + 0.5, len(parent) + 0.5, len(path)],
+            y=[height[parent], height[parent], height[path], height[path]],
+            mode="lines",
+            line=dict(color=ink, width=width),
+            hoverinfo="skip",
+        )
+    texts = {path: node.steps[-1].text if node.steps else "" for path, node in found.items()}
+    room = max(6, int(640 / (depth + 1) / 6.5))
+    for faded in (True, False):
+        shown = [path for path in paths if (path not in alive) == faded]
+        scores = [found[path].score if path in found else None for path in shown]
+        fig.add_scatter(
+            x=[len(path) for path in shown],
+            y=[height[path] for path in shown],
+            mode="markers+text" if leaves <= 24 else "markers",
+            marker=dict(
+                size=13 if leaves <= 24 else 9,
+                symbol=["square" if path in found and found[path].finished else "circle" for path in shown],
+                color=["rgba(255,255,255,1)" if score is None else _shade(score) for score in scores],
+                opacity=0.45 if faded else 1,
+                line=dict(color=_FAINT, width=1.2),
+            ),
+            text=[_cut(texts.get(path, ""), room) for path in shown],
+            textposition=["top center" if path in children else "middle right" for path in shown],
+            textfont=dict(size=11, color="#b5b5b5" if faded else _INK, family="Liberation Mono, monospace"),
+            hovertext=[_hover(path, found.get(path)) for path in shown],
+            hoverinfo="text",
+            cliponaxis=False,
+        )
+    bar = dict(title=dict(text="score", side="right"), thickness=10, len=0.7, tickvals=[0, 0.5, 1], outlinewidth=0)
+    scale = dict(colorscale=_SCALE, cmin=0, cmax=1, showscale=True, colorbar=bar, color=[0], size=0, opacity=0)
+    fig.add_scatter(x=[None], y=[None], mode="markers", marker=scale, hoverinfo="skip")
+    fig.update_xaxes(range=[-0.3, depth + 0.9], tickvals=list(range(depth + 1)), showgrid=False)
+    fig.update_yaxes(visible=False, range=[-0.7, leaves - 0.3])
+    fig.update_layout(height=max(280, 150 + (30 if leaves <= 24 else 14) * leaves))
+    ended = [node for node in found.values() if node.finished]
+    headline = f"{len(found)} nodes, {len(ended)} finished chain{'s' * (len(ended) != 1)}"
+    if scored := [node for node in ended if node.score is not None and node.trace.answer is not None]:
+        top = max(scored, key=lambda node: node.score)
+        headline += f"; the best-scored ends in {html.escape(top.trace.answer)} ({top.score:.2f})"
+    note = "Square: finished. Hollow: not scored. Faded: no finished chain passes through."
+    return _frame(fig, title or headline, "step", note)
+
+
+def show_steps(*traces: Trace):
+    """Traces as an HTML table each, for a notebook: number, step, score and a bar; all text is escaped.
+
+    An unknown score is a dash without a bar. Returns an IPython HTML object.
+
+    >>> from workbench.types import Step
+    >>> "2 &lt; 3" in show_steps(Trace((Step("2 < 3", score=0.5), Step("yes", final=True)))).data
+    True
+    """
+    from IPython.display import HTML
+
+    return HTML("".join(_steps_table(trace) for trace in traces))
+
+
+def show_source(obj: Callable):
+    """The source of a package function or class, highlighted, so that a notebook shows it without a pasted copy.
+
+    Returns an IPython Code object. Errors: an object that has no Python source.
+
+    >>> "def colour" in show_source(colour).data
+    True
+    """
+    from IPython.display import Code
+
+    try:
+        return Code(data=textwrap.dedent(inspect.getsource(obj)), language="python")
+    except (TypeError, OSError) as error:
+        raise WorkbenchError(f"{obj!r} has no source to show: give a function, class or module") from error
+
+
+def save(fig: go.Figure, path: str | Path, scale: float = 2.0) -> Path:
+    """Write a figure as PNG, or as self-contained HTML (with a warning) where no browser can render it.
+
+    Returns the path written: the suffix becomes .png or .html. `scale`: pixels per figure pixel.
+    """
+    path = Path(path).with_suffix(".png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        import kaleido  # noqa: F401  plotly would report its absence as a ValueError, like a broken figure
+
+        fig.write_image(path, scale=scale)
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        path = path.with_suffix(".html")
+        fig.write_html(path, include_plotlyjs=True)
+        warnings.warn(f"wrote {path.name}: a PNG needs kaleido and chromium installed ({reason})", stacklevel=2)
+    return path
+
+
+# Parts shared by the above
+
+_UNITS = {"flops": "FLOPs per problem", "tokens": "tokens per problem", "sampled": "sampled tokens per problem"}
+_UNITS |= {"seconds": "seconds per problem"}
+_SCALE = [[0, "#b2182b"], [0.5, "#f4e3b2"], [1, "#1b7837"]]  # wrong, unsure, right
+
+
+def _frame(fig: go.Figure, title: str, x: str, caption: str) -> go.Figure:
+    """Title above, x title and caption below, margins to fit: the same on every figure."""
+    width = fig.layout.width or 760
+    head, foot = _wrap(title, width / 8.6), _wrap(caption, width / 6.4)
+    lines = foot.count("<br>") + 1
+    fig.update_layout(
+        template="workbench",
+        title=dict(text=head, font=dict(size=17), pad=dict(t=16)),
+        margin=dict(l=72, r=fig.layout.margin.r or 30, t=50 + 22 * (head.count("<br>") + 1), b=66 + 16 * lines),
+    )
+    if "xaxis2" in fig.layout:
+        fig.update_layout(margin_t=fig.layout.margin.t + 20)  # room for the panel titles
+    fig.update_xaxes(title=x)
+    note = dict(xref="paper", yref="paper", x=0, y=0, xanchor="left", yanchor="top", yshift=-52, showarrow=False)
+    fig.add_annotation(text=foot, align="left", font=dict(size=12, color="#666666"), **note)
+    return fig
+
+
+def _band(fig: go.Figure, xs: Sequence, estimates: Sequence[Estimate | None], ink: str, hover=None, **where) -> None:
+    """A line through the values with its band; None, and a missing interval, is a gap."""
+    pieces, piece = [], []
+    for x, e in [*zip(xs, estimates, strict=True), (None, None)]:
+        if e is not None and e.low is not None:
+            piece.append((x, e.low, e.high))
+        elif piece:
+            pieces, piece = [*pieces, piece], []
+    for piece in pieces:
+        outline = [(x, low) for x, low, _ in piece] + [(x, high) for x, _, high in reversed(piece)]
+        fig.add_scatter(
+            x=[x for x, _ in outline],
+            y=[y for _, y in outline],
+            mode="lines",
+            # one point alone has no area: its band is a bar
+            line=dict(width=0 if len(piece) > 1 else 6, color=_tint(ink, 0 if len(piece) > 1 else 0.25)),
+            fill="toself",
+            fillcolor=_tint(ink, 0.15),
+            hoverinfo="skip",
+            **where,
+        )
+    fig.add_scatter(
+        x=list(xs),
+        y=[None if e is None else e.value for e in estimates],
+        mode="lines+markers",
+        line=dict(color=ink, width=2.4),
+        marker=dict(size=7 if len(xs) <= 30 else 3),
+        connectgaps=False,
+        hovertext=hover,
+        hoverinfo="text" if hover else "x+y",
+        **where,
+    )
+
+
+def _histories(fig: go.Figure, rows: Sequence[Mapping], x: str, y: str, **where) -> list[tuple]:
+    """Draw `y` against `x` for each run; return (run, first value, last value, last x) of what was measured."""
+    ends, changes = [], []
+    if absent := [row for row in rows if y not in row or x not in row]:
+        raise WorkbenchError(f"{len(absent)} history rows have no {x!r} or no {y!r}: {sorted(absent[0])} are there")
+    for run, mine in _grouped(rows, lambda row: str(row.get("run", ""))).items():
+        line = []
+        for at, same in sorted(_grouped(mine, lambda row: row[x]).items()):
+            values = [row[y] for row in same if row[y] is not None]
+            if not values:
+                line.append((at, None))
+                continue
+            low, high = (same[0].get(f"{y}_{end}") if len(same) == 1 else f(values) for end, f in _ENDS)
+            line.append((at, Estimate(sum(values) / len(values), low, high, len(values))))
+        ink = colour(run) if run else _INK
+        _band(fig, [at for at, _ in line], [e for _, e in line], ink, **where)
+        if measured := [(at, e.value) for at, e in line if e is not None]:
+            ends.append((*measured[-1], run))
+            changes.append((run, measured[0][1], measured[-1][1], measured[-1][0]))
+    _label_ends(fig, ends, **where)
+    return changes
+
+
+_ENDS = (("low", min), ("high", max))
+
+
+def _label_ends(fig: go.Figure, ends: Sequence[tuple[float, float, str]], **where) -> None:
+    """Write each name at the end of its line, pushed apart where they would overlap."""
+    values = [v for trace in fig.data for v in (trace.y if trace.y is not None else ()) if v is not None]
+    gap = 0.055 * ((max(values) - min(values)) or 1) if values else 0
+    order = sorted(ends, key=lambda end: end[1])
+    places = [end[1] for end in order]
+    for _ in range(50):  # push neighbours apart until none overlap; a handful of labels settles at once
+        for i in range(1, len(places)):
+            if (overlap := gap - (places[i] - places[i - 1])) > 1e-12:
+                places[i], places[i - 1] = places[i] + overlap / 2, places[i - 1] - overlap / 2
+    for (x, _, name), y in zip(order, places, strict=True):
+        font = dict(color=colour(name.split(" n=")[0]), size=14)
+        text = dict(mode="text", text=[f"  {html.escape(name)}"], textposition="middle right", textfont=font)
+        fig.add_scatter(x=[x], y=[y], cliponaxis=False, hoverinfo="skip", **text, **where)
+    longest = max((len(name) for *_, name in ends), default=0)
+    fig.update_layout(margin_r=max(fig.layout.margin.r or 30, 24 + 8.5 * longest))
+
+
+def _baseline(fig: go.Figure, baseline: float | Estimate | None, form: str) -> None:
+    if baseline is not None:
+        value = baseline.value if isinstance(baseline, Estimate) else baseline
+        text = dict(text=f"baseline {form.format(value)}", font=dict(size=12, color="#666666"))
+        text |= dict(xanchor="left", yanchor="bottom", x=0.01)
+        fig.add_hline(y=value, line=dict(color="#666666", dash="dash", width=1.3), annotation=text)
+
+
+def _best_point(points: Sequence[Point], unit: str) -> str:
+    top = max(points, key=lambda p: p.accuracy.value)
+    others = [p for p in points if p.method != top.method]
+    if not others:
+        first, last = (f(points, key=lambda p: p.x) for f in (min, max))
+        return (
+            f"{top.method} goes from {first.accuracy.value:.0%} to {last.accuracy.value:.0%} accuracy "
+            f"between {_power(first.x)} and {_power(last.x)} {unit}"
+        )
+    text = f"{top.method} reaches {top.accuracy.value:.0%} at {_power(top.x)} {unit}"
+    within = [p for p in others if p.x <= top.x]
+    if not within:
+        return f"{text}, less than any other method spends"
+    second = max(within, key=lambda p: p.accuracy.value)
+    return f"{text}; the best other method within that budget, {second.method}, {second.accuracy.value:.0%}"
+
+
+def _caption(estimates: Iterable[Estimate], unit: str = "", mark: str = "Bands") -> str:
+    estimates = list(estimates)
+
+    def span(numbers):
+        low, high = min(numbers), max(numbers)
+        return f"{low}" if low == high else f"{low}–{high}"
+
+    n, seeds = span([e.n for e in estimates]), span([e.seeds for e in estimates])
+    lone = sum(e.low is None for e in estimates)
+    note = f"n = {n} problems{unit and ' ' + unit}, {seeds} seed{'s' * (seeds != '1')} each. "
+    return note + f"{mark}: 95 % bootstrap over problems." + (f" {lone} points have no interval." if lone else "")
+
+
+def _band_note(rows: Sequence[Mapping], keys: Sequence[str]) -> str:
+    missing = sum(row[key] is None for row in rows for key in keys)
+    most = max((len(g) for g in _grouped(rows, lambda r: (r.get("run"), r.get("step"))).values()), default=1)
+    note = f"{len(rows)} rows. "
+    if any(f"{key}_low" in row for row in rows for key in keys):
+        note += "Bands: 95 % intervals as recorded. "
+    elif most > 1:
+        note += f"Bands: range over {most} seeds. "
+    return note + (f"{missing} missing values are gaps." if missing else "")
+
+
+def _log_ticks(fig: go.Figure, values: Sequence[float], plain: bool = False) -> None:
+    """A log x axis with ticks at 1, 2, 5 (or at decades when there are many), written as a power of ten."""
+    low, high = math.log10(min(values)), math.log10(max(values))
+    pad = 0.04 * (high - low) or 0.2
+    digits = (1, 2, 5) if high - low < 2.5 else (1,)
+    powers = range(math.floor(low) - 1, math.ceil(high) + 1)
+    ticks = [digit * 10.0**power for power in powers for digit in digits]
+    ticks = [tick for tick in ticks if low - pad <= math.log10(tick) <= high + pad]
+    texts = [f"{tick:g}" if plain else _power(tick) for tick in ticks]
+    fig.update_xaxes(type="log", range=[low - pad, high + pad], tickvals=ticks, ticktext=texts)
+
+
+def _power(x: float) -> str:
+    if 0.01 <= x < 10_000:
+        return f"{x:.3g}"
+    digits, power = f"{x:.1e}".split("e")
+    return f"{float(digits):g}·10<sup>{int(power)}</sup>"
+
+
+def _steps_table(trace: Trace) -> str:
+    rows = []
+    for i, step in enumerate(trace.steps, 1):
+        if step.score is None:
+            score, bar = "–", ""
+        else:
+            width = 100 * min(max(step.score, 0), 1)
+            score = f"{step.score:.2f}"
+            bar = f'<div style="width:{width:.0f}px;height:10px;background:{_shade(step.score)}"></div>'
+        text = html.escape(step.text)
+        text = f"<b>{text}</b>" if step.final else text
+        cell = "text-align:left;padding:2px 10px;"
+        rows.append(
+            f'<tr><td style="{cell}color:#888">{"answer" if step.final else i}</td>'
+            f'<td style="{cell}font-family:monospace;white-space:pre-wrap">{text}</td>'
+            f'<td style="{cell}">{score}</td><td style="{cell}width:110px">{bar}</td></tr>'
+        )
+    why = {"answer": "", "length": "out of tokens", "cut": "cut off"}[trace.stop]
+    if trace.answer is None:
+        rows.append(f'<tr><td></td><td colspan="3" style="color:#888">no answer{why and f": {why}"}</td></tr>')
+    return f'<table style="border-collapse:collapse;margin:4px 0 12px">{"".join(rows)}</table>'
+
+
+def _hover(path: tuple[int, ...], node: Node | None) -> str:
+    text = html.escape(node.steps[-1].text) if node and node.steps else "root" if not path else "not recorded"
+    score = "not scored" if node is None or node.score is None else f"score {node.score:.3f}"
+    return f"{text}<br>{score}" + (f"<br>{node.stop}" if node and node.stop else "")
+
+
+def _shade(score: float) -> str:
+    """The colour of a score on _SCALE, as plotly itself would mix it."""
+    score = min(max(score, 0.0), 1.0)
+    (a, start), (b, end) = _SCALE[:2] if score < 0.5 else _SCALE[1:]
+    share = (score - a) / (b - a)
+    mixed = (round(s + share * (e - s)) for s, e in zip(_rgb(start), _rgb(end), strict=True))
+    return f"rgb({','.join(map(str, mixed))})"
+
+
+def _tint(ink: str, alpha: float) -> str:
+    return f"rgba({','.join(map(str, _rgb(ink)))},{alpha})"
+
+
+def _rgb(ink: str) -> tuple[int, ...]:
+    return tuple(int(ink[i : i + 2], 16) for i in (1, 3, 5))
+
+
+def _cut(text: str, room: int) -> str:
+    text = " ".join(text.split())
+    return html.escape(text if len(text) <= room else text[: room - 1] + "…")
+
+
+def _wrap(text: str, width: float) -> str:
+    """Break lines at `width` characters as seen: tags count nothing."""
+    lines, used = [[]], 0
+    for word in text.split():
+        seen = len(re.sub(r"<[^>]*>|&\w+;", "", word)) + 1
+        if used + seen > width and lines[-1]:
+            lines, used = [*lines, []], 0
+        lines[-1].append(word)
+        used += seen
+    return "<br>".join(" ".join(line) for line in lines)
+
+
+def _grouped(things: Iterable, key: Callable) -> dict:
+    groups = defaultdict(list)
+    for thing in things:
+        groups[key(thing)].append(thing)
+    return dict(groups)

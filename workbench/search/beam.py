@@ -1,0 +1,20 @@
+"""PRM beam search over steps, as Snell et al. 2024 define it (section 5.2)."""
+
+from ..select import aggregate_score, weighted
+from . import Grow
+
+
+def beam(root, *, n: int = 16, width: int = 4, aggregate: str = "min", rounds: int = 40):
+    """Sample `n` first steps; keep the best n/width; grow `width` children from each; repeat.
+
+    Chains that finish stay in the beam at their score, so an early finish wins nothing and is not copied. After
+    at most `rounds` rounds a vote weighted by score is held over the finished chains of the last beam.
+    """
+    pool = yield Grow([root], n)
+    for _ in range(rounds):
+        kept = sorted(pool, key=lambda node: -aggregate_score(node.trace, aggregate))[: max(1, n // width)]
+        if all(node.finished for node in kept):
+            break
+        children = yield Grow([node for node in kept if not node.finished], width)
+        pool = [node for node in kept if node.finished] + children
+    return weighted([node.trace for node in pool if node.finished], aggregate)

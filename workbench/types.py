@@ -1,0 +1,188 @@
+"""The currency of the house: frozen records that every floor reads. Standard library only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+Stop = Literal["answer", "length", "cut"]
+
+
+class WorkbenchError(Exception):
+    """A mistake that the caller can mend: the message names the thing and the remedy."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question with its gold answer. `id` is unique inside a task; `level` grows with difficulty.
+
+    `answer` is for graders only: a search is handed `blind()`, which has none.
+
+    >>> Problem("arithmetic/test/0", "arithmetic", "2+3", "5").blind().answer is None
+    True
+    """
+
+    id: str
+    task: str
+    prompt: str
+    answer: str | None
+    level: int = 1
+    split: str = "test"
+
+    def blind(self) -> Problem:
+        return replace(self, answer=None)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of reasoning, or (`final`) the closing answer, which is judged as a step too.
+
+    `ids` are the tokens as sampled, the step break included; empty means "not tokenised yet".
+    `logprobs` has one entry a token, under the distribution that sampled it.
+    `score` is a verifier's, in 0-1; None is unknown and never 0.
+    """
+
+    text: str
+    final: bool = False
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A chain of steps: a PRM row, a rollout, an RL episode and a search result are all this.
+
+    `stop` tells why it ended: `answer` (the model closed it), `length` (token limit), `cut` (malformed or pruned).
+
+    >>> Trace((Step("2+3=5"), Step("5", final=True))).answer
+    '5'
+    """
+
+    steps: tuple[Step, ...]
+    stop: Stop = "answer"
+
+    @property
+    def answer(self) -> str | None:
+        return self.steps[-1].text if self.steps and self.steps[-1].final and self.stop == "answer" else None
+
+    @property
+    def scores(self) -> list[float | None]:
+        return [step.score for step in self.steps]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(step.ids) for step in self.steps)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What was spent. Tokens are counts, FLOPs multiply-adds times two, seconds wall time. Costs add.
+
+    `sampled`: tokens the policy drew; `prompt`: tokens it read; `judged`: tokens a verifier read;
+    `trained`: tokens that went through a forward and backward pass.
+
+    >>> (Cost(sampled=3, policy_flops=1.0) + Cost(judged=2, verifier_flops=4.0)).flops
+    5.0
+    """
+
+    sampled: int = 0
+    prompt: int = 0
+    judged: int = 0
+    trained: int = 0
+    policy_calls: int = 0
+    verifier_calls: int = 0
+    policy_flops: float = 0.0
+    verifier_flops: float = 0.0
+    training_flops: float = 0.0
+    policy_seconds: float = 0.0
+    verifier_seconds: float = 0.0
+    training_seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Cost)))
+
+    __radd__ = lambda self, other: self if other == 0 else self + other  # so that sum() works  # noqa: E731
+
+    @property
+    def flops(self) -> float:
+        return self.policy_flops + self.verifier_flops + self.training_flops
+
+    @property
+    def seconds(self) -> float:
+        return self.policy_seconds + self.verifier_seconds + self.training_seconds
+
+    @property
+    def tokens(self) -> int:
+        return self.sampled + self.prompt + self.judged + self.trained
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit on Cost; None means unlimited. The driver stops a search once any limit is reached.
+
+    >>> Budget(sampled=10).spent(Cost(sampled=10))
+    True
+    """
+
+    sampled: int | None = None
+    flops: float | None = None
+    seconds: float | None = None
+
+    def spent(self, cost: Cost) -> bool:
+        limits = ((self.sampled, cost.sampled), (self.flops, cost.flops), (self.seconds, cost.seconds))
+        return any(limit is not None and value >= limit for limit, value in limits)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One step in a search tree. `path` is the list of child numbers from the root, so it names the node.
+
+    `stop` is None while the chain is unfinished. `kept` is False once a search has dropped it.
+    """
+
+    path: tuple[int, ...] = ()
+    steps: tuple[Step, ...] = ()
+    stop: Stop | None = None
+
+    @property
+    def trace(self) -> Trace:
+        return Trace(self.steps, self.stop or "cut")
+
+    @property
+    def finished(self) -> bool:
+        return self.stop is not None
+
+    @property
+    def score(self) -> float | None:
+        return self.steps[-1].score if self.steps else None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measured outcome, one JSON line. Curves read records and nothing else.
+
+    >>> Record.from_json(Record("r", "p/1", 0, "5", True, Cost(sampled=7)).to_json()).cost.sampled
+    7
+    """
+
+    run: str
+    problem: str
+    seed: int
+    answer: str | None
+    correct: bool | None
+    cost: Cost = field(default_factory=Cost)
+    level: int = 1
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        row = asdict(self)
+        row["cost"] = {k: v for k, v in row["cost"].items() if v}
+        return json.dumps(row, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, line: str) -> Record:
+        row = json.loads(line)
+        return cls(**{**row, "cost": Cost(**row["cost"])})

@@ -1,0 +1,38 @@
+"""The oracle verifier: the task's own step truth. The yardstick that a learnt verifier is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .. import tasks
+from ..types import Problem, Trace, WorkbenchError
+
+
+class Oracle:
+    """Scores 1.0 for a step that keeps the chain right, else 0.0; costs nothing and learns nothing.
+
+    `problems` carry the gold answers that a search is never shown.
+
+    >>> p = tasks.get("arithmetic").parse("2+3")
+    >>> Oracle([p]).score([(p.blind(), tasks.get("arithmetic").demonstration(p))])
+    [(1.0, 1.0)]
+    """
+
+    aggregate = "min"
+
+    def __init__(self, problems: Sequence[Problem]):
+        self.problems = {p.id: p for p in problems}
+
+    def flops(self, tokens: float) -> float:
+        return 0.0
+
+    def score(self, items: Sequence[tuple[Problem, Trace]]) -> list[tuple[float, ...]]:
+        out = []
+        for problem, trace in items:
+            if problem.id not in self.problems:
+                raise WorkbenchError(f"the oracle was not given {problem.id}: pass it to Oracle(problems)")
+            known = self.problems[problem.id]
+            labels = tasks.get(known.task).oracle(known, trace.steps)
+            # A chain that never closed is not a right one, whatever its last step says.
+            out.append(tuple(float(x) for x in labels) if trace.stop != "length" else (0.0,) * len(labels))
+        return out

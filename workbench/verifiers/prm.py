@@ -1,0 +1,155 @@
+"""Process and outcome reward models: a transformers trunk with a linear head on step ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from ..format import Encoder
+from ..models import flops, load_model
+from ..types import Problem, Trace, WorkbenchError
+
+UNKNOWN = -1.0  # a step without a label: after the first error, or never judged
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One row to learn from: ids, step ends, one label in 0-1 a step (hard or soft) or UNKNOWN.
+
+    `read` marks the tokens of steps known to be right, on which the optional language-model loss is taken.
+    """
+
+    ids: list[int]
+    ends: list[int]
+    labels: list[float]
+    read: list[bool]
+
+
+def mask_after_error(labels: Sequence[float], threshold: float = 0.5) -> list[float]:
+    """Supervise up to and including the first wrong step, nothing after (Lightman et al. 2023).
+
+    >>> mask_after_error([1, 1, 0, 1, 0])
+    [1.0, 1.0, 0.0, -1.0, -1.0]
+    """
+    first = next((i for i, x in enumerate(labels) if x < threshold), len(labels))
+    return [float(x) if i <= first else UNKNOWN for i, x in enumerate(labels)]
+
+
+def judged(problem: Problem, trace: Trace, labels: Sequence[float], encoder: Encoder, outcome: bool = False) -> Judged:
+    """A labelled trace as a row. `outcome` keeps the last label alone, for every step (an ORM, Cobbe et al. 2021)."""
+    if len(labels) != len(trace.steps):
+        raise WorkbenchError(f"{problem.id}: {len(labels)} labels for {len(trace.steps)} steps")
+    if bad := [x for x in labels if not 0 <= x <= 1]:
+        raise WorkbenchError(f"{problem.id}: label {bad[0]} is outside 0-1")
+    code = encoder.encode(problem.prompt, trace.steps)
+    used = [float(labels[-1])] * len(labels) if outcome else mask_after_error(labels)
+    read, start = [False] * len(code.ids), code.prompt_length
+    for end, label in zip(code.step_ends, mask_after_error(labels), strict=True):
+        read[start : end + 1] = [label > 0.5] * (end + 1 - start)
+        start = end + 1
+    return Judged(code.ids, code.step_ends, used, read)
+
+
+def collate(rows: Sequence[Judged], pad: int) -> dict[str, torch.Tensor]:
+    width, most = max(len(r.ids) for r in rows), max(len(r.ends) for r in rows)
+    ids = torch.full((len(rows), width), pad)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    read = torch.zeros((len(rows), width), dtype=torch.bool)
+    ends = torch.zeros((len(rows), most), dtype=torch.long)
+    labels = torch.full((len(rows), most), UNKNOWN)
+    for i, r in enumerate(rows):
+        ids[i, : len(r.ids)], mask[i, : len(r.ids)], read[i, : len(r.ids)] = torch.tensor(r.ids), 1, torch.tensor(r.read)
+        ends[i, : len(r.ends)], labels[i, : len(r.ends)] = torch.tensor(r.ends), torch.tensor(r.labels)
+    return {"input_ids": ids, "attention_mask": mask, "ends": ends, "labels": labels, "read": read}
+
+
+def step_logits(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logit at every step end, hidden states). Training and scoring both come through here."""
+    hidden = model.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    at = batch["ends"].unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
+    return model.score(hidden.gather(1, at)).squeeze(-1).float(), hidden
+
+
+def bce(model, batch: dict[str, torch.Tensor], language: float = 0.0) -> torch.Tensor:
+    """Binary cross-entropy over labelled step ends, plus `language` times the LM loss on right steps' tokens.
+
+    The second term teaches the trunk to produce what it judges (GenRM, Zhang et al. 2024: solve and verify
+    together); it uses the tied input embedding, so it adds no parameters and costs nothing at scoring.
+    """
+    logits, hidden = step_logits(model, batch)
+    known = batch["labels"] != UNKNOWN
+    loss = F.binary_cross_entropy_with_logits(logits[known], batch["labels"][known])
+    if language:
+        here = batch["read"][:, 1:]
+        guess = hidden[:, :-1][here] @ model.model.embed_tokens.weight.T
+        loss = loss + language * F.cross_entropy(guess, batch["input_ids"][:, 1:][here])
+    return loss
+
+
+def from_policy(policy, extra_layers: int = 0):
+    """A token classifier on the policy's trunk; `extra_layers` more start as identities.
+
+    A position can attend to what the layers below made of earlier positions. So the layer that knows which
+    digit *should* come next is too high for a same-depth network to compare it with the digit that *did*
+    come: a verifier needs a few layers more than its policy.
+    """
+    from transformers import LlamaForTokenClassification
+
+    config = type(policy.config)(**{**policy.config.to_dict(), "num_labels": 1, "architectures": None})
+    config.num_hidden_layers += extra_layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[0]] * config.num_hidden_layers
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForTokenClassification(config)
+    missing = model.model.load_state_dict(policy.model.state_dict(), strict=False).missing_keys
+    if any(int(name.split(".")[1]) < policy.config.num_hidden_layers for name in missing if name.startswith("layers.")):
+        raise WorkbenchError(f"the policy lacks {missing[0]}: only Llama-like policies can become a PRM")
+    with torch.no_grad():
+        for layer in model.model.layers[policy.config.num_hidden_layers :]:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.score.weight.zero_()
+        if model.score.bias is not None:
+            model.score.bias.zero_()
+    return model
+
+
+class PRM:
+    """Scores every step in 0-1 with a trained token classifier.
+
+    `aggregate`: `min` suits labels of correctness; Monte-Carlo labels are values and want `last`.
+    """
+
+    def __init__(self, model, tokenizer, aggregate: str = "min", batch: int = 256):
+        self.model, self.encoder, self.aggregate, self.batch = model.eval(), Encoder(tokenizer), aggregate, batch
+        self.pad = tokenizer.pad_token_id
+
+    @classmethod
+    def load(cls, folder: str | Path, **more) -> PRM:
+        return cls(*load_model(folder, "AutoModelForTokenClassification"), **more)
+
+    def flops(self, tokens: float) -> float:
+        return flops(self.model.config, tokens, (tokens + 1) / 2, head=False)
+
+    @torch.inference_mode()
+    def score(self, items: Sequence[tuple[Problem, Trace]]) -> list[tuple[float, ...]]:
+        rows = []
+        for problem, trace in items:
+            code = self.encoder.encode(problem.prompt, trace.steps)
+            rows.append(Judged(code.ids, code.step_ends, [UNKNOWN] * len(code.step_ends), [False] * len(code.ids)))
+        out: list[tuple[float, ...]] = [()] * len(rows)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+        for start in range(0, len(order), self.batch):
+            part = [i for i in order[start : start + self.batch] if rows[i].ends]
+            if not part:
+                continue
+            batch = {k: v.to(self.model.device) for k, v in collate([rows[i] for i in part], self.pad).items()}
+            scores = step_logits(self.model, batch)[0].sigmoid()
+            for i, row in zip(part, scores.tolist(), strict=True):
+                out[i] = tuple(row[: len(rows[i].ends)])
+        return out
