@@ -83,10 +83,11 @@ def test_a_typed_in_verdict_is_not_believed(tmp_path):
     assert load(tmp_path, "nano")[0].verdict == "undecided"
 
 
-def test_an_interrupted_write_keeps_the_old_claims(tmp_path, monkeypatch):
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+def test_an_interrupted_write_keeps_the_old_claims(tmp_path, monkeypatch, moment):
     """Bug: a half-written file that looks finished."""
     record(tmp_path, "nano", "05_search", [claim()])
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("No space left on device")))
+    monkeypatch.setattr(os, moment, lambda *_: (_ for _ in ()).throw(OSError("No space left on device")))
     with pytest.raises(OSError, match="No space"):
         record(tmp_path, "nano", "05_search", [claim("new.claim")])
     assert load(tmp_path, "nano") == [claim()] and len(list((tmp_path / "nano" / "claims").iterdir())) == 1

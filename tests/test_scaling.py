@@ -251,6 +251,9 @@ def test_equal_flops_interpolates_in_log_compute():
     at_lo = paired_at_equal_flops([*rows("beam", 2, 1e6, 16), *vote], "beam", "vote", n=2)
     at_hi = paired_at_equal_flops([*rows("beam", 2, 1e7, 16), *vote], "beam", "vote", n=2)
     assert (at_lo.value, at_hi.value) == pytest.approx((0.6, 0.2))
+    wide = [*rows("vote", 0, 1e5, 0), *vote, *rows("vote", 100, 1e8, 13)]
+    again = paired_at_equal_flops([*rows("beam", 2, 10**6.5, 16), *wide], "beam", "vote", n=2)
+    assert again.value == pytest.approx(gap.value), "the two nearest budgets, not the whole range"
 
 
 def test_equal_flops_is_not_equal_n():
@@ -355,6 +358,10 @@ def test_best_threshold_is_the_best_of_all():
     grid = np.linspace(0, 1.01, 102)
     best = best_threshold(SCORES, LABELS)
     assert first_error_rates(SCORES, LABELS, best)[2] == max(first_error_rates(SCORES, LABELS, t)[2] for t in grid)
+
+
+def test_best_threshold_needs_no_scores_after_the_first_error():
+    assert best_threshold([[0.9, 0.2, None], [0.6, 0.9]], [[1, 0, None], [1, 1]]) == 0.6
 
 
 def test_first_error_refuses_what_has_no_f1():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.optimization import get_wsd_schedule
+from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup
 
 from .models import flops
 from .types import Cost, WorkbenchError
@@ -17,7 +17,7 @@ from .types import Cost, WorkbenchError
 
 @dataclass(frozen=True)
 class Fit:
-    """Scalars of a training run: warm-up, constant rate, linear decay over the last quarter of `steps`.
+    """Scalars of a training run: warm-up, then a cosine from the full rate to 5 % of it over `steps`.
 
     `lr` drives AdamW; `muon_lr` > 0 hands the hidden matrices to Muon instead. `target`: stop once the check's
     `accuracy` reaches it, which leaves later stages (search, RL) something to gain; None never stops early.
@@ -98,7 +98,8 @@ def optimiser(model, config: Fit) -> torch.optim.Optimizer:
 
 
 class Ordered(torch.utils.data.Sampler):
-    """Batches of like length, so that padding is small; shuffled by the seed, the same in every process."""
+    """Batches of like length, so that padding is small. The rows' own order is kept from window to window, so
+    easy rows that come first are learnt first; batches are shuffled inside a window, the same in every process."""
 
     def __init__(self, lengths: Sequence[int], batch: int, seed: int, window: int = 16):
         self.lengths, self.batch, self.seed, self.window = lengths, batch, seed, window * batch
@@ -108,9 +109,9 @@ class Ordered(torch.utils.data.Sampler):
 
     def __iter__(self):
         g = torch.Generator().manual_seed(self.seed)
-        order = torch.randperm(len(self.lengths), generator=g).tolist()
-        for start in range(0, len(order), self.window):
-            part = sorted(order[start : start + self.window], key=self.lengths.__getitem__)
+        for start in range(0, len(self.lengths), self.window):
+            window = range(start, min(start + self.window, len(self.lengths)))
+            part = sorted(window, key=self.lengths.__getitem__)
             batches = [part[i : i + self.batch] for i in range(0, len(part), self.batch)]
             for j in torch.randperm(len(batches), generator=g).tolist():
                 yield from batches[j]
@@ -201,8 +202,7 @@ def fit(
         return batch
 
     optimizer = optimiser(model, config)
-    decay = max(1, config.steps // 4)
-    schedule = get_wsd_schedule(optimizer, config.warmup, decay, num_training_steps=config.steps)
+    schedule = get_cosine_with_min_lr_schedule_with_warmup(optimizer, config.warmup, config.steps, min_lr_rate=0.05)
     trainer = _Trainer(
         model=model.train(),
         args=arguments,

@@ -31,8 +31,8 @@ h3 { margin: 28px 0 4px; font-size: 18px } p { margin: 10px 0 } .soft { color: v
 .card { display: flex; flex-direction: column; background: var(--paper); border: 1px solid var(--line);
   border-radius: 10px; overflow: hidden; color: inherit }
 .card:hover { border-color: var(--mark); text-decoration: none; box-shadow: 0 4px 16px #1c243014 }
-.thumb { height: 210px; display: flex; align-items: center; justify-content: center; background: #fff; border-bottom: 1px solid var(--line);
-  overflow: hidden; color: var(--soft) }
+.thumb { height: 210px; display: flex; align-items: center; justify-content: center; background: #fff;
+  border-bottom: 1px solid var(--line); overflow: hidden; color: var(--soft) }
 .thumb img { max-width: 100%; max-height: 100% } .thumb .figure { width: 100%; height: 210px }
 .card .words { padding: 14px 16px } .card strong { display: block; line-height: 1.35; margin: 2px 0 6px }
 pre { margin: 0; font: 13px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; white-space: pre-wrap;

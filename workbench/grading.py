@@ -20,6 +20,7 @@ import json
 import os
 import queue
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -30,6 +31,7 @@ from pathlib import Path
 
 from .types import WorkbenchError
 
+PATIENCE = 10 if hasattr(signal, "setitimer") else 1  # seconds by the clock for each second of processor time
 LONGEST = 4096  # characters; more is not an answer
 MEMORY = 1 << 30  # bytes of address space for the worker, where the system has such a limit
 START = 120.0  # seconds that a worker may take to import math-verify on a busy machine
@@ -62,6 +64,8 @@ def canonical(answer: str) -> Hashable:
 def equal(answer: str | None, gold: str, timeout: float = 2.0) -> bool:
     r"""Does `answer` say what `gold` says? At most `timeout` seconds of work (and a worker's start, once).
 
+    The seconds are processor time of the worker, so that a busy machine does not turn right answers into wrong ones;
+    by the clock it may take ten times as long (on Windows, the clock is all there is).
     An answer that is missing, too long, unreadable or not done in time is wrong. A gold answer that is empty or
     cannot be read within the limits raises WorkbenchError, and so does a worker that does not start.
     Source: math-verify for expressions; the guards around it follow from its known mistakes.
@@ -137,6 +141,9 @@ def _ask(answer: str, gold: str, timeout: float) -> bool:
     with _lock:
         if (answer, gold) in _known:
             return _known[answer, gold]
+        if _worker is not None and _worker.ready and _worker.process.poll() is not None:
+            _worker.kill()  # it died between two questions, of something else
+            _worker = None
         worker, finished = _worker or _Worker(), False
         _worker = worker
         try:
@@ -150,11 +157,11 @@ def _ask(answer: str, gold: str, timeout: float) -> bool:
                 worker.say({"answer": answer, "gold": gold, "seconds": timeout})
             except OSError:
                 raise WorkbenchError("the grading worker was killed from outside: call again") from None
-            readable = worker.hear(timeout)
+            readable = worker.hear(timeout * PATIENCE)
             if readable is None or not readable["readable"]:
                 finished = readable is not None
                 raise WorkbenchError(f"the gold answer {gold[:80]!r} cannot be read: mend the problem's answer")
-            result = worker.hear(timeout)
+            result = worker.hear(timeout * PATIENCE)
             finished = result is not None
         finally:
             if not finished:  # out of time or memory, or interrupted: nobody knows what it will say next
@@ -361,6 +368,12 @@ def _same(ours, theirs) -> bool:
     return bool(verify(theirs, ours, timeout_seconds=None))
 
 
+def _limit(seconds: float) -> None:
+    """The system ends this process after so much processor time from now (0: no limit), whatever it is doing."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
 def _serve() -> None:
     out = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # a library that prints must not answer for us
@@ -388,12 +401,7 @@ def _serve() -> None:
     say(ready=True)
     for line in sys.stdin:
         question = json.loads(line)
-        try:
-            import signal
-
-            signal.alarm(int(2 * question["seconds"]) + 2)  # so that a worker never outlives its parent for long
-        except (ImportError, AttributeError):
-            pass
+        _limit(question["seconds"])
         try:
             readable = _readable(question["gold"])
         except Exception:  # whatever a parser raises on bad text means: not readable
@@ -401,10 +409,12 @@ def _serve() -> None:
         say(readable=readable)
         if not readable:
             continue
+        _limit(question["seconds"])
         try:
             result = _agree(question["answer"], question["gold"])
         except Exception:  # an answer that cannot be read is wrong
             result = False
+        _limit(0)
         say(equal=result)
 
 

@@ -55,7 +55,7 @@ class Reinforce:
 class Profile:
     """One size of the series: numbers only, the code is the same for all.
 
-    `warm_up` examples are of the two easiest levels, `teach.steps * teach.batch` of all. `judge_problems` x
+    The first `easy` share of the teaching examples is of the two easiest levels, the rest of all. `judge_problems` x
     `judge_chains` sampled chains are labelled for the verifiers; `audit` of them also by `rollouts` a step.
     """
 
@@ -64,8 +64,8 @@ class Profile:
     shape: str = "nano"
     step_tokens: int = 16
     chain_tokens: int = 96
-    easy: Schedule = field(default_factory=lambda: Schedule(300))
-    teach: Schedule = field(default_factory=lambda: Schedule(600, target=0.55))
+    easy: float = 0.33
+    teach: Schedule = field(default_factory=lambda: Schedule(1500, batch=32, muon_lr=0.01, warmup=50, target=0.5))
     held_out: int = 240
     judge_problems: int = 2000
     judge_chains: int = 4
@@ -92,7 +92,6 @@ PROFILES = {
     "micro": Profile(  # seconds, for trying the plumbing out: its models learn nothing worth reporting
         "micro",
         shape="micro",
-        easy=_QUICK,
         teach=_QUICK,
         held_out=24,
         judge_problems=12,
@@ -152,7 +151,7 @@ class Series:
     def teach(self, reasoning: bool = True) -> Run:
         """The policy (`reasoning`), or its direct-answer twin, on the same examples for as many steps."""
         p = self.profile
-        params = {"shape": p.shape, "reasoning": reasoning, "easy": asdict(p.easy), "teach": asdict(p.teach)}
+        params = {"shape": p.shape, "reasoning": reasoning, "easy": p.easy, "teach": asdict(p.teach)}
         if reasoning:
             run = self._open("teach", **params)
         else:
@@ -162,7 +161,7 @@ class Series:
             self._teach(run, reasoning, None if reasoning else taught["steps"])
         return run
 
-    def _teach(self, run: Run, reasoning: bool, steps: list[int] | None) -> None:
+    def _teach(self, run: Run, reasoning: bool, steps: int | None) -> None:
         from . import sft
         from .fit import fit
         from .format import Encoder
@@ -176,39 +175,26 @@ class Series:
             pairs = [(q, c if reasoning else sft.direct(c)) for q, c in zip(problems, chains, strict=True)]
             return sft.rows(pairs, encoder)
 
-        held = rows(self.held_out())
-        easiest = self.task.LEVELS[:2]
-        n = p.easy.steps * p.easy.batch // len(easiest) + 1
-        phases = [
-            (p.easy, rows([q for level in easiest for q in self.problems("train", n, level)])),
-            (p.teach, rows(self.problems("train", p.teach.steps * p.teach.batch))),
-        ]
+        held, easiest = rows(self.held_out()), self.task.LEVELS[:2]
+        schedule = p.teach if steps is None else replace(p.teach, steps=steps, target=None)
+        total = p.teach.steps * p.teach.batch
+        easy = [self.problems("train", int(total * p.easy) // 2, level) for level in easiest]
+        order = [q for pair in zip(*easy, strict=True) for q in pair]
         _fresh(run, "history")
-        cost, taken = Cost(), []
-        for number, (schedule, data) in enumerate(phases):
-            if steps:  # the twin stops where the policy stopped, on the same examples
-                schedule = replace(schedule, steps=steps[number], target=None)
-            seen = sum(taken)
-            last = {"step": 0}
-
-            def log(row, seen=seen, last=last):
-                last["step"] = row["step"]
-                run.append("history", [{**row, "step": seen + row["step"]}])
-
-            cost += fit(
-                model,
-                data,
-                lambda batch: sft.collate(batch, tokenizer.pad_token_id),
-                sft.loss,
-                schedule.fit(),
-                run.path / "trainer",
-                check=lambda: {"accuracy": sft.accuracy(model, held, tokenizer.pad_token_id)},
-                log=log,
-                progress=self.progress,
-            )
-            taken.append(last["step"])
+        cost = fit(
+            model,
+            rows([*order, *self.problems("train", total - len(order))]),
+            lambda batch: sft.collate(batch, tokenizer.pad_token_id),
+            sft.loss,
+            schedule.fit(),
+            run.path / "trainer",
+            check=lambda: {"accuracy": sft.accuracy(model, held, tokenizer.pad_token_id)},
+            log=lambda row: run.append("history", [row]),
+            progress=self.progress,
+        )
         _save(run, "model", model, tokenizer)
-        run.finish(steps=taken, cost=_spent(cost), accuracy=run.read("history")[-1]["accuracy"])
+        last = run.read("history")[-1]
+        run.finish(steps=last["step"], cost=_spent(cost), accuracy=last["accuracy"])
 
     def policy(self, reasoning: bool = True, stage: str | None = None):
         """The taught policy, its direct twin, or the policy that an RL stage left (`stage="reinforce-outcome"`)."""

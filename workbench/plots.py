@@ -40,12 +40,13 @@ COLOURS = {
 _SPARE = ("#332288", "#44AA99", "#AA4499", "#882255", "#6699CC", "#997700", "#225555", "#BB5566")
 _INK, _FAINT, _SANS = "#222222", "#8a8a8a", "Liberation Sans, Arial, Helvetica, sans-serif"
 _AXIS = dict(showgrid=True, gridcolor="#ececec", linecolor=_FAINT, showline=True, ticks="outside", ticklen=4)
-_AXIS |= dict(tickcolor=_FAINT, zeroline=False, title=dict(standoff=10), tickfont=dict(size=13), automargin=True)
+_AXIS |= dict(tickcolor=_FAINT, zeroline=False, tickfont=dict(size=13), automargin=True)
+_AXIS |= dict(title=dict(standoff=10, font=dict(size=14)))
 
 pio.templates["workbench"] = go.layout.Template(
     layout=dict(
         font=dict(family=_SANS, size=14, color=_INK),
-        title=dict(x=0, xref="container", xanchor="left", pad=dict(l=14), y=1, yanchor="top", yref="container"),
+        title=dict(x=0, xref="container", xanchor="left", pad=dict(l=14), yanchor="top", font=dict(size=17)),
         plot_bgcolor="white",
         paper_bgcolor="white",
         showlegend=False,
@@ -82,7 +83,7 @@ def accuracy_vs_flops(
 
     >>> points = [Point("beam", n, 1e6 * n, Estimate(0.4 + n / 50, 0.3, 0.7, 90)) for n in (1, 4, 16)]
     >>> accuracy_vs_flops(points).layout.title.text
-    'beam goes from 42% to 72% accuracy between 1·10<sup>6</sup> and 1.6·10<sup>7</sup> FLOPs per problem'
+    'beam goes from 42% to 72% accuracy between 10<sup>6</sup> and 1.6·10<sup>7</sup> FLOPs per problem'
     """
     if not points or len({point.axis for point in points}) > 1:
         raise WorkbenchError("a compute curve needs points, all over the same axis")
@@ -93,8 +94,7 @@ def accuracy_vs_flops(
         hover = [f"{method}, n={p.n}<br>{p.x:.3g} {unit}<br>accuracy {p.accuracy}" for p in line]
         _band(fig, xs, [p.accuracy for p in line], colour(method), hover)
         ends.append((xs[-1], line[-1].accuracy.value, method))
-    _baseline(fig, baseline, "{:.0%}")
-    _label_ends(fig, ends)
+    _finish(fig, ends, baseline, "{:.0%}")
     _log_ticks(fig, [point.x for point in points])
     fig.update_yaxes(title="accuracy", tickformat=".0%")
     estimates = [point.accuracy for point in points]
@@ -128,8 +128,7 @@ def coverage(
             grid = [ks[0] * (ks[-1] / ks[0]) ** (i / 60) for i in range(61)]
             dots = dict(color=_INK, dash="dot", width=1.5)
             fig.add_scatter(x=grid, y=laws[method](grid), mode="lines", line=dots, hoverinfo="skip")
-    _baseline(fig, baseline, "{:.0%}")
-    _label_ends(fig, ends)
+    _finish(fig, ends, baseline, "{:.0%}")
     _log_ticks(fig, [k for line in curves.values() for k, _ in line], plain=True)
     fig.update_yaxes(title="pass@k", tickformat=".0%")
     note = _caption([e for line in curves.values() for _, e in line])
@@ -154,11 +153,10 @@ def learning_curve(
     """
     rows = list(history)
     fig = go.Figure()
-    changes = _histories(fig, rows, x, y)
-    _baseline(fig, baseline, "{:.3g}")
+    changes = _histories(fig, rows, x, y, baseline)
     fig.update_yaxes(title=y)
-    found = [f"{y}{name and f' ({name})'} goes from {a:.3g} to {b:.3g} by {x} {at}" for name, a, b, at in changes]
-    return _frame(fig, title or "; ".join(found) or f"{y}: nothing measured", x, _band_note(rows, [y]))
+    found = [f"from {a:.2g} to {b:.2g} by {x} {at}{name and f' ({name})'}" for name, a, b, at in changes]
+    return _frame(fig, title or f"{y} goes {', '.join(found) or 'unmeasured'}", x, _band_note(rows, x, [y]))
 
 
 def proxy_vs_truth(history: Iterable[Mapping], title: str | None = None) -> go.Figure:
@@ -174,17 +172,17 @@ def proxy_vs_truth(history: Iterable[Mapping], title: str | None = None) -> go.F
     """
     rows = list(history)
     names = ("proxy reward (optimised)", "true reward (wanted)")
-    fig = make_subplots(1, 2, subplot_titles=names, horizontal_spacing=0.16)
-    fig.update_annotations(font=dict(size=14), x=0, xanchor="left")
-    fig.layout.annotations[1].x = 0.58
+    fig = make_subplots(1, 2, subplot_titles=names, horizontal_spacing=0.2)
+    for note, left in zip(fig.layout.annotations, (0, 0.6), strict=True):
+        note.update(x=left, xanchor="left", font=dict(size=14))
     moved = [_histories(fig, rows, "step", key, row=1, col=col) for col, key in ((1, "proxy"), (2, "true"))]
     change = [{name: b - a for name, a, b, _ in side} for side in moved]
     found = [
-        f"{name}: proxy reward {change[0][name]:+.3g}, true reward {change[1][name]:+.3g}"
+        f"{name}: proxy reward {change[0][name]:+.2g}, true reward {change[1][name]:+.2g}"
         for name in change[0]
         if name in change[1]
     ]
-    return _frame(fig, title or "; ".join(found), "step of reinforcement learning", _band_note(rows, ["proxy", "true"]))
+    return _frame(fig, title or "; ".join(found), "step", _band_note(rows, "step", ["proxy", "true"]))
 
 
 def levels(records: Iterable[Record], title: str | None = None) -> go.Figure:
@@ -202,8 +200,8 @@ def levels(records: Iterable[Record], title: str | None = None) -> go.Figure:
         name = method if methods.count(method) == 1 else f"{method} n={n}"
         line = sorted((level, accuracy(group)) for level, group in _grouped(rows, lambda r: r.level).items())
         shift = 0.06 * (i - (len(settings) - 1) / 2)  # side by side, so that intervals do not hide one another
-        up, down = ([s * (end - e.value) if end is not None else None for e, end in pairs] for s, pairs in (
-            (1, [(e, e.high) for _, e in line]), (-1, [(e, e.low) for _, e in line])))  # fmt: skip
+        up = [None if e.high is None else e.high - e.value for _, e in line]
+        down = [None if e.low is None else e.value - e.low for _, e in line]
         fig.add_scatter(
             x=[level + shift for level, _ in line],
             y=[e.value for _, e in line],
@@ -214,11 +212,11 @@ def levels(records: Iterable[Record], title: str | None = None) -> go.Figure:
             hovertext=[f"{name}, level {level}<br>{e}" for level, e in line],
             hoverinfo="text",
         )
-        ends.append((line[-1][0] + shift, line[-1][1].value, name))
+        ends.append((line[-1][1].value, name))
         found.append(f"{name} {line[0][1].value:.0%} to {line[-1][1].value:.0%}")
         estimates += [e for _, e in line]
     shown = sorted({record.level for rows in settings.values() for record in rows})
-    _label_ends(fig, ends)
+    _finish(fig, [(shown[-1] + 0.2, value, name) for value, name in ends])
     fig.update_xaxes(tickvals=shown)
     fig.update_yaxes(title="accuracy", tickformat=".0%")
     headline = f"From level {shown[0]} to {shown[-1]}: " + ", ".join(found)
@@ -243,7 +241,7 @@ def reliability_plot(bins: Sequence[Bin], name: str = "verifier", title: str | N
         y=[b.rate for b in full],
         mode="lines+markers+text",
         line=dict(color=colour(name), width=2),
-        marker=dict(size=[6 + 24 * math.sqrt(b.count / total) for b in full], line=dict(color="white", width=1)),
+        marker=dict(size=[6 + 24 * math.sqrt(b.count / total) for b in full], opacity=1),
         text=[f"{b.count:,}" for b in full],
         textposition=["bottom right" if b.rate < b.score else "top left" for b in full],  # away from the diagonal
         textfont=dict(size=11, color=_FAINT),
@@ -252,7 +250,7 @@ def reliability_plot(bins: Sequence[Bin], name: str = "verifier", title: str | N
         cliponaxis=False,
     )
     fig.update_xaxes(range=[-0.03, 1.03])
-    fig.update_yaxes(range=[-0.03, 1.03], title="share of steps that are right", tickformat=".0%")
+    fig.update_yaxes(range=[-0.05, 1.03], title="share of steps that are right", tickformat=".0%")
     side = "mostly too low" if bias < 0 else "mostly too high"
     found = f"{name} scores are {100 * error:.0f} points off on average and {side}"
     note = f"{total:,} steps in {len(bins)} bins, {len(bins) - len(full)} of them empty; dot area grows with the count."
@@ -268,7 +266,7 @@ def labelled_tree(nodes: Iterable[Node], title: str | None = None) -> go.Figure:
 
     A node through which no finished chain passes is faded: it was pruned, or never finished. A score of None is a
     hollow node; a finished chain ends in a square. The full step is in the hover text. Left out: labels on trees with
-    more than 24 leaves.
+    more than 32 leaves.
 
     >>> from workbench.types import Step
     >>> tree = [Node(), Node((0,), (Step("5", True, score=0.9),), "answer"), Node((1,), (Step("2+", score=0.1),))]
@@ -287,47 +285,60 @@ def labelled_tree(nodes: Iterable[Node], title: str | None = None) -> go.Figure:
             height[path] = sum(height[child] for child in children[path]) / len(children[path])
         else:
             height[path], leaves = leaves, leaves + 1
-    depth = max(map(len, paths))
+    texts = {path: " ".join(node.steps[-1].text.split()) if node.steps else "" for path, node in found.items()}
+    labelled, depth = leaves <= 32, max(map(len, paths))
+    room = min(24, max(map(len, texts.values())) + 1)  # characters of 6.6 pixels on the way from parent to child
+    unit = max(60, 6.6 * room + 36) if labelled else 90
     fig = go.Figure()
-    for path in paths[1:]:
-        ink, width = (_INK, 1.4) if path in alive else ("#cccccc", 1)
-        parent = path[:-1]
+    for faded in (True, False):  # the living are drawn over the pruned
+        shown = [path for path in paths if (path not in alive) == faded]
+        edges = [(path, len(path) - 1, height[path[:-1]]) for path in shown if path]
         fig.add_scatter(
-            x=[len(parent), len(parent) + 0.5, len(parent) + 0.5, len(path)],
-            y=[height[parent], height[parent], height[path], height[path]],
+            x=[x for path, left, _ in edges for x in (left, left + 14 / unit, left + 14 / unit, len(path), None)],
+            y=[y for path, _, start in edges for y in (start, start, height[path], height[path], None)],
             mode="lines",
-            line=dict(color=ink, width=width),
+            line=dict(color="#d4d4d4" if faded else _INK, width=1 if faded else 1.4),
             hoverinfo="skip",
         )
-    texts = {path: node.steps[-1].text if node.steps else "" for path, node in found.items()}
-    room = max(6, int(640 / (depth + 1) / 6.5))
-    for faded in (True, False):
-        shown = [path for path in paths if (path not in alive) == faded]
-        scores = [found[path].score if path in found else None for path in shown]
         fig.add_scatter(
             x=[len(path) for path in shown],
             y=[height[path] for path in shown],
-            mode="markers+text" if leaves <= 24 else "markers",
+            mode="markers",
             marker=dict(
-                size=13 if leaves <= 24 else 9,
+                size=13 if labelled else 9,
                 symbol=["square" if path in found and found[path].finished else "circle" for path in shown],
-                color=["rgba(255,255,255,1)" if score is None else _shade(score) for score in scores],
-                opacity=0.45 if faded else 1,
-                line=dict(color=_FAINT, width=1.2),
+                color=[_shade(found[path].score if path in found else None, faded) for path in shown],
+                line=dict(color="#cfcfcf" if faded else _FAINT, width=1.2),
+                opacity=1,
             ),
-            text=[_cut(texts.get(path, ""), room) for path in shown],
-            textposition=["top center" if path in children else "middle right" for path in shown],
-            textfont=dict(size=11, color="#b5b5b5" if faded else _INK, family="Liberation Mono, monospace"),
             hovertext=[_hover(path, found.get(path)) for path in shown],
             hoverinfo="text",
             cliponaxis=False,
         )
-    bar = dict(title=dict(text="score", side="right"), thickness=10, len=0.7, tickvals=[0, 0.5, 1], outlinewidth=0)
-    scale = dict(colorscale=_SCALE, cmin=0, cmax=1, showscale=True, colorbar=bar, color=[0], size=0, opacity=0)
+        if labelled:
+            fig.add_scatter(
+                x=[len(path) - 10 / unit for path in shown],
+                y=[height[path] for path in shown],
+                mode="text",
+                text=[_cut(texts.get(path, ""), room) for path in shown],
+                textposition="top left",
+                textfont=dict(size=11, color="#a8a8a8" if faded else _INK, family="Liberation Mono, monospace"),
+                hoverinfo="skip",
+            )
+    bar = dict(
+        title=dict(text="score<br>", side="top", font=dict(size=12)),
+        tickfont=dict(size=12),
+        thickness=10,
+        lenmode="pixels",
+        len=130,
+        tickvals=[0, 0.5, 1],
+    )
+    scale = dict(colorscale=_SCALE, cmin=0, cmax=1, showscale=True, colorbar=bar | dict(outlinewidth=0), color=[0])
     fig.add_scatter(x=[None], y=[None], mode="markers", marker=scale, hoverinfo="skip")
-    fig.update_xaxes(range=[-0.3, depth + 0.9], tickvals=list(range(depth + 1)), showgrid=False)
-    fig.update_yaxes(visible=False, range=[-0.7, leaves - 0.3])
-    fig.update_layout(height=max(280, 150 + (30 if leaves <= 24 else 14) * leaves))
+    fig.update_xaxes(range=[-20 / unit, depth + 20 / unit], tickvals=list(range(depth + 1)), showgrid=False)
+    fig.update_yaxes(visible=False, range=[-0.7, leaves - 0.1])
+    tall = 150 + (34 if labelled else 14) * leaves
+    fig.update_layout(width=max(600, 72 + 110 + unit * depth), height=max(300, tall), margin_r=110)
     ended = [node for node in found.values() if node.finished]
     headline = f"{len(found)} nodes, {len(ended)} finished chain{'s' * (len(ended) != 1)}"
     if scored := [node for node in ended if node.score is not None and node.trace.answer is not None]:
@@ -354,17 +365,22 @@ def show_steps(*traces: Trace):
 def show_source(obj: Callable):
     """The source of a package function or class, highlighted, so that a notebook shows it without a pasted copy.
 
-    Returns an IPython Code object. Errors: an object that has no Python source.
+    Returns an IPython HTML object. Errors: an object that has no Python source.
 
-    >>> "def colour" in show_source(colour).data
+    >>> "zlib" in show_source(colour).data
     True
     """
-    from IPython.display import Code
+    from IPython.display import HTML
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import PythonLexer
 
     try:
-        return Code(data=textwrap.dedent(inspect.getsource(obj)), language="python")
+        source = textwrap.dedent(inspect.getsource(obj))
     except (TypeError, OSError) as error:
         raise WorkbenchError(f"{obj!r} has no source to show: give a function, class or module") from error
+    # styles inline: IPython's own Code object relies on a class name that JupyterLab and marimo do not have
+    return HTML(highlight(source, PythonLexer(), HtmlFormatter(noclasses=True)))
 
 
 def save(fig: go.Figure, path: str | Path, scale: float = 2.0) -> Path:
@@ -395,16 +411,15 @@ _SCALE = [[0, "#b2182b"], [0.5, "#f4e3b2"], [1, "#1b7837"]]  # wrong, unsure, ri
 
 def _frame(fig: go.Figure, title: str, x: str, caption: str) -> go.Figure:
     """Title above, x title and caption below, margins to fit: the same on every figure."""
-    width = fig.layout.width or 760
-    head, foot = _wrap(title, width / 8.6), _wrap(caption, width / 6.4)
-    lines = foot.count("<br>") + 1
+    width, height = fig.layout.width or 760, fig.layout.height or 460
+    head, foot = _wrap(title, width / 8.6), _wrap(caption, (width - 90) / 5.8)
+    more = head.count("<br>")
+    top = 52 + 22 * more + 20 * ("xaxis2" in fig.layout)  # panels have titles of their own
     fig.update_layout(
         template="workbench",
-        title=dict(text=head, font=dict(size=17), pad=dict(t=16)),
-        margin=dict(l=72, r=fig.layout.margin.r or 30, t=50 + 22 * (head.count("<br>") + 1), b=66 + 16 * lines),
+        title=dict(text=head, y=1 - (16 + 12 * more) / height),  # plotly moves a title up by half its further lines
+        margin=dict(l=72, r=fig.layout.margin.r or 30, t=top, b=66 + 16 * (foot.count("<br>") + 1)),
     )
-    if "xaxis2" in fig.layout:
-        fig.update_layout(margin_t=fig.layout.margin.t + 20)  # room for the panel titles
     fig.update_xaxes(title=x)
     note = dict(xref="paper", yref="paper", x=0, y=0, xanchor="left", yanchor="top", yshift=-52, showarrow=False)
     fig.add_annotation(text=foot, align="left", font=dict(size=12, color="#666666"), **note)
@@ -445,41 +460,54 @@ def _band(fig: go.Figure, xs: Sequence, estimates: Sequence[Estimate | None], in
     )
 
 
-def _histories(fig: go.Figure, rows: Sequence[Mapping], x: str, y: str, **where) -> list[tuple]:
+def _histories(fig: go.Figure, rows: Sequence[Mapping], x: str, y: str, baseline=None, **where) -> list[tuple]:
     """Draw `y` against `x` for each run; return (run, first value, last value, last x) of what was measured."""
     ends, changes = [], []
     if absent := [row for row in rows if y not in row or x not in row]:
-        raise WorkbenchError(f"{len(absent)} history rows have no {x!r} or no {y!r}: {sorted(absent[0])} are there")
+        raise WorkbenchError(
+            f"{len(absent)} history rows have no {x!r} or no {y!r}, but {', '.join(sorted(absent[0]))}"
+        )
     for run, mine in _grouped(rows, lambda row: str(row.get("run", ""))).items():
         line = []
         for at, same in sorted(_grouped(mine, lambda row: row[x]).items()):
             values = [row[y] for row in same if row[y] is not None]
-            if not values:
-                line.append((at, None))
-                continue
-            low, high = (same[0].get(f"{y}_{end}") if len(same) == 1 else f(values) for end, f in _ENDS)
-            line.append((at, Estimate(sum(values) / len(values), low, high, len(values))))
-        ink = colour(run) if run else _INK
-        _band(fig, [at for at, _ in line], [e for _, e in line], ink, **where)
+            low, high = same[0].get(f"{y}_low"), same[0].get(f"{y}_high")
+            if len(values) > 1:
+                low, high = min(values), max(values)
+            mean = sum(values) / len(values) if values else None
+            line.append((at, Estimate(mean, low, high, len(values)) if values else None))
+        _band(fig, [at for at, _ in line], [e for _, e in line], colour(run) if run else _INK, **where)
         if measured := [(at, e.value) for at, e in line if e is not None]:
             ends.append((*measured[-1], run))
             changes.append((run, measured[0][1], measured[-1][1], measured[-1][0]))
-    _label_ends(fig, ends, **where)
+    _finish(fig, ends, baseline, "{:.2g}", **where)
     return changes
 
 
-_ENDS = (("low", min), ("high", max))
-
-
-def _label_ends(fig: go.Figure, ends: Sequence[tuple[float, float, str]], **where) -> None:
-    """Write each name at the end of its line, pushed apart where they would overlap."""
-    values = [v for trace in fig.data for v in (trace.y if trace.y is not None else ()) if v is not None]
-    gap = 0.055 * ((max(values) - min(values)) or 1) if values else 0
-    order = sorted(ends, key=lambda end: end[1])
+def _finish(fig: go.Figure, ends: Sequence[tuple[float, float, str]], baseline=None, form="", **where) -> None:
+    """Range of the y axis, baseline, and each line's name at its end, pushed apart where names would overlap."""
+    drawn = [
+        trace for trace in fig.data if (trace.yaxis or "y") == f"y{where['col'] if where.get('col', 1) > 1 else ''}"
+    ]
+    values = [v for trace in drawn for v in trace.y if v is not None]
+    values += [v + side for t in drawn for v, side in zip(t.y, t.error_y.array or (), strict=False) if side is not None]
+    values += [
+        v - side for t in drawn for v, side in zip(t.y, t.error_y.arrayminus or (), strict=False) if side is not None
+    ]
+    if baseline is not None:
+        values.append(level := baseline.value if isinstance(baseline, Estimate) else baseline)
+        grey = dict(size=12, color="#666666")
+        note = dict(text=f"baseline {form.format(level)}", font=grey, xanchor="right", yanchor="bottom", x=0.99)
+        fig.add_hline(y=level, line=dict(color="#666666", dash="dash", width=1.3), annotation=note)
+    if not values:
+        return
+    span = (max(values) - min(values)) or 1
+    fig.update_yaxes(range=[min(values) - 0.06 * span, max(values) + 0.06 * span], **where)
+    order, gap = sorted(ends, key=lambda end: end[1]), 0.065 * span
     places = [end[1] for end in order]
-    for _ in range(50):  # push neighbours apart until none overlap; a handful of labels settles at once
+    for _ in range(50):  # a handful of names settles at once
         for i in range(1, len(places)):
-            if (overlap := gap - (places[i] - places[i - 1])) > 1e-12:
+            if (overlap := gap - (places[i] - places[i - 1])) > 1e-9 * span:
                 places[i], places[i - 1] = places[i] + overlap / 2, places[i - 1] - overlap / 2
     for (x, _, name), y in zip(order, places, strict=True):
         font = dict(color=colour(name.split(" n=")[0]), size=14)
@@ -489,16 +517,8 @@ def _label_ends(fig: go.Figure, ends: Sequence[tuple[float, float, str]], **wher
     fig.update_layout(margin_r=max(fig.layout.margin.r or 30, 24 + 8.5 * longest))
 
 
-def _baseline(fig: go.Figure, baseline: float | Estimate | None, form: str) -> None:
-    if baseline is not None:
-        value = baseline.value if isinstance(baseline, Estimate) else baseline
-        text = dict(text=f"baseline {form.format(value)}", font=dict(size=12, color="#666666"))
-        text |= dict(xanchor="left", yanchor="bottom", x=0.01)
-        fig.add_hline(y=value, line=dict(color="#666666", dash="dash", width=1.3), annotation=text)
-
-
 def _best_point(points: Sequence[Point], unit: str) -> str:
-    top = max(points, key=lambda p: p.accuracy.value)
+    top = max(points, key=lambda p: (p.accuracy.value, -p.x))
     others = [p for p in points if p.method != top.method]
     if not others:
         first, last = (f(points, key=lambda p: p.x) for f in (min, max))
@@ -511,7 +531,7 @@ def _best_point(points: Sequence[Point], unit: str) -> str:
     if not within:
         return f"{text}, less than any other method spends"
     second = max(within, key=lambda p: p.accuracy.value)
-    return f"{text}; the best other method within that budget, {second.method}, {second.accuracy.value:.0%}"
+    return f"{text}; next within that budget is {second.method} with {second.accuracy.value:.0%}"
 
 
 def _caption(estimates: Iterable[Estimate], unit: str = "", mark: str = "Bands") -> str:
@@ -524,18 +544,18 @@ def _caption(estimates: Iterable[Estimate], unit: str = "", mark: str = "Bands")
     n, seeds = span([e.n for e in estimates]), span([e.seeds for e in estimates])
     lone = sum(e.low is None for e in estimates)
     note = f"n = {n} problems{unit and ' ' + unit}, {seeds} seed{'s' * (seeds != '1')} each. "
-    return note + f"{mark}: 95 % bootstrap over problems." + (f" {lone} points have no interval." if lone else "")
+    return note + f"{mark}: 95 % bootstrap over problems." + (f" Points without an interval: {lone}." if lone else "")
 
 
-def _band_note(rows: Sequence[Mapping], keys: Sequence[str]) -> str:
+def _band_note(rows: Sequence[Mapping], x: str, keys: Sequence[str]) -> str:
     missing = sum(row[key] is None for row in rows for key in keys)
-    most = max((len(g) for g in _grouped(rows, lambda r: (r.get("run"), r.get("step"))).values()), default=1)
-    note = f"{len(rows)} rows. "
-    if any(f"{key}_low" in row for row in rows for key in keys):
+    seeds = max((len(group) for group in _grouped(rows, lambda row: (row.get("run"), row[x])).values()), default=1)
+    note = f"{len(rows)} measurements. "
+    if seeds > 1:
+        note += f"Bands: range over {seeds} seeds. "
+    elif any(row.get(f"{key}_low") is not None for row in rows for key in keys):
         note += "Bands: 95 % intervals as recorded. "
-    elif most > 1:
-        note += f"Bands: range over {most} seeds. "
-    return note + (f"{missing} missing values are gaps." if missing else "")
+    return note + (f"Missing values, drawn as gaps: {missing}." if missing else "")
 
 
 def _log_ticks(fig: go.Figure, values: Sequence[float], plain: bool = False) -> None:
@@ -546,6 +566,8 @@ def _log_ticks(fig: go.Figure, values: Sequence[float], plain: bool = False) -> 
     powers = range(math.floor(low) - 1, math.ceil(high) + 1)
     ticks = [digit * 10.0**power for power in powers for digit in digits]
     ticks = [tick for tick in ticks if low - pad <= math.log10(tick) <= high + pad]
+    if len(ticks) < 2:  # a narrow range between two round numbers
+        ticks = sorted({min(values), max(values)})
     texts = [f"{tick:g}" if plain else _power(tick) for tick in ticks]
     fig.update_xaxes(type="log", range=[low - pad, high + pad], tickvals=ticks, ticktext=texts)
 
@@ -554,7 +576,7 @@ def _power(x: float) -> str:
     if 0.01 <= x < 10_000:
         return f"{x:.3g}"
     digits, power = f"{x:.1e}".split("e")
-    return f"{float(digits):g}·10<sup>{int(power)}</sup>"
+    return f"{float(digits):g}·10<sup>{int(power)}</sup>".removeprefix("1·")
 
 
 def _steps_table(trace: Trace) -> str:
@@ -586,13 +608,14 @@ def _hover(path: tuple[int, ...], node: Node | None) -> str:
     return f"{text}<br>{score}" + (f"<br>{node.stop}" if node and node.stop else "")
 
 
-def _shade(score: float) -> str:
-    """The colour of a score on _SCALE, as plotly itself would mix it."""
+def _shade(score: float | None, faded: bool = False) -> str:
+    """The colour of a score on _SCALE, as plotly itself would mix it; white for an unknown one."""
+    if score is None:
+        return "#ffffff"
     score = min(max(score, 0.0), 1.0)
     (a, start), (b, end) = _SCALE[:2] if score < 0.5 else _SCALE[1:]
-    share = (score - a) / (b - a)
-    mixed = (round(s + share * (e - s)) for s, e in zip(_rgb(start), _rgb(end), strict=True))
-    return f"rgb({','.join(map(str, mixed))})"
+    mixed = (s + (score - a) / (b - a) * (e - s) for s, e in zip(_rgb(start), _rgb(end), strict=True))
+    return f"rgb({','.join(str(round(m + 0.6 * faded * (255 - m))) for m in mixed)})"
 
 
 def _tint(ink: str, alpha: float) -> str:

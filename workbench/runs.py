@@ -240,7 +240,8 @@ class Run:
     def _writable(self, name: str) -> Path:
         if self.done:
             raise WorkbenchError(f"{self.path} is finished, so {name} cannot be written: {_again(self.path)}")
-        if Path(name).name != name or name.startswith(".") or name.endswith((".tmp", ".old")) or name in _OURS:
+        plain = name and Path(name).name == name and not name.startswith(".") and name not in _OURS
+        if not plain or name.endswith((".tmp", ".old")):
             raise WorkbenchError(f"{name!r} cannot be a name in a run: give a plain name such as 'records' or 'model'")
         return self.path / name
 

@@ -389,7 +389,7 @@ def best_threshold(scores, labels) -> float:
     >>> best_threshold([[0.9, 0.2], [0.6, 0.9]], [[1, 0], [1, 1]])
     0.6
     """
-    values = np.unique([score for trace in scores for score in trace])
+    values = np.unique([score for trace in scores for score in trace if score is not None])
     if len(values) > 500:
         values = np.quantile(values, np.linspace(0, 1, 500))
     f1 = _f1(_first_error_hits(scores, labels, values).sum(0))[2]
@@ -512,7 +512,7 @@ def _checked(records: Iterable[Record]) -> list[Record]:
     records = list(records)
     if not records:
         raise WorkbenchError("no records: nothing to measure")
-    keys = Counter((r.run, r.problem, r.seed, json.dumps(dict(r.knobs), sort_keys=True)) for r in records)
+    keys = Counter((r.run, r.problem, r.seed, json.dumps(dict(r.knobs), sort_keys=True, default=str)) for r in records)
     if twice := [key for key, count in keys.items() if count > 1]:
         raise WorkbenchError(f"{len(twice)} records occur twice (run, problem, seed, knobs): {_some(twice)}")
     return records

@@ -539,8 +539,7 @@ def _execute(job: Plan, root: Path, live: Live) -> str | None:
             stderr_file=live,
         )
     except PapermillExecutionError as error:
-        last = str(error.evalue).strip().split("\n")[-1][:300]
-        return f"cell {error.exec_count}: {error.ename}: {last}"
+        return f"cell {error.exec_count}: {error.ename}: {' '.join(str(error.evalue).split())[:300]}"
     except (DeadKernelError, CellTimeoutError) as error:
         # the saved copy claims that every cell completed, so only our own status can be believed
         return f"a cell: {type(error).__name__}: the kernel ended (out of memory, or stopped from outside)"
@@ -560,6 +559,7 @@ def _engine():
 
         def __init__(self, **kwargs):
             super().__init__(**kwargs)
+            self.shutdown_wait_time = 2.0  # what a busy kernel gets after Ctrl-C
             if sys.platform != "win32":
                 # sockets in a folder of our own: no port races, and a path short enough for the operating system
                 self._folder = tempfile.TemporaryDirectory(prefix="wb-")
@@ -573,12 +573,16 @@ def _engine():
     class Engine(NBClientEngine):
         @classmethod
         def execute_managed_notebook(cls, manager, kernel_name, **kwargs):
-            kwargs.pop("input_path", None)
-            kwargs = {key: value for key, value in kwargs.items() if key in ("stdout_file", "stderr_file")}
+            live = kwargs["stdout_file"]
             client = PapermillNotebookClient(
-                manager, kernel_name=kernel_name, kernel_manager_class=Kernel, coalesce_streams=True, **kwargs
+                manager,
+                kernel_name=kernel_name,
+                kernel_manager_class=Kernel,
+                coalesce_streams=True,  # a progress bar leaves its last state, not every one
+                stdout_file=live,
+                stderr_file=live,
             )
-            return client.execute()
+            return client.execute(stdout=live.log, stderr=live.log)  # what the kernel itself says, and C libraries
 
     return Engine
 
@@ -640,7 +644,7 @@ class Live:
     def line(self) -> str:
         elapsed = time.monotonic() - self.start
         left = max(self.expected - elapsed, 0) + self.later
-        return f"{self.label}: {clock(elapsed)} gone, about {clock(left)} left"
+        return f"{self.label}: {clock(elapsed)} gone, " + (f"about {clock(left)} left" if left else "soon done")
 
     def _watch(self) -> None:
         spoken = 0.0
@@ -695,6 +699,7 @@ def reproduce(
     say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
     """Run the series in order. Whatever is finished and unchanged is skipped, so a killed call goes on from there."""
+    check_profile(profile)
     jobs = [plan(name, profile, runs, None, root) for name in names(root)]
     if not jobs:
         raise WorkbenchError(f"no notebooks under {root / 'notebooks' / 'src'}: call this from a clone of the project")

@@ -140,7 +140,7 @@ class Budget:
 class Node:
     """One step in a search tree. `path` is the list of child numbers from the root, so it names the node.
 
-    `stop` is None while the chain is unfinished. `kept` is False once a search has dropped it.
+    `stop` is None while the chain is unfinished.
     """
 
     path: tuple[int, ...] = ()

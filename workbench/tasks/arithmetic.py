@@ -61,7 +61,7 @@ def _evaluate(tokens: list) -> list[tuple[str, str]]:
     def do(a: int, op: str, b: int) -> int:
         c = OPS[op](a, b)
         if not 0 <= c <= LIMIT:
-            raise WorkbenchError(f"{a}{op}{b}={c} leaves the range 0 to {LIMIT} that the arithmetic task covers")
+            raise WorkbenchError(f"{a}{op}{b}={c} leaves the range 0 to {LIMIT}: write one that stays inside, as 47+38-29*2 does")
         steps.append((f"{a}{op}{b}={c}", str(c)))
         return c
 
@@ -75,7 +75,7 @@ def _evaluate(tokens: list) -> list[tuple[str, str]]:
 
 
 def _tokens(prompt: str) -> list:
-    return [int(t) if t.isdigit() else t for t in re.findall(r"\d+|[-+*]", prompt)]
+    return [t if t in OPS else int(t) for t in re.findall(r"[0-9]+|[-+*]", prompt)]
 
 
 def demonstration(problem: Problem) -> Trace:
@@ -95,7 +95,7 @@ def check(problem: Problem, answer: str | None) -> bool:
     (True, False, False)
     """
     gold = problem.answer if problem.answer is not None else _evaluate(_tokens(problem.prompt))[-1][1]
-    return answer is not None and re.fullmatch(r"\d{1,9}", answer) is not None and int(answer) == int(gold)
+    return answer is not None and re.fullmatch(r"[0-9]{1,9}", answer) is not None and int(answer) == int(gold)
 
 
 def oracle(problem: Problem, steps: Sequence[Step]) -> list[bool]:
@@ -120,8 +120,22 @@ def oracle(problem: Problem, steps: Sequence[Step]) -> list[bool]:
     return labels
 
 
+def correct(problem: Problem, steps: Sequence[Step]) -> Step:
+    """The step that a labeller would write after these right steps (PRM800K's human completions).
+
+    >>> correct(parse("2+3*4"), [Step("3*4=12")]).text
+    '2+12=14'
+    """
+    left = _tokens(problem.prompt)
+    for step in steps:
+        left = _reduce(left, step.text)
+        if left is None:
+            raise WorkbenchError(f"{problem.id}: {step.text!r} is not a right step, so nothing right can follow it")
+    return Step(_evaluate(left)[0][0]) if len(left) > 1 else Step(str(left[0]), final=True)
+
+
 def _reduce(tokens: list, text: str) -> list | None:
-    match = re.fullmatch(r"(\d{1,4})([-+*])(\d{1,4})=(\d{1,4})", text)
+    match = re.fullmatch(r"([0-9]{1,4})([-+*])([0-9]{1,4})=([0-9]{1,4})", text)
     if not match:
         return None
     a, op, b, c = int(match[1]), match[2], int(match[3]), int(match[4])
@@ -143,8 +157,8 @@ def parse(text: str) -> Problem:
     >>> parse(" 47 + 38 - 29 x 2 ").answer
     '27'
     """
-    prompt = re.sub(r"\s+", "", text).replace("×", "*").replace("x", "*").replace("−", "-").rstrip("=?")
-    if not re.fullmatch(r"\d{1,2}([-+*]\d{1,2}){1,12}", prompt):
+    prompt = re.sub(r"\s*([-+*])\s*", r"\1", re.sub("[×x]", "*", text.replace("−", "-"))).strip().rstrip("=? ")
+    if not re.fullmatch(r"[0-9]{1,2}([-+*][0-9]{1,2}){1,12}", prompt):
         raise WorkbenchError(
             f"cannot read {text[:60]!r} as arithmetic: write whole numbers of one or two digits with + - *, "
             "two or more of them, for example 47+38-29*2"

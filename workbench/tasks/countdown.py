@@ -137,7 +137,7 @@ def parse(text: str) -> Problem:
     several = rf"({number}(?:\s*[\s,]\s*{number})*)"
     ways = (
         rf"(?:(?:use|using|numbers?|with)\s*:?\s*)?[\[(]?{several}[\])]?\s*"
-        rf"(?:=|->|→|[,;]?\s*(?:to|makes?|gives?|reach|target)\s*:?)\s*({number})",
+        rf"(?:=|->|→|[,;]?\s*(?:to\s+(?:make|reach|get)|to|makes?|gives?|reach|target)\s*:?)\s*({number})",
         rf"(?:reach|make|target|get)\s*:?\s*(?P<target>{number})\s*(?:from|with|using|out of|numbers?)\s*:?\s*[\[(]?"
         rf"(?P<numbers>{number}(?:\s*[\s,]\s*{number})*)[\])]?",
     )

@@ -20,10 +20,12 @@ UNKNOWN = -1.0  # a step without a label: after the first error, or never judged
 class Judged:
     """One row to learn from: ids, step ends, one label in 0-1 a step (hard or soft) or UNKNOWN.
 
-    `read` marks the tokens of steps known to be right, on which the optional language-model loss is taken.
+    `start` is where the first step begins; `read` marks the tokens of steps known to be right, on which the optional
+    language-model loss is taken.
     """
 
     ids: list[int]
+    start: int
     ends: list[int]
     labels: list[float]
     read: list[bool]
@@ -51,7 +53,7 @@ def judged(problem: Problem, trace: Trace, labels: Sequence[float], encoder: Enc
     for end, label in zip(code.step_ends, mask_after_error(labels), strict=True):
         read[start : end + 1] = [label > 0.5] * (end + 1 - start)
         start = end + 1
-    return Judged(code.ids, code.step_ends, used, read)
+    return Judged(code.ids, code.prompt_length, code.step_ends, used, read)
 
 
 def collate(rows: Sequence[Judged], pad: int) -> dict[str, torch.Tensor]:
@@ -64,7 +66,9 @@ def collate(rows: Sequence[Judged], pad: int) -> dict[str, torch.Tensor]:
     for i, r in enumerate(rows):
         ids[i, : len(r.ids)], mask[i, : len(r.ids)], read[i, : len(r.ids)] = torch.tensor(r.ids), 1, torch.tensor(r.read)
         ends[i, : len(r.ends)], labels[i, : len(r.ends)] = torch.tensor(r.ends), torch.tensor(r.labels)
-    return {"input_ids": ids, "attention_mask": mask, "ends": ends, "labels": labels, "read": read}
+    start, steps = torch.tensor([r.start for r in rows]), torch.tensor([len(r.ends) for r in rows])
+    batch = {"input_ids": ids, "attention_mask": mask, "ends": ends, "labels": labels, "read": read}
+    return batch | {"start": start, "steps": steps}
 
 
 def step_logits(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -138,18 +142,22 @@ class PRM:
 
     @torch.inference_mode()
     def score(self, items: Sequence[tuple[Problem, Trace]]) -> list[tuple[float, ...]]:
-        rows = []
-        for problem, trace in items:
-            code = self.encoder.encode(problem.prompt, trace.steps)
-            rows.append(Judged(code.ids, code.step_ends, [UNKNOWN] * len(code.step_ends), [False] * len(code.ids)))
-        out: list[tuple[float, ...]] = [()] * len(rows)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-        for start in range(0, len(order), self.batch):
-            part = [i for i in order[start : start + self.batch] if rows[i].ends]
-            if not part:
-                continue
-            batch = {k: v.to(self.model.device) for k, v in collate([rows[i] for i in part], self.pad).items()}
-            scores = step_logits(self.model, batch)[0].sigmoid()
-            for i, row in zip(part, scores.tolist(), strict=True):
-                out[i] = tuple(row[: len(rows[i].ends)])
-        return out
+        return in_batches(self, items, lambda batch: step_logits(self.model, batch)[0].sigmoid())
+
+
+def in_batches(verifier, items: Sequence[tuple[Problem, Trace]], judge) -> list[tuple[float, ...]]:
+    """Chains of like length together through `judge(batch) -> (rows, steps)`, back in the order they came."""
+    rows = []
+    for problem, trace in items:
+        code = verifier.encoder.encode(problem.prompt, trace.steps)
+        unknown = [UNKNOWN] * len(code.step_ends)
+        rows.append(Judged(code.ids, code.prompt_length, code.step_ends, unknown, [False] * len(code.ids)))
+    out: list[tuple[float, ...]] = [()] * len(rows)
+    order = sorted((i for i in range(len(rows)) if rows[i].ends), key=lambda i: len(rows[i].ids))
+    for first in range(0, len(order), verifier.batch):
+        part = order[first : first + verifier.batch]
+        batch = collate([rows[i] for i in part], verifier.pad)
+        scores = judge({k: v.to(verifier.model.device) for k, v in batch.items()})
+        for i, row in zip(part, scores.tolist(), strict=True):
+            out[i] = tuple(row[: len(rows[i].ends)])
+    return out

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from workbench import __main__ as cli
+from workbench import series
+from workbench.types import WorkbenchError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_help_is_quick():
+    code = "import time\nfrom workbench.__main__ import main\nmain([])\nprint(time.process_time())"
+    runs = [subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) for _ in range(3)]
+    assert "reproduce" in runs[0]
+    assert min(float(run.splitlines()[-1]) for run in runs) < 0.3
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["reproduc"], "unknown command 'reproduc': did you mean 'reproduce'?"),
+        (["run"], "required: notebook; see `python -m workbench run --help`"),
+        (["run", "no_such_notebook"], "unknown notebook 'no_such_notebook'"),
+        (["reproduce", "--profile", "nanu"], "unknown profile 'nanu': did you mean 'nano'?"),
+        (["claims", "--profile", "nanu"], "unknown profile 'nanu'"),
+        (["gallery", "--profile", "nanu"], "unknown profile 'nanu'"),
+        (["solve", "1+1", "--profile", "nanu"], "unknown profile 'nanu'"),
+        (["doctor", "--profile", "nanu"], "unknown profile 'nanu'"),
+        (["run", "x", "-p", "seed"], "write it as -p name=value"),
+        (["bench", "no_such_benchmark"], "unknown benchmark 'no_such_benchmark'"),
+        (["claims", "--jsno"], "unrecognized arguments: --jsno"),
+    ],
+)
+def test_a_mistake_is_one_sentence(words, said, capsys):
+    assert cli.main(words) == 2
+    shown = capsys.readouterr()
+    assert said in shown.err and shown.err.count("\n") == 1 and not shown.out
+
+
+@pytest.mark.parametrize(
+    "number, said", [(errno.ENOSPC, "the disk is full: /x; free some"), (errno.EACCES, "denied: /x")]
+)
+def test_a_full_disk_is_one_sentence(number, said, monkeypatch, capsys):
+    def fail(args):
+        raise OSError(number, "denied", "/x")
+
+    monkeypatch.setattr(cli, "claims", fail)
+    fail.__name__ = "claims"
+    assert cli.main(["claims"]) == 1
+    shown = capsys.readouterr()
+    assert said in shown.err and shown.err.count("\n") == 1
+
+
+def test_claims_without_any(tmp_path, capsys):
+    assert cli.main(["claims", "--runs", str(tmp_path)]) == 0
+    assert "make reproduce" in capsys.readouterr().out
+    assert cli.main(["claims", "--runs", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_bench_prints_and_writes(tmp_path, monkeypatch, capsys):
+    rows = [
+        {"name": "speed", "value": 1234.5, "unit": "tokens/s", "goal": ">= 1000", "holds": True},
+        {"name": "gain", "value": 0.04, "unit": "", "goal": ">= .1", "holds": False},
+        {"name": "size", "value": None, "unit": "MB", "goal": None, "holds": None},
+    ]
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "one.py").write_text(f"def main():\n    return {rows!r}\n")
+    (tmp_path / "benchmarks" / "_helper.py").write_text("raise SystemExit('not a benchmark')\n")
+    monkeypatch.setattr(series, "ROOT", tmp_path)
+    assert cli.main(["bench", "--runs", str(tmp_path / "runs")]) == 1, "a goal that is missed fails the command"
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[1].split() == ["speed", "1,234", "tokens/s", ">=", "1000", "yes"]
+    assert shown[2].split() == ["gain", "0.04", ">=", ".1", "NO"]
+    assert shown[3].split() == ["size", "-", "MB", "-", "-"]
+    assert json.loads((tmp_path / "runs" / "bench" / "one.json").read_text()) == rows
+
+
+def test_build_check_names_what_is_stale(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(series, "build", lambda check: ["notebooks/00_x.ipynb"])
+    assert cli.main(["build", "--check"]) == 1
+    shown = capsys.readouterr()
+    assert "stale: notebooks/00_x.ipynb" in shown.out and "workbench build" in shown.err
+
+
+def test_exit_codes_tell_work_from_request():
+    assert series.NotebookFailed("x").code == 1
+    assert not hasattr(WorkbenchError("x"), "code")

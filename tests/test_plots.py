@@ -1,0 +1,246 @@
+"""Figures are read back as data: what is drawn, not how it looks. Each test names the mistake it pins."""
+
+import json
+import math
+import re
+
+import plotly.graph_objects as go
+import pytest
+
+from workbench import plots
+from workbench.scaling import Bin, Estimate, Point, PowerLaw, reliability
+from workbench.types import Node, Record, Step, Trace, WorkbenchError
+
+
+def point(method, n, x, value, low=..., high=..., axis="flops"):
+    low, high = (value - 0.1 if low is ... else low), (value + 0.1 if high is ... else high)
+    return Point(method, n, x, Estimate(value, low, high, 50, 2), axis)
+
+
+POINTS = [point("majority", n, 1e9 * n, 0.5 + n / 100) for n in (1, 4, 16)]
+POINTS += [point("beam", n, 3e9 * n, 0.5 + n / 50) for n in (4, 16)]
+
+TREE = [
+    Node(),
+    Node((0,), (Step("1<2", score=0.9),)),
+    Node((1,), (Step("pruned", score=None),)),
+    Node((0, 0), (Step("1<2"), Step("<i>7</i>", True, score=0.8)), "answer"),
+    Node((0, 1), (Step("1<2"), Step("8", True, score=0.2)), "answer"),
+]
+
+ALL = {
+    "accuracy_vs_flops": lambda: plots.accuracy_vs_flops(POINTS, baseline=0.5),
+    "coverage": lambda: plots.coverage(
+        {"sample": [(k, Estimate(v, v - 0.1, v + 0.1, 50, 64)) for k, v in [(1, 0.3), (8, 0.6), (64, 0.9)]]},
+        baseline=Estimate(0.01, 0.0, 0.02, 50),
+        laws={"sample": PowerLaw(-1.2, -0.5, 0.01)},
+    ),
+    "reliability": lambda: plots.reliability_plot(reliability([0.1, 0.6, 0.65, 1.0], [0, 1, 0, 1])),
+    "learning_curve": lambda: plots.learning_curve([{"step": s, "accuracy": s / 10} for s in range(5)], baseline=0.1),
+    "proxy_vs_truth": lambda: plots.proxy_vs_truth(
+        [{"run": run, "step": s, "proxy": s, "true": 1 - s / 9} for run in ("sum", "min") for s in range(5)]
+    ),
+    "levels": lambda: plots.levels(
+        [Record("r", f"p/{i}", 0, "5", i % 3 > 0, level=1 + i % 4, knobs={"method": "beam"}) for i in range(40)]
+    ),
+    "labelled_tree": lambda: plots.labelled_tree(TREE),
+}
+
+
+def lines(fig):
+    """The measured lines: name of the colour -> y values."""
+    return {t.line.color: list(t.y) for t in fig.data if t.mode == "lines+markers"}
+
+
+def words(fig):
+    return " ".join([fig.layout.title.text, *(note.text for note in fig.layout.annotations)])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_figure_is_a_figure_that_serialises(name):
+    """House rules, for all: a title, an axis title, a caption inside the canvas, the one template, no legend."""
+    fig = ALL[name]()
+    assert type(fig) is go.Figure, "a FigureWidget would store 5 MB a notebook"
+    assert json.loads(fig.to_json())["layout"]["template"]["layout"]["plot_bgcolor"] == "white"
+    assert fig.layout.title.text and fig.layout.xaxis.title.text and not fig.layout.template.layout.showlegend
+    caption = fig.layout.annotations[-1]
+    assert caption.yshift == -52 and fig.layout.margin.b >= 52 + 14 * (caption.text.count("<br>") + 1)
+
+
+def test_a_method_has_one_colour_everywhere():
+    """Bug: colours by position in the figure, so a method changes colour when another joins."""
+    alone = plots.accuracy_vs_flops([p for p in POINTS if p.method == "beam"])
+    assert plots.colour("beam") in lines(alone) and plots.colour("beam") in lines(ALL["accuracy_vs_flops"]())
+    assert plots.colour("beam") in lines(ALL["levels"]())
+    assert len(set(plots.COLOURS.values())) == len(plots.COLOURS)
+    assert re.fullmatch("#[0-9A-Fa-f]{6}", plots.colour("never heard of"))
+
+
+def test_curve_title_is_computed_at_equal_budget():
+    """Bug: a title typed in; a rival credited with compute that the winner did not spend."""
+    fig = plots.accuracy_vs_flops([*POINTS, point("weighted", 64, 9e11, 0.7)])
+    assert fig.layout.title.text.replace("<br>", " ") == (
+        "beam reaches 82% at 4.8·10<sup>10</sup> FLOPs per problem; next within that budget is majority with 66%"
+    )
+    assert (
+        "less than any other method"
+        in plots.accuracy_vs_flops([point("beam", 1, 1e6, 0.9), POINTS[0]]).layout.title.text
+    )
+    assert plots.accuracy_vs_flops(POINTS, title="mine").layout.title.text == "mine"
+    assert "n = 50 problems, 2 seeds" in words(fig) and fig.layout.xaxis.type == "log"
+
+
+def test_the_baseline_is_inside_the_picture():
+    """Bug: a dashed line that the automatic range does not see."""
+    fig = plots.accuracy_vs_flops(POINTS, baseline=0.05)
+    low, high = fig.layout.yaxis.range
+    assert low < 0.05 < high and "baseline 5%" in words(fig)
+
+
+def test_a_missing_value_is_a_gap():
+    """Bug: a missing score drawn as 0, or bridged as if it had been measured."""
+    rows = [{"step": s, "accuracy": a, "run": "sum"} for s, a in [(0, 0.5), (1, None), (2, 0.7)]]
+    fig = plots.learning_curve(rows)
+    (line,) = (t for t in fig.data if t.mode == "lines+markers")
+    assert list(line.y) == [0.5, None, 0.7] and line.connectgaps is False
+    assert "gaps: 1" in words(fig)
+    nothing = plots.learning_curve([{"step": 0, "accuracy": None}])
+    assert "unmeasured" in nothing.layout.title.text
+
+
+def test_a_missing_interval_is_a_gap_in_the_band_and_counted():
+    points = [point("beam", 1, 1e6, 0.5), point("beam", 2, 2e6, 0.6, None, None), point("beam", 4, 4e6, 0.7)]
+    fig = plots.accuracy_vs_flops(points)
+    bands = [t for t in fig.data if t.fill == "toself"]
+    assert [list(t.x) for t in bands] == [[1e6, 1e6], [4e6, 4e6]]
+    assert "without an interval: 1" in words(fig)
+    assert 0 not in [y for t in fig.data for y in t.y]
+
+
+def test_a_curve_over_mixed_axes_is_refused():
+    with pytest.raises(WorkbenchError, match="same axis"):
+        plots.accuracy_vs_flops([POINTS[0], point("beam", 1, 5, 0.5, axis="tokens")])
+    with pytest.raises(WorkbenchError):
+        plots.accuracy_vs_flops([])
+
+
+def test_proxy_and_truth_are_drawn_both_with_seeds_as_bands():
+    """Bug: proxy reward up, true reward down, and nobody looks."""
+    rows = [
+        {"run": "sum", "step": s, "proxy": 3 * s + seed, "true": 0.5 - s / 100 + seed / 10}
+        for s in (0, 10)
+        for seed in (0, 1)
+    ]
+    fig = plots.proxy_vs_truth(rows)
+    assert fig.layout.title.text == "sum: proxy reward +30, true reward -0.1"
+    proxy, true = (t for t in fig.data if t.mode == "lines+markers")
+    assert (list(proxy.y), proxy.yaxis) == ([0.5, 30.5], "y") and true.yaxis == "y2"
+    assert list(true.y) == pytest.approx([0.55, 0.45])
+    assert list(next(t for t in fig.data if t.fill == "toself").y) == [0, 30, 31, 1] and "2 seeds" in words(fig)
+    assert fig.layout.yaxis2.range[1] < 1, "each panel has its own scale"
+    with pytest.raises(WorkbenchError, match="'true'"):
+        plots.proxy_vs_truth([{"run": "sum", "step": 0, "proxy": 1}])
+
+
+def test_recorded_intervals_are_the_band():
+    rows = [{"step": s, "accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.7} for s in (0, 1)]
+    band = next(t for t in plots.learning_curve(rows).data if t.fill == "toself")
+    assert list(band.y) == [0.4, 0.4, 0.7, 0.7]
+
+
+def test_names_at_the_ends_do_not_overlap():
+    """Bug: direct labels printed over one another where lines end together."""
+    points = [point(name, n, 1e6 * n, 0.5 + n / 10) for name in ("beam", "best", "weighted") for n in (1, 2)]
+    fig = plots.accuracy_vs_flops(points)
+    heights = sorted(t.y[0] for t in fig.data if t.mode == "text")
+    span = fig.layout.yaxis.range[1] - fig.layout.yaxis.range[0]
+    assert min(b - a for a, b in zip(heights, heights[1:], strict=False)) > 0.05 * span
+    assert fig.layout.margin.r > 8 * len("weighted")
+
+
+def test_levels_keep_methods_apart():
+    """Bug: records of two methods, or two n, averaged into one line."""
+    records = [
+        Record("r", f"p/{i}", 0, "5", i % 4 < right, level=1 + i // 20, knobs={"method": m, "n": n})
+        for m, n, right in [("beam", 4, 3), ("majority", 4, 2), ("majority", 16, 1)]
+        for i in range(40)
+    ]
+    fig = plots.levels(records)
+    found = [list(t.y) for t in fig.data if t.mode == "lines+markers"]
+    assert sorted(found) == [[0.25, 0.25], [0.5, 0.5], [0.75, 0.75]]
+    assert fig.layout.title.text.startswith("From level 1 to 2: beam 75% to 75%, majority n=16 25% to 25%")
+    assert "n = 20 problems a level" in words(fig)
+
+
+def test_reliability_leaves_empty_bins_out():
+    fig = plots.reliability_plot([Bin(0, 0.5, None, None, 0), Bin(0.5, 1, 0.75, 0.5, 4)], "PRM")
+    assert list(fig.data[1].x) == [0.75] and list(fig.data[1].y) == [0.5]
+    assert fig.layout.title.text == "PRM scores are 25 points off on average and mostly too high"
+    assert "1 of them empty" in words(fig)
+
+
+def test_tree_fades_what_was_pruned_and_hides_no_text():
+    """Bugs: step text run as markup; an unscored node coloured like a bad one."""
+    fig = plots.labelled_tree(TREE)
+    faded, kept = (t for t in fig.data if t.mode == "markers" and t.x[0] is not None)
+    assert [t.split("<br>")[0] for t in faded.hovertext] == ["pruned"] and list(faded.marker.color) == ["#ffffff"]
+    assert [t.split("<br>")[0] for t in kept.hovertext] == ["root", "1&lt;2", "&lt;i&gt;7&lt;/i&gt;", "8"]
+    assert list(kept.marker.symbol) == ["circle", "circle", "square", "square"] and list(kept.x) == [0, 1, 2, 2]
+    assert "ends in &lt;i&gt;7&lt;/i&gt; (0.80)" in fig.layout.title.text
+    with pytest.raises(WorkbenchError, match="no nodes"):
+        plots.labelled_tree([])
+
+
+def test_tree_without_its_inner_nodes_is_still_a_tree():
+    """Leaves alone, as a driver that keeps only results would give them."""
+    fig = plots.labelled_tree([Node((0, 0), (Step("a"), Step("7", True)), "answer"), Node((1, 2), (Step("b"),))])
+    assert (
+        len([t for t in fig.data if t.mode == "markers"]) == 3 and "2 nodes, 1 finished chain" in fig.layout.title.text
+    )
+
+
+def test_no_two_nodes_of_a_tree_share_a_place():
+    nodes = [Node(path, (Step("s", score=0.5),)) for path in [(i, j) for i in range(3) for j in range(3)] + [(3,)]]
+    fig = plots.labelled_tree(nodes)
+    places = [place for t in fig.data if t.mode == "markers" for place in zip(t.x, t.y, strict=True)]
+    assert len(set(places)) == len(places)
+
+
+def test_show_steps_escapes_and_tells_unknown_from_zero():
+    """Bugs: a step that runs as a script; a missing score shown as 0; an unfinished chain shown as answered."""
+    page = plots.show_steps(
+        Trace((Step("<script>x</script>", score=0.0), Step("2", score=None), Step("5", final=True, score=1.0))),
+        Trace((Step("1+1"),), stop="length"),
+    ).data
+    assert "<script>" not in page and "&lt;script&gt;" in page
+    assert page.count("–") == 2 and page.count("0.00") == 1 and page.count("width:100px") == 1
+    assert page.count("no answer: out of tokens") == 1 and page.count("<table") == 2
+
+
+def test_show_source_shows_the_code_that_runs():
+    text = re.sub("<[^>]*>", "", plots.show_source(plots.colour).data)
+    assert text.startswith("def colour(method: str)") and "style=" in plots.show_source(plots.colour).data
+    with pytest.raises(WorkbenchError, match="no source"):
+        plots.show_source(len)
+
+
+def test_save_falls_back_to_html_aloud(tmp_path, monkeypatch):
+    """Bug: no browser, no figure, no word."""
+
+    def no_browser(self, path, scale):
+        raise RuntimeError("Kaleido requires Google Chrome\nmore")
+
+    monkeypatch.setattr(go.Figure, "write_image", no_browser)
+    with pytest.warns(UserWarning, match=r"wrote tree\.html: .*chromium installed \(Kaleido requires Google Chrome\)"):
+        path = plots.save(ALL["labelled_tree"](), tmp_path / "figures" / "tree.png")
+    assert path == tmp_path / "figures" / "tree.html" and "plotly" in path.read_text()[:9000]
+    monkeypatch.setattr(go.Figure, "write_image", lambda self, path, scale: path.write_bytes(b"png"))
+    assert plots.save(go.Figure(), tmp_path / "a.b") == tmp_path / "a.png"
+
+
+@pytest.mark.parametrize("low, high", [(1, 64), (3e6, 4e6), (2e9, 3e12)])
+def test_a_log_axis_always_has_ticks(low, high):
+    fig = go.Figure()
+    plots._log_ticks(fig, [low, high])
+    assert len(fig.layout.xaxis.tickvals) >= 1
+    assert fig.layout.xaxis.range[0] < math.log10(low) and math.log10(high) < fig.layout.xaxis.range[1]

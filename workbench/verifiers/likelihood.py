@@ -1,0 +1,64 @@
+"""A verifier that is a language model: a step is as right as its least likely token is likely."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..format import Encoder
+from ..models import flops, load_model
+from ..types import Problem, Trace
+from .prm import UNKNOWN, in_batches
+
+
+def step_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(rows, steps) log-prob of the least likely token of every step. Training and scoring both come through here.
+
+    Columns past a row's last step hold 0 and mean nothing.
+    """
+    ids, ends = batch["input_ids"], batch["ends"]
+    hidden = model.model(input_ids=ids, attention_mask=batch["attention_mask"]).last_hidden_state
+    logits = model.lm_head(hidden[:, :-1]).float()
+    token = logits.gather(-1, ids[:, 1:, None])[..., 0] - logits.logsumexp(-1)  # token t stands at t - 1
+    # The step that a token belongs to = how many steps ended before it; prompt tokens belong to none.
+    place = torch.arange(1, ids.shape[1], device=ids.device)
+    real = torch.arange(ends.shape[1], device=ids.device) < batch["steps"][:, None]
+    past = (place[None, :, None] > ends.masked_fill(~real, ids.shape[1])[:, None, :]).sum(-1)
+    inside = (place >= batch["start"][:, None]) & (past < batch["steps"][:, None])
+    worst = token.new_zeros(ends.shape).scatter_reduce(
+        1, past.clamp(max=ends.shape[1] - 1), token.masked_fill(~inside, 0.0), "amin"
+    )
+    return worst
+
+
+def bce(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Binary cross-entropy of P(right) = the probability of the step's least likely token, over labelled steps."""
+    known = batch["labels"] != UNKNOWN
+    log_right, label = step_logprobs(model, batch)[known].clamp(max=-1e-6), batch["labels"][known]
+    return -(label * log_right + (1 - label) * torch.log(-torch.expm1(log_right))).mean()
+
+
+class Likelihood:
+    """Scores a step by the smallest probability that a language model gives to one of its tokens.
+
+    Where a linear head must redo a step's work below its own layer to compare, the language model's next-token
+    prediction *is* that work, so every token of every labelled step teaches it. Suits tasks with about one good
+    wording of a step; left out: the log-ratio to a reference (implicit PRM, Yuan et al. 2024), which does not.
+    """
+
+    def __init__(self, model, tokenizer, aggregate: str = "min", batch: int = 256):
+        self.model, self.encoder, self.aggregate, self.batch = model.eval(), Encoder(tokenizer), aggregate, batch
+        self.pad = tokenizer.pad_token_id
+
+    @classmethod
+    def load(cls, folder: str | Path, **more) -> Likelihood:
+        return cls(*load_model(folder), **more)
+
+    def flops(self, tokens: float) -> float:
+        return flops(self.model.config, tokens, (tokens + 1) / 2)
+
+    @torch.inference_mode()
+    def score(self, items: Sequence[tuple[Problem, Trace]]) -> list[tuple[float, ...]]:
+        return in_batches(self, items, lambda batch: step_logprobs(self.model, batch).exp())
