@@ -17,8 +17,8 @@ USER, END_USER, REASONING, END_REASONING, ASSISTANT, END_ASSISTANT = TAGS
 CLOSING = END_REASONING + ASSISTANT
 
 # What a reader of the raw text could mistake for structure: our tags, other templates' <|tags|>, control
-# characters and line separators, and the escape character itself.
-_HOSTILE = re.compile(r"\\|<(?=/?(?:user|reasoning|assistant)>|\|)|[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# characters and line separators, lone surrogates (which no tokenizer takes), and the escape character itself.
+_HOSTILE = re.compile(r"\\|<(?=/?(?:user|reasoning|assistant)>|\|)|[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _ESCAPED = re.compile(r"\\(?:\\|x([0-9a-f]{2})|u([0-9a-f]{4}))")
 
 CHAT_TEMPLATE = (
@@ -81,17 +81,14 @@ def parse(text: str) -> tuple[str, Trace]:
     ('2+3', Trace(steps=(Step(text='2+3=5', final=False, ids=(), logprobs=(), score=None),\
  Step(text='5', final=True, ids=(), logprobs=(), score=None)), stop='answer'))
     """
-    match = re.fullmatch(rf"{USER}([^\n]*?){END_USER}(?:{REASONING}(.*)|({ASSISTANT}.*))", text, re.DOTALL)
+    match = re.fullmatch(rf"{USER}([^\n]*?){END_USER}(?:{REASONING}(.*)|{ASSISTANT}(.*))", text, re.DOTALL)
     if not match:
         raise WorkbenchError(f"not a conversation: it must begin with {USER}…{END_USER}{REASONING}, got {text[:60]!r}")
-    lines = (match[2] if match[2] is not None else END_REASONING + match[3]).split(BREAK)
-    steps = [parse_step(line + BREAK) for line in lines[:-1]]
-    stop: Stop = "cut"
-    if lines[-1]:
-        step, end = parse_step(lines[-1])
-        steps.append((step, end))
-        stop = end or "cut"
-    return unescape(match[1]), Trace(tuple(step for step, _ in steps), stop)
+    reasoning = match[2] is not None
+    chunks = re.findall(rf"[^{BREAK}]*{BREAK}|[^{BREAK}]+", match[2] if reasoning else match[3])
+    read = [parse_step(chunk, reasoning) for chunk in chunks]
+    closed = [end for _, end in read] == [None] * (len(read) - 1) + ["answer"]  # nothing malformed on the way
+    return unescape(match[1]), Trace(tuple(step for step, _ in read), "answer" if closed else "cut")
 
 
 def parse_step(chunk: str, reasoning: bool = True) -> tuple[Step, Stop | None]:
@@ -103,7 +100,7 @@ def parse_step(chunk: str, reasoning: bool = True) -> tuple[Step, Stop | None]:
     body = chunk
     if chunk.endswith(BREAK):
         body = chunk[: -len(BREAK)]
-        if reasoning and not any(tag in body for tag in TAGS):
+        if reasoning and BREAK not in body and not any(tag in body for tag in TAGS):
             return Step(unescape(body)), None
     elif chunk.startswith(CLOSING if reasoning else "") and chunk.endswith(END_ASSISTANT):
         answer = chunk[len(CLOSING) if reasoning else 0 : -len(END_ASSISTANT)]

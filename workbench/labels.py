@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from . import tasks
 from .policies import Policy, Sampling, Want, bill, tokens_of
-from .types import Cost, Node, Problem, Trace
+from .types import Cost, Node, Problem, Step, Trace  # noqa: F401  Step: for the example
 
 
 def oracle(items: Sequence[tuple[Problem, Trace]]) -> list[list[float]]:
@@ -18,6 +18,22 @@ def oracle(items: Sequence[tuple[Problem, Trace]]) -> list[list[float]]:
     [[1.0, 1.0]]
     """
     return [[float(x) for x in tasks.get(p.task).oracle(p, trace.steps)] for p, trace in items]
+
+
+def corrected(problem: Problem, trace: Trace, labels: Sequence[float]) -> Trace:
+    """The chain up to its first wrong step, which is replaced by a right one (PRM800K's human completions).
+
+    A chain without a wrong step stays as it is. The task must know how to `correct`.
+
+    >>> p = tasks.get("arithmetic").parse("2+3*4")
+    >>> [s.text for s in corrected(p, Trace((Step("3*4=12"), Step("2+12=15"), Step("15", True))), [1, 0, 0]).steps]
+    ['3*4=12', '2+12=14']
+    """
+    first = next((i for i, label in enumerate(labels) if label < 0.5), None)
+    if first is None:
+        return trace
+    right = trace.steps[:first]
+    return Trace((*right, tasks.get(problem.task).correct(problem, right)), "cut")
 
 
 def monte_carlo(

@@ -41,7 +41,8 @@ class Reinforce:
     steps: int = 40
     prompts: int = 32
     group: int = 8
-    lr: float = 2e-4
+    lr: float = 1e-4
+    muon_lr: float = 1e-3
     check_every: int = 10
     seed: int = 0
 
@@ -69,9 +70,9 @@ class Profile:
     held_out: int = 240
     judge_problems: int = 2000
     judge_chains: int = 4
-    judge: Schedule = field(default_factory=lambda: Schedule(250, muon_lr=0.01, lr=1e-3))
-    extra_layers: int = 2
-    language: float = 1.0
+    judge: Schedule = field(default_factory=lambda: Schedule(280, batch=64, lr=5e-4, muon_lr=0.003))
+    head: Schedule = field(default_factory=lambda: Schedule(120, batch=64, lr=1e-3, muon_lr=0.0))
+    extra_layers: int = 0
     audit: int = 150
     rollouts: int = 8
     reinforce: Reinforce = field(default_factory=Reinforce)
@@ -97,6 +98,7 @@ PROFILES = {
         judge_problems=12,
         judge_chains=2,
         judge=_QUICK,
+        head=_QUICK,
         audit=4,
         rollouts=2,
         reinforce=Reinforce(steps=2, prompts=4, group=4, check_every=1),
@@ -242,41 +244,47 @@ class Series:
             run.finish(cost=_spent(cost), rollouts=p.rollouts)
         return run
 
-    VERIFIERS = ("prm", "prm-thin", "orm")
+    VERIFIERS = ("likelihood", "head", "head-rollouts", "orm")
 
-    def judge(self, kind: str = "prm") -> Run:
-        """A trained verifier: `prm` (deeper than the policy), `prm-thin` (same depth, the classic linear head), `orm`."""
+    def judge(self, kind: str = "likelihood") -> Run:
+        """A trained verifier, always from the policy's weights.
+
+        `likelihood`: a language model fine-tuned on right and corrected steps. `head`: the classic linear head on step
+        ends, oracle labels. `head-rollouts`: the same on soft Monte-Carlo labels. `orm`: the same on outcomes.
+        """
         if kind not in self.VERIFIERS:
             raise WorkbenchError(f"unknown verifier {kind!r}: one of {', '.join(self.VERIFIERS)}")
-        p, source = self.profile, self.chains()
-        thin = kind == "prm-thin"
-        params = {
-            "kind": kind,
-            "fit": asdict(p.judge),
-            "extra_layers": 0 if thin else p.extra_layers,
-            "language": 0.0 if thin else p.language,
-        }
-        run = self._open(f"judge-{kind}", {"chains": source.path}, **params)
+        p, source = self.profile, self.audit() if kind == "head-rollouts" else self.chains()
+        schedule = p.judge if kind == "likelihood" else p.head
+        inputs = {"chains": source.path, "policy": self.teach().path}
+        run = self._open(f"judge-{kind}", inputs, kind=kind, fit=asdict(schedule), extra_layers=p.extra_layers)
         if not run.done:
-            self._judge(run, kind == "orm")
+            self._judge(run, kind, source, schedule)
         return run
 
-    def _judge(self, run: Run, outcome: bool) -> None:
+    def _judge(self, run: Run, kind: str, source: Run, schedule: Schedule) -> None:
+        from . import labels, sft
         from .fit import fit
         from .verifiers import prm
 
         policy = self.policy()
         encoder, tokenizer = policy.encoder, policy.encoder.tokenizer
-        model = prm.from_policy(policy.model, run.params["extra_layers"])
-        rows = read_traces(self.chains())
-        data = [prm.judged(q, trace, labels, encoder, outcome) for q, trace, labels in rows if trace.steps]
+        rows = [(q, trace, marks) for q, trace, marks in read_traces(source) if trace.steps]
+        # Chains of one problem stand together on disk; a fixed shuffle keeps a batch from being all alike.
+        rows.sort(key=lambda row: tasks.digest("order", row[0].id, len(row[1].steps), row[1].steps[-1].text))
+        if kind == "likelihood":
+            model, loss, collate = policy.model, sft.loss, sft.collate
+            data = sft.rows([(q, labels.corrected(q, trace, marks)) for q, trace, marks in rows], encoder)
+        else:
+            model, loss, collate = prm.from_policy(policy.model, run.params["extra_layers"]), prm.bce, prm.collate
+            data = [prm.judged(q, trace, marks, encoder, outcome=kind == "orm") for q, trace, marks in rows]
         _fresh(run, "history")
         cost = fit(
             model,
             data,
-            lambda batch: prm.collate(batch, tokenizer.pad_token_id),
-            lambda m, batch: prm.bce(m, batch, run.params["language"]),
-            self.profile.judge.fit(),
+            lambda batch: collate(batch, tokenizer.pad_token_id),
+            loss,
+            schedule.fit(),
             run.path / "trainer",
             log=lambda row: run.append("history", [row]),
             progress=self.progress,
@@ -284,17 +292,22 @@ class Series:
         _save(run, "model", model, tokenizer)
         run.finish(cost=_spent(cost))
 
-    def verifier(self, kind: str = "prm"):
+    def verifier(self, kind: str = "likelihood"):
+        from .verifiers.likelihood import Likelihood
         from .verifiers.prm import PRM
 
-        return PRM.load(self.judge(kind).path / "model", aggregate="last" if kind == "orm" else "min")
+        folder = self.judge(kind).path / "model"
+        if kind == "likelihood":
+            return Likelihood.load(folder)
+        # Outcome and value labels speak of the end; correctness labels are as strong as their weakest step.
+        return PRM.load(folder, aggregate="min" if kind == "head" else "last")
 
     # --- search ---
 
     def search(self, problems: Sequence[Problem] | None = None) -> Run:
         """Every method at every n on the test problems, from one set of proposals; a record a problem and setting."""
         p = self.profile
-        inputs = {"policy": self.teach().path, **{k: self.judge(k).path for k in ("prm", "orm")}}
+        inputs = {"policy": self.teach().path, **{k: self.judge(k).path for k in ("likelihood", "head", "orm")}}
         run = self._open("search", inputs, problems=p.search_problems, n=p.search_n, beam_n=p.beam_n)
         if run.done:
             return run
@@ -303,7 +316,8 @@ class Series:
 
         _fresh(run, "records")
         problems, policy = self.test(), self.policy()
-        oracle, prm, orm = Oracle(problems), self.verifier("prm"), self.verifier("orm")
+        oracle, prm = Oracle(problems), self.verifier()
+        head, orm = self.verifier("head"), self.verifier("orm")
         memos: dict = {}
         plan = [("greedy", "greedy", None, {})]
         for n in p.search_n:
@@ -311,6 +325,7 @@ class Series:
                 ("majority", "majority", None, {"n": n}),
                 ("best_of_n", "best_of_n", prm, {"n": n}),
                 ("weighted_vote", "weighted_vote", prm, {"n": n}),
+                ("best_of_n (head)", "best_of_n", head, {"n": n}),
                 ("best_of_n (ORM)", "best_of_n", orm, {"n": n, "aggregate": "last"}),
                 ("best_of_n (oracle)", "best_of_n", oracle, {"n": n}),
             ]
@@ -341,7 +356,7 @@ class Series:
         p = self.profile
         inputs = {"policy": self.teach().path}
         if reward != "outcome":
-            inputs["verifier"] = self.judge("prm").path
+            inputs["verifier"] = self.judge().path
         run = self._open(f"reinforce-{reward}", inputs, reward=reward, rl=asdict(p.reinforce))
         if run.done:
             return run
@@ -373,11 +388,11 @@ def _row(problem: Problem, trace: Trace, labels: Sequence[float]) -> dict:
 
 
 def read_traces(run: Run) -> list[tuple[Problem, Trace, list[float]]]:
-    """(problem, trace, oracle labels) of a `chains` or `audit` run."""
+    """(problem, trace, labels) of a `chains` run (the oracle's labels) or an `audit` run (soft rollouts')."""
     out = []
     for row in run.read("traces"):
         steps = tuple(Step(text, final, tuple(ids), tuple(logprobs)) for text, final, ids, logprobs in row["steps"])
-        out.append((Problem(**row["problem"]), Trace(steps, row["stop"]), row["labels"]))
+        out.append((Problem(**row["problem"]), Trace(steps, row["stop"]), row.get("soft", row["labels"])))
     return out
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from . import tasks
+from .fit import Fit, optimiser
 from .labels import right_answer
 from .models import flops
 from .policies import Sampling
@@ -26,7 +27,8 @@ Reward = Callable[[Sequence[tuple[Problem, Trace]]], tuple[list[float], Cost]]
 
 @dataclass(frozen=True)
 class GRPO:
-    """Scalars of a run. One step: `prompts` problems x `group` chains, `updates` optimiser steps on them.
+    """Scalars of a run. One step: `prompts` problems x `group` chains, `updates` optimiser steps on them. Both
+    learning rates (see `fit.Fit`) fall linearly to nothing over `steps`.
 
     Left out: a KL penalty to the starting policy (DAPO drops it too), and a value head.
     """
@@ -35,7 +37,8 @@ class GRPO:
     prompts: int = 32
     group: int = 8
     updates: int = 1
-    lr: float = 2e-4
+    lr: float = 1e-4
+    muon_lr: float = 1e-3
     clip: float = 0.2
     temperature: float = 1.0
     step_tokens: int = 16
@@ -176,8 +179,9 @@ def save_state(path: Path, model, optimizer, step: int) -> None:
     """Weights, optimiser moments and step number as one safetensors file, written aside and renamed."""
     state = {f"model.{n}": p.detach().contiguous() for n, p in model.named_parameters()}
     names = {id(p): n for n, p in model.named_parameters()}
-    for p, values in optimizer.state.items():
-        state |= {f"{key}.{names[id(p)]}": torch.as_tensor(v).contiguous() for key, v in values.items()}
+    for part in getattr(optimizer, "parts", [optimizer]):
+        for p, values in part.state.items():
+            state |= {f"{key}.{names[id(p)]}": torch.as_tensor(v).contiguous() for key, v in values.items()}
     save_file(state, str(path) + ".tmp", metadata={"step": str(step)})
     os.replace(str(path) + ".tmp", path)
 
@@ -188,11 +192,14 @@ def load_state(path: Path, model, optimizer) -> int:
     with safe_open(path, "pt") as f:
         step = int(f.metadata()["step"])
     state = load_file(path)
+    names = {id(p): n for n, p in model.named_parameters()}
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(state[f"model.{name}"])
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            optimizer.state[p] = {k: state[f"{k}.{name}"].clone() for k in keys if f"{k}.{name}" in state}
+    for part in getattr(optimizer, "parts", [optimizer]):
+        for p in (p for group in part.param_groups for p in group["params"]):
+            keys = ("step", "exp_avg", "exp_avg_sq", "momentum")
+            part.state[p] = {k: state[f"{k}.{names[id(p)]}"].clone() for k in keys if f"{k}.{names[id(p)]}" in state}
     return step
 
 
@@ -211,7 +218,8 @@ def train(
     proxy (the reward that is optimised) and the true reward of the same chains; each check adds the true reward on
     `held_out` problems. All randomness is a function of (seed, step), so a resumed run is the same run.
     """
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = optimiser(policy.model, Fit(lr=config.lr, muon_lr=config.muon_lr, weight_decay=0.0))
+    rates = [group["lr"] for group in optimizer.param_groups]
     state, history = run.path / "state.safetensors", run.read("history")
     step = load_state(state, policy.model, optimizer) if state.exists() else 0
     if len(history) > step + 1:  # rows past the checkpoint will be made again, the same
@@ -238,6 +246,8 @@ def train(
         grid = torch.tensor(proxy).view(config.prompts, config.group)
         advantage = advantages(grid)
         sampled = time.perf_counter() - began
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * (1 - step / config.steps)
         stats = update(policy, optimizer, items, advantage.flatten(), config)
         step += 1
         cost = sum((r.cost for r in results), judging)

@@ -31,7 +31,7 @@ def gumbel(keys: torch.Tensor, positions: torch.Tensor, vocabulary: int) -> torc
     """
     row = _mix(keys + positions * -7046029254386353131)
     bits = _mix(row[:, None] + torch.arange(vocabulary, device=keys.device) * -7046029254386353131)
-    uniform = (((bits >> 40) & 0xFFFFFF).float() + 0.5) / (1 << 24)
+    uniform = (((bits >> 41) & 0x7FFFFF).float() + 0.5) / (1 << 23)  # 24 bits exactly: never rounded up to 1
     return -torch.log(-torch.log(uniform))
 
 
@@ -85,7 +85,9 @@ class LocalPolicy:
     def __init__(self, model, tokenizer, reasoning: bool = True, batch: int = 512):
         self.model, self.encoder, self.batch = model, Encoder(tokenizer, reasoning), batch
         self.pad = tokenizer.pad_token_id
-        self._ends = torch.tensor(self.encoder.ends_step(), device=model.device)
+        ends = self.encoder.ends_step()
+        ends = ends + [False] * (model.config.vocab_size - len(ends))  # embeddings may be padded past the tokenizer
+        self._ends = torch.tensor(ends, device=model.device)
 
     @classmethod
     def load(cls, folder: str | Path, **more) -> LocalPolicy:
@@ -106,8 +108,12 @@ class LocalPolicy:
         prefixes = [self.encoder.encode(want.problem.prompt, want.node.steps).ids for want in wants]
         limit = self.model.config.max_position_embeddings
         for want, ids in zip(wants, prefixes, strict=True):
-            if len(ids) + sampling.step_tokens > limit:
-                raise WorkbenchError(f"{want.problem.id}: {len(ids)} tokens leave no room in a context of {limit}")
+            left = sampling.chain_tokens - sum(len(step.ids) for step in want.node.steps)
+            room = max(1, left if want.to_end else min(left, sampling.step_tokens))
+            if len(ids) + room > limit:
+                raise WorkbenchError(
+                    f"{want.problem.id}: {len(ids)} tokens leave no room for {room} more in a context of {limit}"
+                )
         # Long and short prefixes apart, so that padding is small; whole wants only, so that a prefix is read once.
         order, group, rows = sorted(range(len(wants)), key=lambda i: len(prefixes[i])), [], 0
         for i in order:

@@ -19,6 +19,7 @@ class Scripted:
     """`table`: the texts of the steps so far -> [(next line, probability)]; a line that begins with "=" answers.
 
     A character or a tag is one token. A chain whose steps are not in the table is cut. FLOPs are 1 a token.
+    Probabilities are those at temperature 1; another one sharpens or flattens them, line by line.
 
     >>> coin = Scripted({(): [("heads", 0.5), ("tails", 0.5)], ("heads",): [("=1", 1.0)], ("tails",): [("=0", 1.0)]})
     >>> p = Problem("coin/0", "arithmetic", "toss", "1")
@@ -53,10 +54,13 @@ class Scripted:
         choices = self.table.get(tuple(step.text for step in node.steps))
         if not choices:
             return Node(path, (*node.steps, Step("", ids=(0,), logprobs=(0.0,))), "cut")
-        point, chosen = digest("scripted", seed, problem.id, *path) / 2**64, choices[-1]
+        point = digest("scripted", seed, problem.id, *path) / 2**64
         if sampling.temperature == 0:
             chosen = max(choices, key=lambda choice: choice[1])
         else:
+            weights = [p ** (1 / sampling.temperature) for _, p in choices]
+            choices = [(line, w / sum(weights)) for (line, _), w in zip(choices, weights, strict=True)]
+            chosen = choices[-1]
             for choice in choices:
                 if point < choice[1]:
                     chosen = choice
@@ -65,8 +69,9 @@ class Scripted:
         text = render_step(Step(chosen[0].removeprefix("="), final=chosen[0].startswith("=")))
         step, stop = parse_step(text)
         tokens = re.findall(r"</?[a-z]+>|.", text, re.DOTALL)
-        ids = tuple(digest(token) % 2**31 for token in tokens)[: sampling.step_tokens]
-        if len(ids) < len(tokens):
+        left = max(1, sampling.chain_tokens - sum(len(s.ids) for s in node.steps))
+        ids = tuple(digest(token) % 2**31 for token in tokens)[: min(sampling.step_tokens, left)]
+        if len(ids) < len(tokens) or (stop is None and len(ids) == left):
             stop = "length"
         logprobs = (math.log(chosen[1]), *[0.0] * (len(ids) - 1))
         return Node(path, (*node.steps, replace(step, ids=ids, logprobs=logprobs)), stop)

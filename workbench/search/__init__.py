@@ -71,14 +71,16 @@ def get(name: str) -> Callable[..., Search]:
 
 
 class Memo:
-    """What was grown and scored before, by (seed, temperature, problem, path): the same tokens need not be drawn twice.
+    """What was grown and scored before, by (seed, sampling, problem, prefix, path): no token is drawn twice.
 
-    A child is a function of its counters alone, so remembering it changes no result. Costs are charged in full, as
-    if it had been drawn anew: a memo saves the laptop's time, never a method's bill. Seconds are those of the
-    first draw.
+    A child is a function of its prefix and its counters alone, so remembering it changes no result. Costs are charged
+    in full, as if it had been drawn anew: a memo saves the laptop's time, never a method's bill. Seconds are those of
+    the first draw. A memo serves one policy; its weights must not change while the memo is in use.
     """
 
     def __init__(self):
+        self.policy: Policy | None = None
+        self.verifiers: dict[int, Verifier] = {}  # held, so that no later verifier is given an id that scores lie under
         self.chains: dict[tuple, tuple[list[Node], float]] = {}
         self.scores: dict[tuple, tuple[tuple[float, ...], float]] = {}
 
@@ -102,11 +104,13 @@ def drive(
     is granted only as many children as the sampled-token limit leaves room for.
     """
     search = get(search) if isinstance(search, str) else search
-    unknown = set(knobs) - set(inspect.signature(search).parameters)
-    if unknown:
-        choices = [p for p in inspect.signature(search).parameters if p != "root"]
+    choices = [p for p in inspect.signature(search).parameters if p != "root"]
+    if unknown := set(knobs) - set(choices):
         raise WorkbenchError(f"{search.__name__} has no knob {', '.join(sorted(unknown))}: it has {', '.join(choices)}")
     memo = memo or Memo()
+    if memo.policy is not None and memo.policy is not policy:
+        raise WorkbenchError("this memo holds the chains of another policy: give every policy a Memo of its own")
+    memo.policy, memo.verifiers[id(verifier)] = policy, verifier
     results = [Result(p) for p in problems]
     ids = [r.problem.id for r in results]
     if len(set(ids)) < len(ids):
@@ -155,8 +159,8 @@ def _serve(asked, blind, results, policy, verifier, budget, seed, sampling, memo
         use = sampling if grow.temperature is None else replace(sampling, temperature=grow.temperature)
         plan += [(i, node, grow.n, grow.to_end, use) for node in grow.nodes if not node.finished]
 
-    def key(i, use, path, to_end):
-        return seed, use, ids[i], path, to_end
+    def key(i, use, node, k, to_end):
+        return seed, use, ids[i], node.path, k, tuple(step.ids or step.text for step in node.steps), to_end
 
     def score_key(i, end):
         return id(verifier), seed, ids[i], end.path, tuple(step.ids or step.text for step in end.steps)
@@ -165,7 +169,7 @@ def _serve(asked, blind, results, policy, verifier, budget, seed, sampling, memo
     # 1. draw what the memo does not hold, one call a sampling setting
     missing: dict[Sampling, list[tuple[int, Node, int, bool]]] = {}
     for i, node, n, to_end, use in plan:
-        absent = [k for k in range(n) if key(i, use, (*node.path, k), to_end) not in memo.chains]
+        absent = [k for k in range(n) if key(i, use, node, k, to_end) not in memo.chains]
         if absent:  # children are numbered, so the absent ones are a tail
             missing.setdefault(use, []).append((i, node, absent[0], n, to_end))
     for use, rows in missing.items():
@@ -176,7 +180,7 @@ def _serve(asked, blind, results, policy, verifier, budget, seed, sampling, memo
         total = sum(tokens_of(chain) for chains in drawn for chain in chains) or 1
         for (i, node, first, _, to_end), chains in zip(rows, drawn, strict=True):
             for k, chain in enumerate(chains):
-                memo.chains[key(i, use, (*node.path, first + k), to_end)] = chain, spent * tokens_of(chain) / total
+                memo.chains[key(i, use, node, first + k, to_end)] = chain, spent * tokens_of(chain) / total
     # 2. meter, and hand out
     served: dict[int, list[list[Node]]] = {i: [] for i in asked}
     for i, node, n, to_end, use in plan:
@@ -185,7 +189,7 @@ def _serve(asked, blind, results, policy, verifier, budget, seed, sampling, memo
             if budget.spent(results[i].cost + bill(policy, prefix, sampled, seconds)):
                 results[i].stop = "budget"
                 break
-            chain, took = memo.chains[key(i, use, (*node.path, k), to_end)]
+            chain, took = memo.chains[key(i, use, node, k, to_end)]
             sampled.append(tokens_of(chain))
             seconds += took
             served[i].append(chain)

@@ -7,12 +7,18 @@ from . import Grow
 def beam(root, *, n: int = 16, width: int = 4, aggregate: str = "min", rounds: int = 40):
     """Sample `n` first steps; keep the best n/width; grow `width` children from each; repeat.
 
-    Chains that finish stay in the beam at their score, so an early finish wins nothing and is not copied. After
-    at most `rounds` rounds a vote weighted by score is held over the finished chains of the last beam.
+    Chains that close stay in the beam at their score, so an early finish wins nothing and is not copied; chains that
+    ended without an answer leave it, and an unknown score ranks last. After at most `rounds` rounds a vote weighted by
+    score is held over the closed chains of the last beam.
     """
+
+    def rank(node):
+        score = aggregate_score(node.trace, aggregate)
+        return (1, 0.0) if score is None else (0, -score)
+
     pool = yield Grow([root], n)
     for _ in range(rounds):
-        kept = sorted(pool, key=lambda node: -aggregate_score(node.trace, aggregate))[: max(1, n // width)]
+        kept = sorted((node for node in pool if node.stop in (None, "answer")), key=rank)[: max(1, n // width)]
         if all(node.finished for node in kept):
             break
         children = yield Grow([node for node in kept if not node.finished], width)

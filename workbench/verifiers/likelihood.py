@@ -10,7 +10,7 @@ import torch
 from ..format import Encoder
 from ..models import flops, load_model
 from ..types import Problem, Trace
-from .prm import UNKNOWN, in_batches
+from .prm import in_batches
 
 
 def step_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -33,19 +33,13 @@ def step_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return worst
 
 
-def bce(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Binary cross-entropy of P(right) = the probability of the step's least likely token, over labelled steps."""
-    known = batch["labels"] != UNKNOWN
-    log_right, label = step_logprobs(model, batch)[known].clamp(max=-1e-6), batch["labels"][known]
-    return -(label * log_right + (1 - label) * torch.log(-torch.expm1(log_right))).mean()
-
-
 class Likelihood:
     """Scores a step by the smallest probability that a language model gives to one of its tokens.
 
-    Where a linear head must redo a step's work below its own layer to compare, the language model's next-token
-    prediction *is* that work, so every token of every labelled step teaches it. Suits tasks with about one good
-    wording of a step; left out: the log-ratio to a reference (implicit PRM, Yuan et al. 2024), which does not.
+    A linear head must redo a step's work below its own layer to compare; a language model's next-token prediction
+    *is* that work. So the verifier is a policy of its own, fine-tuned on steps that a labeller accepted or wrote
+    (`labels.corrected`), and every token of them teaches it. Suits tasks with about one good wording of a step.
+    Left out: the log-ratio to a reference model (implicit PRM, Yuan et al. 2024), which would lift that limit.
     """
 
     def __init__(self, model, tokenizer, aggregate: str = "min", batch: int = 256):

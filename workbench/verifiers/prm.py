@@ -20,15 +20,13 @@ UNKNOWN = -1.0  # a step without a label: after the first error, or never judged
 class Judged:
     """One row to learn from: ids, step ends, one label in 0-1 a step (hard or soft) or UNKNOWN.
 
-    `start` is where the first step begins; `read` marks the tokens of steps known to be right, on which the optional
-    language-model loss is taken.
+    `start` is where the first step begins.
     """
 
     ids: list[int]
     start: int
     ends: list[int]
     labels: list[float]
-    read: list[bool]
 
 
 def mask_after_error(labels: Sequence[float], threshold: float = 0.5) -> list[float]:
@@ -49,61 +47,46 @@ def judged(problem: Problem, trace: Trace, labels: Sequence[float], encoder: Enc
         raise WorkbenchError(f"{problem.id}: label {bad[0]} is outside 0-1")
     code = encoder.encode(problem.prompt, trace.steps)
     used = [float(labels[-1])] * len(labels) if outcome else mask_after_error(labels)
-    read, start = [False] * len(code.ids), code.prompt_length
-    for end, label in zip(code.step_ends, mask_after_error(labels), strict=True):
-        read[start : end + 1] = [label > 0.5] * (end + 1 - start)
-        start = end + 1
-    return Judged(code.ids, code.prompt_length, code.step_ends, used, read)
+    return Judged(code.ids, code.prompt_length, code.step_ends, used)
 
 
 def collate(rows: Sequence[Judged], pad: int) -> dict[str, torch.Tensor]:
     width, most = max(len(r.ids) for r in rows), max(len(r.ends) for r in rows)
     ids = torch.full((len(rows), width), pad)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
-    read = torch.zeros((len(rows), width), dtype=torch.bool)
     ends = torch.zeros((len(rows), most), dtype=torch.long)
     labels = torch.full((len(rows), most), UNKNOWN)
     for i, r in enumerate(rows):
-        ids[i, : len(r.ids)], mask[i, : len(r.ids)], read[i, : len(r.ids)] = torch.tensor(r.ids), 1, torch.tensor(r.read)
+        ids[i, : len(r.ids)], mask[i, : len(r.ids)] = torch.tensor(r.ids), 1
         ends[i, : len(r.ends)], labels[i, : len(r.ends)] = torch.tensor(r.ends), torch.tensor(r.labels)
     start, steps = torch.tensor([r.start for r in rows]), torch.tensor([len(r.ends) for r in rows])
-    batch = {"input_ids": ids, "attention_mask": mask, "ends": ends, "labels": labels, "read": read}
+    batch = {"input_ids": ids, "attention_mask": mask, "ends": ends, "labels": labels}
     return batch | {"start": start, "steps": steps}
 
 
-def step_logits(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(logit at every step end, hidden states). Training and scoring both come through here."""
+def step_logits(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(rows, steps) logit at every step end. Training and scoring both come through here."""
     hidden = model.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
     at = batch["ends"].unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
-    return model.score(hidden.gather(1, at)).squeeze(-1).float(), hidden
+    return model.score(hidden.gather(1, at)).squeeze(-1).float()
 
 
-def bce(model, batch: dict[str, torch.Tensor], language: float = 0.0) -> torch.Tensor:
-    """Binary cross-entropy over labelled step ends, plus `language` times the LM loss on right steps' tokens.
-
-    The second term teaches the trunk to produce what it judges (GenRM, Zhang et al. 2024: solve and verify
-    together); it uses the tied input embedding, so it adds no parameters and costs nothing at scoring.
-    """
-    logits, hidden = step_logits(model, batch)
+def bce(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Mean binary cross-entropy over the labelled step ends, hard or soft."""
     known = batch["labels"] != UNKNOWN
-    loss = F.binary_cross_entropy_with_logits(logits[known], batch["labels"][known])
-    if language:
-        here = batch["read"][:, 1:]
-        guess = hidden[:, :-1][here] @ model.model.embed_tokens.weight.T
-        loss = loss + language * F.cross_entropy(guess, batch["input_ids"][:, 1:][here])
-    return loss
+    return F.binary_cross_entropy_with_logits(step_logits(model, batch)[known], batch["labels"][known])
 
 
 def from_policy(policy, extra_layers: int = 0):
-    """A token classifier on the policy's trunk; `extra_layers` more start as identities.
+    """A token classifier on the policy's trunk, its head at zero; `extra_layers` more layers start as identities.
 
-    A position can attend to what the layers below made of earlier positions. So the layer that knows which
-    digit *should* come next is too high for a same-depth network to compare it with the digit that *did*
-    come: a verifier needs a few layers more than its policy.
+    A position attends only to what lower layers made of earlier ones. The policy knows which digit *should* come in
+    its last layer, so a head of the same depth cannot compare that with the digit that *did* come; one may try more.
     """
     from transformers import LlamaForTokenClassification
 
-    config = type(policy.config)(**{**policy.config.to_dict(), "num_labels": 1, "architectures": None})
+    known = {k: v for k, v in policy.config.to_dict().items() if k not in ("id2label", "label2id", "architectures")}
+    config = type(policy.config)(**known, num_labels=1)
     config.num_hidden_layers += extra_layers
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[0]] * config.num_hidden_layers
@@ -142,7 +125,7 @@ class PRM:
 
     @torch.inference_mode()
     def score(self, items: Sequence[tuple[Problem, Trace]]) -> list[tuple[float, ...]]:
-        return in_batches(self, items, lambda batch: step_logits(self.model, batch)[0].sigmoid())
+        return in_batches(self, items, lambda batch: step_logits(self.model, batch).sigmoid())
 
 
 def in_batches(verifier, items: Sequence[tuple[Problem, Trace]], judge) -> list[tuple[float, ...]]:
@@ -151,7 +134,7 @@ def in_batches(verifier, items: Sequence[tuple[Problem, Trace]], judge) -> list[
     for problem, trace in items:
         code = verifier.encoder.encode(problem.prompt, trace.steps)
         unknown = [UNKNOWN] * len(code.step_ends)
-        rows.append(Judged(code.ids, code.prompt_length, code.step_ends, unknown, [False] * len(code.ids)))
+        rows.append(Judged(code.ids, code.prompt_length, code.step_ends, unknown))
     out: list[tuple[float, ...]] = [()] * len(rows)
     order = sorted((i for i in range(len(rows)) if rows[i].ends), key=lambda i: len(rows[i].ids))
     for first in range(0, len(order), verifier.batch):
