@@ -82,6 +82,42 @@ def test_a_stopped_notebook_says_so(root):
     assert "stopped: not finished" in gallery.write("nano", root=root).read_text()
 
 
+@pytest.fixture
+def bare(root):
+    """The same notebook before anybody drew its figure."""
+    path = root / "runs" / "nano" / "notebooks" / "00_one.ipynb"
+    path.write_text(path.read_text().replace(f', "image/png": "{PIXEL}"', ""))
+    assert "image/png" not in path.read_text()
+    return path
+
+
+@pytest.mark.browser
+def test_figures_get_images_once(bare):
+    if doctor.browser() is None:
+        pytest.skip("no Chromium here: see `python -m workbench doctor`")
+    assert gallery.illustrate([bare]) == 1
+    image = json.loads(bare.read_text())["cells"][3]["outputs"][0]["data"]["image/png"]
+    assert gallery._is_png(image) and len(image) > 5000
+    assert gallery.illustrate([bare]) == 0
+
+
+def test_a_browser_that_does_not_start_spoils_nothing(bare, monkeypatch, capsys):
+    before = bare.read_text()
+    monkeypatch.setattr(doctor, "browser", lambda: "/nowhere/chromium")
+    assert gallery.illustrate([bare]) == 0
+    said = capsys.readouterr().out
+    assert "1 figures stay without an image" in said and said.count("\n") == 1
+    monkeypatch.setattr(doctor, "browser", lambda: None)
+    assert gallery.illustrate([bare]) == 0
+    assert bare.read_text() == before
+
+
+def test_without_an_image_the_card_draws_the_figure_itself(bare, monkeypatch):
+    monkeypatch.setattr(doctor, "browser", lambda: None)
+    text = gallery.write("nano", root=bare.parents[3]).read_text()
+    assert "Plotly.newPlot" in text and '<script src="plotly.min.js"' in text and '"staticPlot": true' in text
+
+
 def test_nothing_has_run(tmp_path):
     assert "make reproduce" in gallery.write("nano", root=tmp_path).read_text()
 
@@ -100,8 +136,9 @@ def test_in_a_browser_without_network(root):
     index = gallery.write("nano", root=root)
     flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run"]
     with sync_api.sync_playwright() as play:
-        window = play.chromium.launch(executable_path=browser, args=flags)
+        window = play.chromium.launch(executable_path=browser, args=flags, timeout=120_000)
         page, trouble = window.new_page(), []
+        page.set_default_timeout(120_000)  # the machine may be busy
         page.on("pageerror", lambda error: trouble.append(str(error)))
         page.on("request", lambda request: trouble.append(request.url) if request.url.startswith("http") else None)
         page.goto(index.as_uri())

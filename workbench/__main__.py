@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import threading
+import time
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -34,13 +37,14 @@ def build(args) -> int:
 
 
 def run(args) -> int:
-    from . import series
+    from . import gallery, series
 
     given = dict(_pair(text) for text in args.parameter)
     if args.marimo:
         series.run_marimo(args.notebook, args.profile, args.runs, given)
         return 0
     status = series.run(args.notebook, args.profile, args.runs, given, again=args.again)
+    gallery.illustrate([Path(status["output"])])
     print(status["output"])
     return 0
 
@@ -53,8 +57,10 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def reproduce(args) -> int:
-    from . import series
+    from . import pipeline, series
 
+    series.check_profile(args.profile)
+    pipeline.build(args.profile, series.runs_folder(args.runs), lanes=min(2, os.cpu_count() or 1))
     series.reproduce(args.profile, args.runs, again=args.again)
     args.json, args.anew = False, args.again
     print()
@@ -88,6 +94,21 @@ def solve(args) -> int:
 
     series.check_profile(args.profile)
     return pipeline.solve_cli(args) or 0
+
+
+def stage(args) -> int:
+    from . import pipeline
+
+    parent = os.getppid()
+
+    def die_with_parent():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)  # killed with no chance to stop us: free the stage for whoever comes next
+
+    threading.Thread(target=die_with_parent, daemon=True).start()
+    pipeline.build_stage(args.stage, args.profile, args.runs or "runs", args.seed)
+    return 0
 
 
 def bench(args) -> int:
@@ -173,6 +194,9 @@ def parser() -> argparse.ArgumentParser:
     made = command(claims, "print what the notebooks found, with intervals")
     made.add_argument("--json", action="store_true", help="for machines")
     command(gallery, "write the executed notebooks as web pages that need no network")
+    made = command(stage, "build one stage of the series, such as teach or judge-likelihood")
+    made.add_argument("stage", help="the name of its folder under runs/<profile>")
+    made.add_argument("--seed", type=int, default=0)
     made = command(solve, "reason about a problem of your own with the trained models")
     made.add_argument("problem", help='for example "47+38-29*2"')
     made.add_argument("--n", type=int, default=16, help="how many chains to grow (default 16)")

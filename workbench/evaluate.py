@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .labels import right_answer
-from .policies import Policy, Sampling
+from .policies import Policy, Sampling, bill
 from .search import Memo, Result, drive
 from .tasks import get
 from .types import Cost, Problem, Record
@@ -51,19 +51,28 @@ def samples(
 ) -> tuple[list[Record], list[tuple[Problem, list]]]:
     """`n` independent chains a problem: (a record a chain, the chains themselves). For pass@1 and pass@k.
 
-    The chain's number is its record's seed. The prompt's cost is charged to the first chain of a problem.
+    The chain's number is its record's seed. A record has its own chain's cost, the first one the prompt's as well, so
+    they add up to what the problem cost.
     """
     results = drive(problems, "majority", policy, seed=seed, sampling=sampling, n=n)
     rows, chains = [], []
     for result in results:
         traces = [leaf.trace for leaf in sorted(result.leaves, key=lambda node: node.path[0])]
         for k, trace in enumerate(traces):
-            cost = result.cost if k == 0 else Cost()
+            cost = _share(policy, result, trace.tokens, first=k == 0)
             right = right_answer(result.problem, trace)
             knobs = {"method": "sampling", "n": 1, "stop": trace.stop}
             rows.append(Record(run, result.problem.id, k, trace.answer, right, cost, result.problem.level, knobs))
         chains.append((result.problem, traces))
     return rows, chains
+
+
+def _share(policy: Policy, result: Result, tokens: int, first: bool) -> Cost:
+    whole = result.cost
+    seconds = whole.policy_seconds * tokens / max(1, whole.sampled)
+    if first:
+        return bill(policy, whole.prompt, [tokens], seconds)
+    return Cost(sampled=tokens, policy_flops=policy.flops(whole.prompt, tokens), policy_seconds=seconds)
 
 
 def pass_1(policy: Policy, problems: Sequence[Problem], n: int = 1, seed: int = 0, sampling=Sampling()) -> float:

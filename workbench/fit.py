@@ -19,7 +19,8 @@ from .types import Cost, WorkbenchError
 class Fit:
     """Scalars of a training run: warm-up, then a cosine from the full rate to 5 % of it over `steps`.
 
-    `lr` drives AdamW; `muon_lr` > 0 hands the hidden matrices to Muon instead. `target`: stop once the check's
+    `lr` drives AdamW; `muon_lr` > 0 hands the hidden matrices to Muon instead; `gain_lr` > 0 is the rate of the norms'
+    gains, which set how sharp the output is, hard to move by updates of a fixed size. `target`: stop once the check's
     `accuracy` reaches it, which leaves later stages (search, RL) something to gain; None never stops early.
     """
 
@@ -27,6 +28,7 @@ class Fit:
     batch: int = 64
     lr: float = 2e-3
     muon_lr: float = 0.0
+    gain_lr: float = 0.0
     warmup: int = 50
     weight_decay: float = 0.01
     check_every: int = 50
@@ -88,13 +90,16 @@ class Both(torch.optim.Optimizer):
 
 
 def optimiser(model, config: Fit) -> torch.optim.Optimizer:
-    hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n and p.requires_grad]
-    if not config.muon_lr:
-        hidden = []
-    taken = {id(p) for p in hidden}
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
-    adam = torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay)
-    return Both(Muon(hidden, lr=config.muon_lr), adam) if hidden else adam
+    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest."""
+    rates = {"muon": config.muon_lr, "gain": config.gain_lr or config.lr, "rest": config.lr}
+    groups: dict[str, list] = {"muon": [], "gain": [], "rest": []}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            hidden = p.ndim == 2 and ".layers." in name and config.muon_lr
+            groups["muon" if hidden else "gain" if p.ndim == 1 else "rest"].append(p)
+    adam = [{"params": groups[kind], "lr": rates[kind]} for kind in ("gain", "rest") if groups[kind]]
+    adam = torch.optim.AdamW(adam, betas=(0.9, 0.95), weight_decay=config.weight_decay)
+    return Both(Muon(groups["muon"], lr=config.muon_lr), adam) if groups["muon"] else adam
 
 
 class Ordered(torch.utils.data.Sampler):
@@ -135,6 +140,9 @@ class _Watch(TrainerCallback):
     def __init__(self, config: Fit, check: Callable[[], dict] | None, log: Callable[[dict], None]):
         self.config, self.check, self.log, self.loss = config, check, log, None
 
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_log |= state.global_step >= state.max_steps  # the last step has a row whatever check_every is
+
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.loss = (logs or {}).get("loss", self.loss)
         if self.loss is not None and not math.isfinite(self.loss):
@@ -174,16 +182,21 @@ def fit(
     """Train `model` in place on rows that have `.ids`; returns what it cost.
 
     One pass over `data` is len(data) / batch steps. `check()` gives numbers for the history every
-    `check_every` steps. Checkpoints inside a run are left out: the unit of resuming is the whole stage.
+    `check_every` steps and after the last one. Checkpoints inside a run are left out: the whole stage is the unit.
     """
     if not data:
         raise WorkbenchError("no training rows: the stage before this one left none")
+    if config.steps < 1:
+        raise WorkbenchError(f"{config.steps} training steps: set steps to 1 or more")
+    if config.target is not None and check is None:
+        raise WorkbenchError(f"a target of {config.target} needs a check that gives the accuracy")
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,
         per_device_train_batch_size=config.batch,
         max_grad_norm=1.0,
         logging_steps=config.check_every,
+        logging_nan_inf_filter=False,  # which would log a loss of 0 in place of NaN
         save_strategy="no",
         report_to=[],
         remove_unused_columns=False,
@@ -194,12 +207,11 @@ def fit(
     )
     seen = {"tokens": 0, "context": 0.0}
 
-    def counted(rows):
-        batch = collate(rows)
+    def counted(model, batch):  # here and not in collate: a loader reads a batch ahead
         tokens = batch["input_ids"].numel()
         seen["tokens"] += tokens
         seen["context"] += tokens * (batch["input_ids"].shape[1] + 1) / 2
-        return batch
+        return loss(model, batch)
 
     optimizer = optimiser(model, config)
     schedule = get_cosine_with_min_lr_schedule_with_warmup(optimizer, config.warmup, config.steps, min_lr_rate=0.05)
@@ -207,9 +219,9 @@ def fit(
         model=model.train(),
         args=arguments,
         train_dataset=_Rows(data),
-        data_collator=counted,
+        data_collator=collate,
         optimizers=(optimizer, schedule),
-        loss=loss,
+        loss=counted,
         callbacks=[_Watch(config, check, log)],
     )
     trainer.remove_callback(PrinterCallback)

@@ -137,7 +137,9 @@ class Encoder:
         self.tag_ids = {tag: tokenizer.convert_tokens_to_ids(tag) for tag in TAGS}
         for tag, i in self.tag_ids.items():
             if i is None or i == tokenizer.unk_token_id:
-                raise WorkbenchError(f"the tokenizer has no token {tag}: call workbench.format.add_tags(tokenizer) first")
+                raise WorkbenchError(
+                    f"the tokenizer has no token {tag}: call workbench.format.add_tags(tokenizer) first"
+                )
         self.end_id = self.tag_ids[END_ASSISTANT]
         self._memo: dict[str, list[int]] = {}
         self._ends: list[bool] | None = None
@@ -187,6 +189,4 @@ class Encoder:
         return self._ends
 
     def children(self, node: Node, chunks: Iterable[tuple[Step, Stop | None]], first: int = 0) -> list[Node]:
-        return [
-            Node((*node.path, first + i), (*node.steps, step), stop) for i, (step, stop) in enumerate(chunks)
-        ]
+        return [Node((*node.path, first + i), (*node.steps, step), stop) for i, (step, stop) in enumerate(chunks)]

@@ -7,11 +7,13 @@ import html
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import series
+from . import doctor, series
 
 PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
 
@@ -64,6 +66,7 @@ def write(profile: str = "nano", runs: str | Path | None = None, root: Path = se
     place = folder / "gallery"
     place.mkdir(parents=True, exist_ok=True)
     names = [name for name in series.names(root) if (folder / "notebooks" / f"{name}.ipynb").exists()]
+    illustrate([folder / "notebooks" / f"{name}.ipynb" for name in names])
     statuses = {name: series.read_status(folder / "notebooks" / f"{name}.json") for name in names}
     cards = []
     for number, name in enumerate(names):
@@ -78,6 +81,55 @@ def write(profile: str = "nano", runs: str | Path | None = None, root: Path = se
         shutil.copyfile(_plotly_script(), script)
     series.write(place / "index.html", _index(profile, cards, folder.parent, statuses))
     return place / "index.html"
+
+
+def illustrate(paths: Iterable[Path]) -> int:
+    """Put an image beside every figure that executed notebooks hold as data, for viewers that run no script.
+
+    One browser draws them all; without one they stay as they are. Returns how many were drawn.
+    """
+    books = {path: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    outputs = [(path, o) for path, book in books.items() for cell in book["cells"] for o in cell.get("outputs", ())]
+    bare = [(path, o["data"]) for path, o in outputs if PLOTLY in o.get("data", {}) and "image/png" not in o["data"]]
+    browser = doctor.browser()
+    if not bare or browser is None:
+        return 0
+    images = _draw([data[PLOTLY] for _, data in bare], browser)
+    if isinstance(images, str):
+        print(f"{len(bare)} figures stay without an image: {browser} did not draw them ({images})")
+        return 0
+    for (_, data), image in zip(bare, images, strict=True):
+        data["image/png"] = image
+    for path in {path for path, _ in bare}:
+        series.write(path, json.dumps(books[path], indent=1, ensure_ascii=False) + "\n")
+    return len(bare)
+
+
+_DRAW = """
+import asyncio, base64, json, sys
+from kaleido import Kaleido
+
+async def draw(figures, browser, script):
+    async with Kaleido(path=browser, plotlyjs=script, mathjax=False, timeout=None) as kaleido:
+        images = [await kaleido.calc_fig(figure, opts={"format": "png", "scale": 2}) for figure in figures]
+    return [base64.b64encode(image).decode() for image in images]
+
+print(json.dumps(asyncio.run(draw(json.load(sys.stdin), *sys.argv[1:]))))
+"""  # with our own script and no formulas, so that drawing works without a network
+
+
+def _draw(figures: list[Mapping[str, Any]], browser: str) -> list[str] | str:
+    """PNGs in base64, or what went wrong. In a process of its own, since a browser that fails may hang its caller."""
+    command = [sys.executable, "-c", _DRAW, browser, str(_plotly_script())]
+    plain = json.dumps([{"data": figure["data"], "layout": figure["layout"]} for figure in figures])
+    try:
+        limit = 120 + 10 * len(figures)
+        done = subprocess.run(command, input=plain, capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return f"not within {limit} s"
+    if done.returncode:
+        return (done.stderr.strip() or "no message").split("\n")[-1][:200]
+    return json.loads(done.stdout.strip().split("\n")[-1])
 
 
 def _plotly_script() -> Path:

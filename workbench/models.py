@@ -81,7 +81,9 @@ def load_model(folder: str | Path, kind: str = "AutoModelForCausalLM", **more):
     if path.exists() and not (path / "config.json").exists():
         raise WorkbenchError(f"{path} is no checkpoint: it has no config.json. Delete it and run its stage again")
     if path.exists() and not list(path.glob("*.safetensors")):
-        raise WorkbenchError(f"{path} has no *.safetensors: other weight formats are refused, convert the checkpoint first")
+        raise WorkbenchError(
+            f"{path} has no *.safetensors: other weight formats are refused, convert the checkpoint first"
+        )
     model = getattr(transformers, kind).from_pretrained(folder, use_safetensors=True, **more)
     return model.eval(), transformers.AutoTokenizer.from_pretrained(folder)
 

@@ -6,6 +6,10 @@ A stage is `runs/<profile>/<stage>/`; its parameters and the hashes of its input
 from __future__ import annotations
 
 import difflib
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -39,10 +43,13 @@ class Reinforce:
     """Scalars of one GRPO run; see `rl.GRPO`, which this becomes."""
 
     steps: int = 40
-    prompts: int = 32
+    levels: tuple[int, ...] = (1, 2, 3)
+    prompts: int = 96
     group: int = 8
-    lr: float = 1e-4
-    muon_lr: float = 1e-3
+    updates: int = 4
+    lr: float = 2e-4
+    muon_lr: float = 6e-4
+    gain_lr: float = 1e-2
     check_every: int = 10
     seed: int = 0
 
@@ -57,7 +64,8 @@ class Profile:
     """One size of the series: numbers only, the code is the same for all.
 
     The first `easy` share of the teaching examples is of the two easiest levels, the rest of all. `judge_problems` x
-    `judge_chains` sampled chains are labelled for the verifiers; `audit` of them also by `rollouts` a step.
+    `judge_chains` sampled chains are labelled for the verifiers; `audit` of them also by `rollouts` a step. RL on
+    process reward takes `process_steps` steps, which is enough to see where it goes.
     """
 
     name: str
@@ -76,6 +84,7 @@ class Profile:
     audit: int = 150
     rollouts: int = 8
     reinforce: Reinforce = field(default_factory=Reinforce)
+    process_steps: int = 24
     search_problems: int = 240
     search_n: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     beam_n: tuple[int, ...] = (4, 16)
@@ -101,12 +110,17 @@ PROFILES = {
         head=_QUICK,
         audit=4,
         rollouts=2,
-        reinforce=Reinforce(steps=2, prompts=4, group=4, check_every=1),
+        reinforce=Reinforce(steps=2, prompts=6, group=4, updates=1, check_every=1),
+        process_steps=2,
         search_problems=12,
         search_n=(1, 2, 4),
         beam_n=(4,),
     ),
 }
+
+
+def clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
 def profile(name: str) -> Profile:
@@ -115,6 +129,12 @@ def profile(name: str) -> Profile:
         hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(PROFILES)}"
         raise WorkbenchError(f"unknown profile {name!r}: {hint}")
     return PROFILES[name]
+
+
+def runs_folder(runs: str | Path = "runs") -> Path:
+    """A relative folder is the project's, so that a notebook opened by hand finds what the command line made."""
+    project = Path(__file__).resolve().parents[1]
+    return (project if (project / "pyproject.toml").exists() else Path.cwd()) / runs
 
 
 class Series:
@@ -126,7 +146,7 @@ class Series:
 
     def __init__(self, profile_name: str = "nano", runs: str | Path = "runs", seed: int = 0, progress: bool = True):
         self.profile, self.seed, self.progress = profile(profile_name), seed, progress
-        self.root = Path(runs) / self.profile.name
+        self.root = runs_folder(runs) / self.profile.name
         self.task = tasks.get(self.profile.task)
 
     # --- data ---
@@ -151,19 +171,16 @@ class Series:
         return run
 
     def teach(self, reasoning: bool = True) -> Run:
-        """The policy (`reasoning`), or its direct-answer twin, on the same examples for as many steps."""
+        """The policy (`reasoning`), stopped at its target, or its direct-answer twin, which sees all the examples."""
         p = self.profile
-        params = {"shape": p.shape, "reasoning": reasoning, "easy": p.easy, "teach": asdict(p.teach)}
-        if reasoning:
-            run = self._open("teach", **params)
-        else:
-            taught = self.teach().summary
-            run = self._open("direct", steps=taught["steps"], **params)
+        schedule = p.teach if reasoning else replace(p.teach, target=None)
+        params = {"shape": p.shape, "reasoning": reasoning, "easy": p.easy, "teach": asdict(schedule)}
+        run = self._open("teach" if reasoning else "direct", **params)
         if not run.done:
-            self._teach(run, reasoning, None if reasoning else taught["steps"])
+            self._teach(run, reasoning, schedule)
         return run
 
-    def _teach(self, run: Run, reasoning: bool, steps: int | None) -> None:
+    def _teach(self, run: Run, reasoning: bool, schedule: Schedule) -> None:
         from . import sft
         from .fit import fit
         from .format import Encoder
@@ -178,7 +195,6 @@ class Series:
             return sft.rows(pairs, encoder)
 
         held, easiest = rows(self.held_out()), self.task.LEVELS[:2]
-        schedule = p.teach if steps is None else replace(p.teach, steps=steps, target=None)
         total = p.teach.steps * p.teach.batch
         easy = [self.problems("train", int(total * p.easy) // 2, level) for level in easiest]
         order = [q for pair in zip(*easy, strict=True) for q in pair]
@@ -217,7 +233,9 @@ class Series:
 
             _fresh(run, "traces")
             problems = self.task.load("train", p.judge_problems, tasks.digest("judge", self.seed) >> 1)
-            records, sampled = evaluate.samples("chains", problems, self.policy(), p.judge_chains, self.seed, p.sampling)
+            records, sampled = evaluate.samples(
+                "chains", problems, self.policy(), p.judge_chains, self.seed, p.sampling
+            )
             items = [(q, trace) for q, traces in sampled for trace in traces]
             run.append("traces", (_row(q, t, marks) for (q, t), marks in zip(items, labels.oracle(items), strict=True)))
             run.finish(cost=_spent(sum(r.cost for r in records)), traces=len(items))
@@ -336,7 +354,16 @@ class Series:
                 (
                     r.to_json()
                     for r in evaluate.search(
-                        "search", problems, method, policy, verifier, (self.seed,), memos, p.sampling, label=label, **knobs
+                        "search",
+                        problems,
+                        method,
+                        policy,
+                        verifier,
+                        (self.seed,),
+                        memos,
+                        p.sampling,
+                        label=label,
+                        **knobs,
                     )
                 ),
             )
@@ -357,14 +384,15 @@ class Series:
         inputs = {"policy": self.teach().path}
         if reward != "outcome":
             inputs["verifier"] = self.judge().path
-        run = self._open(f"reinforce-{reward}", inputs, reward=reward, rl=asdict(p.reinforce))
+        scalars = p.reinforce if reward == "outcome" else replace(p.reinforce, steps=p.process_steps)
+        run = self._open(f"reinforce-{reward}", inputs, reward=reward, rl=asdict(scalars))
         if run.done:
             return run
         from . import evaluate, rl
 
         policy = self.policy()
         credit = rl.outcome if reward == "outcome" else rl.process(self.verifier(), reward.removeprefix("prm-"))
-        config = p.reinforce.grpo(p.sampling)
+        config = scalars.grpo(p.sampling)
         rl.train(policy, p.task, credit, config, run, self.held_out(), self.progress)
         _save(run, "model", policy.model, policy.encoder.tokenizer)
         _fresh(run, "records")
@@ -419,3 +447,113 @@ def _tqdm(items, what: str, progress: bool):
     from tqdm.auto import tqdm
 
     return tqdm(items, desc=what, disable=not progress)
+
+
+def solve_cli(args) -> int:
+    """`python -m workbench solve "47+38-29*2"`: guided search on the user's own problem, told in full."""
+    from .search import drive
+    from .select import aggregate_score
+
+    series = Series(args.profile, args.runs or "runs")
+    problem = series.task.parse(args.problem)
+    policy, verifier = series.policy(), series.verifier()
+    knobs = {"n": args.n, "aggregate": verifier.aggregate}
+    [result] = drive([problem], "weighted_vote", policy, verifier, sampling=series.profile.sampling, **knobs)
+    leaves = [leaf for leaf in result.leaves if leaf.trace.answer is not None]
+    score = {leaf.path: aggregate_score(leaf.trace, verifier.aggregate) for leaf in leaves}
+    chosen = [leaf for leaf in leaves if leaf.trace.answer == result.answer]
+    if not chosen:
+        print(f"{problem.prompt}: none of {args.n} chains reached an answer; try more with --n")
+        return 1
+    best = max(chosen, key=lambda leaf: score[leaf.path])
+    print(f"{problem.prompt} = {result.answer}\n\nthe best chain, and what the verifier thinks of each step:")
+    for step in best.trace.steps:
+        text = f"answer {step.text}" if step.final else step.text
+        print(f"  {step.score:.2f} {'█' * round(10 * step.score):<10} {text}")
+    votes: dict[str, list[float]] = {}
+    for leaf in leaves:
+        votes.setdefault(leaf.trace.answer, []).append(score[leaf.path])
+    print(f"\nthe vote of {len(leaves)} finished chains of {args.n} (chains, sum of scores):")
+    for answer, scores in sorted(votes.items(), key=lambda item: -sum(item[1]))[:6]:
+        print(f"  {answer:>6}  {len(scores):>3}  {sum(scores):.2f}{'  <- chosen' if answer == result.answer else ''}")
+    c = result.cost
+    print(
+        f"\ncost: {c.sampled} sampled, {c.prompt} prompt and {c.judged} judged tokens; {c.flops:.3g} FLOPs "
+        f"(policy {c.policy_flops:.3g}, verifier {c.verifier_flops:.3g}); {c.seconds:.2f} s"
+    )
+    print(f"truth: {problem.answer}, so this is {'right' if series.task.check(problem, result.answer) else 'wrong'}")
+    return 0
+
+
+# --- all stages at once ---
+
+# stage -> (what it waits for, seconds of one core on a 2026 laptop, for the estimate only)
+STAGES: dict[str, tuple[tuple[str, ...], int]] = {
+    "teach": ((), 260),
+    "direct": ((), 140),
+    "chains": (("teach",), 45),
+    "judge-likelihood": (("chains",), 130),
+    "reinforce-outcome": (("teach",), 190),
+    "judge-head": (("chains",), 60),
+    "judge-orm": (("chains",), 60),
+    "search": (("judge-likelihood", "judge-head", "judge-orm"), 150),
+    "reinforce-prm-sum": (("judge-likelihood",), 100),
+    "reinforce-prm-min": (("judge-likelihood",), 100),
+    "audit": (("chains",), 25),
+    "judge-head-rollouts": (("audit",), 20),
+}
+
+
+def build_stage(name: str, profile_name: str = "nano", runs: str | Path = "runs", seed: int = 0) -> Run:
+    """Build one stage by its folder's name (and what it needs, if that is absent)."""
+    if name not in STAGES:
+        raise WorkbenchError(f"unknown stage {name!r}: one of {', '.join(STAGES)}")
+    series = Series(profile_name, runs, seed)
+    head, _, rest = name.partition("-")
+    if head == "judge":
+        return series.judge(rest)
+    if head == "reinforce":
+        return series.reinforce(rest)
+    return series.teach(reasoning=False) if name == "direct" else getattr(series, name)()
+
+
+def build(profile_name: str = "nano", runs: str | Path = "runs", seed: int = 0, lanes: int = 2, say=print) -> None:
+    """Build all stages, `lanes` at a time, each in a process with one thread: two lanes of one thread do nearly half
+    as much again as one of two, and the result does not depend on how many cores there are.
+
+    A finished stage costs nothing. A failing one stops the rest and names its log; the same call goes on from there.
+    """
+    profile(profile_name)
+    root = runs_folder(runs) / profile_name
+    todo = [name for name in STAGES if not (root / name / "DONE").exists()]
+    if not todo:
+        return
+    (root / "logs").mkdir(parents=True, exist_ok=True)
+    began, running, total = time.monotonic(), {}, sum(STAGES[name][1] for name in todo)
+    say(f"{len(todo)} stages to build, about {clock(total / lanes)} (the longest first, {lanes} at a time)")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    try:
+        while todo or running:
+            for name in [n for n in todo if not set(STAGES[n][0]) & {*todo, *running}][: lanes - len(running)]:
+                log = (root / "logs" / f"{name}.log").open("w")
+                words = [sys.executable, "-m", "workbench", "stage", name, "--profile", profile_name]
+                words += ["--runs", str(runs), "--seed", str(seed)]
+                running[name] = (subprocess.Popen(words, stdout=log, stderr=log, env=environment), time.monotonic())
+                todo.remove(name)
+            time.sleep(0.2)
+            for name, (process, start) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[name]
+                if process.returncode:
+                    log = root / "logs" / f"{name}.log"
+                    last = [line for line in log.read_text().splitlines() if line.strip()][-1:]
+                    raise WorkbenchError(f"stage {name} failed ({' '.join(last)}): read {log}, then run this again")
+                left = sum(STAGES[n][1] for n in [*todo, *running])
+                say(
+                    f"  {name}: {clock(time.monotonic() - start)}; {clock(time.monotonic() - began)} gone, "
+                    + (f"about {clock(left / lanes)} left" if left else "all built")
+                )
+    finally:
+        for process, _ in running.values():
+            process.terminate()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -27,18 +26,21 @@ Reward = Callable[[Sequence[tuple[Problem, Trace]]], tuple[list[float], Cost]]
 
 @dataclass(frozen=True)
 class GRPO:
-    """Scalars of a run. One step: `prompts` problems x `group` chains, `updates` optimiser steps on them. Both
-    learning rates (see `fit.Fit`) fall linearly to nothing over `steps`.
+    """Scalars of a run. One step: `prompts` problems x `group` chains, `updates` optimiser steps on them. All
+    learning rates (see `fit.Fit`) fall linearly to nothing over `steps`. `levels`: the problems to learn from, in
+    equal parts (none named: all); in a short chain the outcome says more about each step.
 
     Left out: a KL penalty to the starting policy (DAPO drops it too), and a value head.
     """
 
     steps: int = 60
+    levels: tuple[int, ...] = ()
     prompts: int = 32
     group: int = 8
-    updates: int = 1
-    lr: float = 1e-4
-    muon_lr: float = 1e-3
+    updates: int = 4
+    lr: float = 2e-4
+    muon_lr: float = 6e-4
+    gain_lr: float = 1e-2
     clip: float = 0.2
     temperature: float = 1.0
     step_tokens: int = 16
@@ -112,7 +114,8 @@ def clipped_loss(new, old, advantage, mask, clip: float = 0.2, divisor: float | 
 
 def token_logprobs(model, ids, mask, start: int, temperature: float) -> torch.Tensor:
     """Log-probs of ids[:, start:] under the distribution that sampled them (temperature included)."""
-    hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state[:, start - 1 : -1]
+    place = (mask.cumsum(1) - 1).clamp(min=0)  # as sampling counts them, whatever padding stands before
+    hidden = model.model(input_ids=ids, attention_mask=mask, position_ids=place).last_hidden_state[:, start - 1 : -1]
     logits = model.lm_head(hidden).float() / temperature
     return logits.gather(-1, ids[:, start:, None])[..., 0] - logits.logsumexp(-1)
 
@@ -140,10 +143,9 @@ def update(policy: LocalPolicy, optimizer, items, advantage: torch.Tensor, confi
     live = [i for i in range(len(items)) if advantage[i] != 0]
     stats = {"ratio": [], "clipped": [], "loss": []}
     tokens, context = 0, 0.0
-    share = math.ceil(len(live) / config.updates) if live else 1
-    order = sorted(live, key=lambda i: items[i][1].tokens) if config.updates == 1 else live
-    for first in range(0, len(live), share):
-        part = order[first : first + share]
+    for first in range(min(config.updates, len(live))):
+        # every part has chains of all groups and lengths; inside it like lengths stand together
+        part = sorted(live[first :: config.updates], key=lambda i: items[i][1].tokens)
         optimizer.zero_grad(set_to_none=True)
         divisor = len(items) / config.updates
         for at in range(0, len(part), rows):
@@ -168,6 +170,7 @@ def update(policy: LocalPolicy, optimizer, items, advantage: torch.Tensor, confi
     mean = lambda xs: sum(xs) / len(xs) if xs else None  # noqa: E731
     return {
         "loss": mean(stats["loss"]),
+        "norm": norm.item() if live else None,
         "ratio_max": max(stats["ratio"], default=None),
         "clipped": mean(stats["clipped"]),
         "trained": tokens,
@@ -199,7 +202,8 @@ def load_state(path: Path, model, optimizer) -> int:
     for part in getattr(optimizer, "parts", [optimizer]):
         for p in (p for group in part.param_groups for p in group["params"]):
             keys = ("step", "exp_avg", "exp_avg_sq", "momentum")
-            part.state[p] = {k: state[f"{k}.{names[id(p)]}"].clone() for k in keys if f"{k}.{names[id(p)]}" in state}
+            found = {k: state[f"{k}.{names[id(p)]}"].clone() for k in keys if f"{k}.{names[id(p)]}" in state}
+            part.state[p] = {k: v if k == "step" else v.to(p.device) for k, v in found.items()}
     return step
 
 
@@ -218,7 +222,9 @@ def train(
     proxy (the reward that is optimised) and the true reward of the same chains; each check adds the true reward on
     `held_out` problems. All randomness is a function of (seed, step), so a resumed run is the same run.
     """
-    optimizer = optimiser(policy.model, Fit(lr=config.lr, muon_lr=config.muon_lr, weight_decay=0.0))
+    optimizer = optimiser(
+        policy.model, Fit(lr=config.lr, muon_lr=config.muon_lr, gain_lr=config.gain_lr, weight_decay=0.0)
+    )
     rates = [group["lr"] for group in optimizer.param_groups]
     state, history = run.path / "state.safetensors", run.read("history")
     step = load_state(state, policy.model, optimizer) if state.exists() else 0
@@ -232,13 +238,14 @@ def train(
     bar = _bar(config.steps, step, progress)
     while step < config.steps:
         began = time.perf_counter()
-        problems = tasks.get(task).load("train", config.prompts, seed=tasks.digest("rl", config.seed, step) >> 1)
-        results = drive(
-            problems, "majority", policy, seed=tasks.digest("rl", config.seed, step) >> 1, sampling=sampling, n=config.group
-        )
-        items = [
-            (r.problem, leaf.trace) for r in results for leaf in sorted(r.leaves, key=lambda node: node.path[0])
+        seed = tasks.digest("rl", config.seed, step) >> 1
+        levels = config.levels or tasks.get(task).LEVELS
+        share = [len(range(i, config.prompts, len(levels))) for i in range(len(levels))]
+        problems = [
+            q for n, level in zip(share, levels, strict=True) for q in tasks.get(task).load("train", n, seed, level)
         ]
+        results = drive(problems, "majority", policy, seed=seed, sampling=sampling, n=config.group)
+        items = [(r.problem, leaf.trace) for r in results for leaf in sorted(r.leaves, key=lambda node: node.path[0])]
         if len(items) != config.prompts * config.group:
             raise WorkbenchError(f"step {step}: {len(items)} chains for {config.prompts} x {config.group}")
         proxy, judging = reward(items)

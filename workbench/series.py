@@ -27,10 +27,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from .pipeline import PROFILES
 from .types import WorkbenchError
 
 ROOT = Path(__file__).resolve().parents[1]
-PROFILES = ("nano", "small", "gpu")
+FIGURES = {"PLOTLY_RENDERER": "plotly_mimetype"}  # as data: images are drawn later, all by one browser
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 TAGS = {"parameters", "setup", "solution", "mutant", "check"}
 MUTATORS = {"append", "extend", "update", "add", "insert", "pop", "clear", "sort", "remove", "setdefault"}
@@ -568,7 +569,7 @@ def _engine():
         @property
         def kernel_spec(self):
             argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-            return KernelSpec(argv=argv, display_name="Python 3", language="python", env=_environment())
+            return KernelSpec(argv=argv, display_name="Python 3", language="python", env=FIGURES)
 
     class Engine(NBClientEngine):
         @classmethod
@@ -585,15 +586,6 @@ def _engine():
             return client.execute(stdout=live.log, stderr=live.log)  # what the kernel itself says, and C libraries
 
     return Engine
-
-
-def _environment() -> dict[str, str]:
-    """What executed copies need: figures as data and, where a browser can draw them, as images."""
-    from .doctor import browser
-
-    found = browser()
-    renderer = "plotly_mimetype+png" if found else "plotly_mimetype"
-    return {"PLOTLY_RENDERER": renderer} | ({"BROWSER_PATH": found} if found else {})
 
 
 def run_marimo(

@@ -15,7 +15,7 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Row:
-    """One training row: token ids, the labels (IGNORE where no loss is taken), and its problem's level."""
+    """One training row: token ids, the labels (IGNORE where no loss is taken)."""
 
     ids: list[int]
     labels: list[int]

@@ -115,7 +115,7 @@ class LocalPolicy:
                     f"{want.problem.id}: {len(ids)} tokens leave no room for {room} more in a context of {limit}"
                 )
         # Long and short prefixes apart, so that padding is small; whole wants only, so that a prefix is read once.
-        order, group, rows = sorted(range(len(wants)), key=lambda i: len(prefixes[i])), [], 0
+        order, group, rows = sorted((i for i, w in enumerate(wants) if w.n), key=lambda i: len(prefixes[i])), [], 0
         for i in order:
             if group and rows + wants[i].n > self.batch:
                 self._extend(wants, prefixes, group, seed, sampling, chains)

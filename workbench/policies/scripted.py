@@ -40,7 +40,9 @@ class Scripted:
         return len(problem.prompt) + 3 + sum(len(step.ids) for step in node.steps)
 
     def extend(self, wants: Sequence[Want], seed: int = 0, sampling: Sampling = Sampling()) -> list[list[list[Node]]]:
-        return [[self._chain(want, k, seed, sampling) for k in range(want.first, want.first + want.n)] for want in wants]
+        return [
+            [self._chain(want, k, seed, sampling) for k in range(want.first, want.first + want.n)] for want in wants
+        ]
 
     def _chain(self, want: Want, k: int, seed: int, sampling: Sampling) -> list[Node]:
         node, path, chain = want.node, (*want.node.path, k), []

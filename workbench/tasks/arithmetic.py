@@ -61,7 +61,9 @@ def _evaluate(tokens: list) -> list[tuple[str, str]]:
     def do(a: int, op: str, b: int) -> int:
         c = OPS[op](a, b)
         if not 0 <= c <= LIMIT:
-            raise WorkbenchError(f"{a}{op}{b}={c} leaves the range 0 to {LIMIT}: write one that stays inside, as 47+38-29*2 does")
+            raise WorkbenchError(
+                f"{a}{op}{b}={c} leaves the range 0 to {LIMIT}: write one that stays inside, as 47+38-29*2 does"
+            )
         steps.append((f"{a}{op}{b}={c}", str(c)))
         return c
 

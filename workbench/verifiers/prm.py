@@ -29,13 +29,15 @@ class Judged:
     labels: list[float]
 
 
-def mask_after_error(labels: Sequence[float], threshold: float = 0.5) -> list[float]:
+def mask_after_error(labels: Sequence[float]) -> list[float]:
     """Supervise up to and including the first wrong step, nothing after (Lightman et al. 2023).
+
+    A step is wrong if its label is 0: a soft label of .3 is the value of a hard problem, not a mistake.
 
     >>> mask_after_error([1, 1, 0, 1, 0])
     [1.0, 1.0, 0.0, -1.0, -1.0]
     """
-    first = next((i for i, x in enumerate(labels) if x < threshold), len(labels))
+    first = next((i for i, x in enumerate(labels) if x == 0), len(labels))
     return [float(x) if i <= first else UNKNOWN for i, x in enumerate(labels)]
 
 
@@ -45,6 +47,8 @@ def judged(problem: Problem, trace: Trace, labels: Sequence[float], encoder: Enc
         raise WorkbenchError(f"{problem.id}: {len(labels)} labels for {len(trace.steps)} steps")
     if bad := [x for x in labels if not 0 <= x <= 1]:
         raise WorkbenchError(f"{problem.id}: label {bad[0]} is outside 0-1")
+    if not trace.steps:
+        raise WorkbenchError(f"{problem.id}: a chain without steps has nothing to learn from, leave it out")
     code = encoder.encode(problem.prompt, trace.steps)
     used = [float(labels[-1])] * len(labels) if outcome else mask_after_error(labels)
     return Judged(code.ids, code.prompt_length, code.step_ends, used)

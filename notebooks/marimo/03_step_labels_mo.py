@@ -1,0 +1,823 @@
+import marimo
+
+__generated_with = "0.25.2"
+app = marimo.App()
+
+
+@app.cell
+def _():
+    import marimo as mo
+
+    return (mo,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    # Who says which step is right?
+
+    A process reward model learns from chains in which every step is marked right or wrong. Somebody has to make those
+    marks. You meet three labellers: people, an oracle that knows the truth, and rollouts, which cost no people and need
+    no oracle. Then you ask what the rollouts really say.
+
+    **You will know** what "this step is right" can mean; how a row of PRM800K reads; how Monte-Carlo rollouts label a
+    step and where they must start; how often their labels contradict the truth, in which direction, and what they cost.
+
+    **Time and memory** at `nano`: a minute and 1 GB where the policy and its chains are there, about ten minutes more
+    where they must be built first.
+
+    **Modules**: `labels`, `tasks.arithmetic`, `policies.scripted`, `verifiers.prm` for the masking, `scaling`, `claims`.
+    """)
+    return
+
+
+@app.cell
+def _():
+    # Cell tags: setup
+    from collections import Counter, defaultdict
+    from dataclasses import replace
+    from math import ceil, comb
+    from statistics import mean
+
+    from IPython.display import Markdown, display
+
+    from workbench import claims, labels, plots, scaling, tasks
+    from workbench.claims import Claim
+    from workbench.policies import Want
+    from workbench.policies.scripted import Scripted
+    from workbench.scaling import Estimate
+    from workbench.types import Cost, Node, Step, Trace
+
+    return (
+        Claim,
+        Cost,
+        Counter,
+        Estimate,
+        Markdown,
+        Node,
+        Scripted,
+        Step,
+        Trace,
+        Want,
+        ceil,
+        claims,
+        comb,
+        defaultdict,
+        display,
+        labels,
+        mean,
+        plots,
+        replace,
+        scaling,
+        tasks,
+    )
+
+
+@app.cell
+def _():
+    # Cell tags: parameters
+    profile = "nano"
+    runs = "runs"
+    seed = 0
+    return profile, runs, seed
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Two small helpers: one puts marks on a chain so that you can look at it, one prints rows as a table.
+    """)
+    return
+
+
+@app.cell
+def _(Markdown, replace):
+    def marked(trace, marks):
+        """The same chain with a mark on every step."""
+        return replace(trace, steps=tuple(replace(s, score=float(m)) for s, m in zip(trace.steps, marks, strict=True)))
+
+
+    def table(rows):
+        """Dicts with the same keys as a Markdown table."""
+        lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
+        return Markdown("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
+
+    return marked, table
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## A chain you can mark yourself
+
+    You read a problem and somebody's chain for it.
+    """)
+    return
+
+
+@app.cell
+def _(Step, Trace, tasks):
+    # Cell tags: setup
+    task = tasks.get("arithmetic")
+    problem = task.parse("47+38-29*2")
+    chain = Trace((Step("47+38=85"), Step("29*2=68"), Step("85-68=17"), Step("17", final=True)))
+    return chain, problem, task
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Mark each line on paper: right or wrong? Then you ask the oracle, which knows arithmetic and follows the chain line
+    by line.
+    """)
+    return
+
+
+@app.cell
+def _(chain, labels, marked, plots, problem):
+    truth = labels.oracle([(problem, chain)])[0]
+    plots.show_steps(marked(chain, truth))
+    return (truth,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The third line is a true equation, and still it is marked wrong.
+    """)
+    return
+
+
+@app.cell
+def _(truth):
+    85 - 68 == 17, truth[2]
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    So the mark does not say "this line is true". It says "up to here the chain can still be right". After the first
+    wrong step nothing can be right any more, and the marks carry no news. That is why training uses the steps **up to
+    and including the first wrong one** and nothing after it (Let's Verify Step by Step, arXiv 2305.20050). You mask the
+    rest; −1 stands for "no lesson here".
+    """)
+    return
+
+
+@app.cell
+def _(truth):
+    from workbench.verifiers.prm import UNKNOWN, mask_after_error
+
+    mask_after_error(truth)
+    return UNKNOWN, mask_after_error
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    This is the whole oracle for arithmetic. Few subjects have one: you need a task whose steps a program can follow.
+    """)
+    return
+
+
+@app.cell
+def _(plots, task):
+    plots.show_source(task.oracle)
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Labeller one: people
+
+    For PRM800K (arXiv 2305.20050) people rated steps of a model's solutions to school mathematics. Here is one row in
+    their format. It is made up for this page, about your chain, and leaves out the fields for time and person.
+    """)
+    return
+
+
+@app.cell
+def _():
+    # Cell tags: setup
+    row = {
+        "question": {"problem": "What is 47+38-29*2?", "ground_truth_answer": "27"},
+        "label": {
+            "steps": [
+                {"completions": [{"text": "47+38=85", "rating": 1}], "human_completion": None, "chosen_completion": 0},
+                {"completions": [{"text": "Now 29*2.", "rating": 0}], "human_completion": None, "chosen_completion": 0},
+                {
+                    "completions": [{"text": "29*2=68", "rating": -1}, {"text": "29*2=48", "rating": -1}],
+                    "human_completion": {"text": "29*2=58"},
+                    "chosen_completion": None,
+                },
+            ],
+            "finish_reason": "found_error",
+        },
+    }
+    return (row,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Three things are worth a look. A rating is +1, 0 or −1, and 0 means "not wrong, no progress". A step can have several
+    completions, all rated. And labelling stops at the first error, where a person may write the step that should have
+    come.
+    """)
+    return
+
+
+@app.cell
+def _(row, table):
+    rated = [(i, step, c) for i, step in enumerate(row["label"]["steps"], 1) for c in step["completions"]]
+    person = {i: (step["human_completion"] or {}).get("text", "–") for i, step, _ in rated}
+    table([{"step": i, "completion": c["text"], "rating": c["rating"], "a person": person[i]} for i, _, c in rated])
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    That last habit pays twice. The written step is a right answer to the same beginning, so a model can learn from it
+    directly; the next notebook does. The oracle's version of the person is `labels.corrected`.
+    """)
+    return
+
+
+@app.cell
+def _(chain, labels, problem, truth):
+    [step.text for step in labels.corrected(problem, chain, truth).steps]
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Labeller two: rollouts
+
+    No people, no oracle, only a way to check final answers. Math-Shepherd (arXiv 2312.08935) stands at the **end** of a
+    step, lets the policy finish the chain k times, and counts how often the answer comes out right.
+
+    You make a policy whose odds you know, for the problem 2+3*4. After the right first step it finishes well three times
+    in four. After the wrong first step, `2+3=5`, it looks back at the question one time in ten and still gets home.
+    """)
+    return
+
+
+@app.cell
+def _(Scripted, Step, Trace, task):
+    # Cell tags: setup
+    toy = Scripted(
+        {
+            (): [("3*4=12", 0.5), ("2+3=5", 0.5)],
+            ("3*4=12",): [("2+12=14", 0.75), ("2+12=15", 0.25)],
+            ("3*4=12", "2+12=14"): [("=14", 1.0)],
+            ("3*4=12", "2+12=15"): [("=15", 1.0)],
+            ("2+3=5",): [("5*4=20", 0.9), ("2+12=14", 0.1)],
+            ("2+3=5", "5*4=20"): [("=20", 1.0)],
+            ("2+3=5", "2+12=14"): [("=14", 1.0)],
+        }
+    )
+    small = task.parse("2+3*4")
+    good = Trace((Step("3*4=12"), Step("2+12=14"), Step("14", final=True)))
+    bad = Trace((Step("2+3=5"), Step("5*4=20"), Step("20", final=True)))
+    return bad, good, small, toy
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Before you run the next cell: which number should stand on the first step of each chain?
+    """)
+    return
+
+
+@app.cell
+def _(bad, good, labels, small, toy):
+    for _k in (8, 4000):
+        print(_k, "rollouts:", labels.monte_carlo(toy, [(small, good), (small, bad)], k=_k)[0])
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    With many rollouts the labels go to .75 and .1, the odds that you wrote into the table. So a Monte-Carlo label is the
+    **value** of a position under one policy. It is not the truth about a step: a right step got less than 1, a wrong one
+    more than 0.
+
+    Math-Shepherd keeps this share (the *soft* label) or asks whether **any** rollout got home (the *hard* label). Watch
+    what more rollouts do to the hard label of your wrong step.
+    """)
+    return
+
+
+@app.cell
+def _():
+    {k: round(1 - (1 - 0.1) ** k, 2) for k in (1, 2, 4, 8, 16, 32)}
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The soft label gets better with k. The hard label of a wrong step that is sometimes repaired goes to 1, so it gets
+    *worse* with k. Here is the code that you just used.
+    """)
+    return
+
+
+@app.cell
+def _(labels, plots):
+    plots.show_source(labels.monte_carlo)
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## The real policy
+
+    You take the policy of notebook 02, one sampled chain for each of some training problems, and both labellers.
+    """)
+    return
+
+
+@app.cell
+def _(Markdown, profile, runs, seed):
+    from workbench.pipeline import Series, read_traces
+
+    series = Series(profile, runs, seed)
+    audit = series.audit()
+    rows = audit.read("traces")
+    k = audit.summary["rollouts"]
+    Markdown(f"{len(rows)} chains, {k} rollouts after every step")
+    return audit, k, read_traces, rows, series
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    You look at the chain on which the two disagree most: the oracle's marks first, then the soft labels.
+    """)
+    return
+
+
+@app.cell
+def _(UNKNOWN, audit, marked, mask_after_error, plots, read_traces, rows):
+    def gap(row):
+        """How far soft labels and oracle are apart, up to the first error."""
+        known = [i for i, mark in enumerate(mask_after_error(row["labels"])) if mark != UNKNOWN]
+        return sum(abs(row["labels"][i] - row["soft"][i]) for i in known)
+
+
+    audited = list(zip(read_traces(audit), rows, strict=True))
+    (odd_problem, odd_chain, odd_soft), odd_row = max(audited, key=lambda pair: gap(pair[1]))
+    print(odd_problem.prompt, "=", odd_problem.answer)
+    plots.show_steps(marked(odd_chain, odd_row["labels"]), marked(odd_chain, odd_soft))
+    return (audited,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Counting, step by step
+
+    You line up both labellers on the steps up to and including the first error. The closing answer is left out: both
+    labellers check it against the answer key, so they agree on it by construction.
+    """)
+    return
+
+
+@app.cell
+def _(UNKNOWN, audited, mask_after_error):
+    def judged(n, problem, trace, row):
+        """One dict a step that carries a label: what the oracle says, what the rollouts say, how much was left to do."""
+        marks = zip(mask_after_error(row["labels"]), row["soft"], trace.steps, strict=True)
+        about = {"chain": n, "problem": problem.id}
+        return [
+            about | {"depth": i, "left": max(0, problem.level - i), "oracle": mark, "soft": soft}
+            for i, (mark, soft, step) in enumerate(marks, 1)
+            if mark != UNKNOWN and not step.final
+        ]
+
+
+    steps = [step for n, ((p, trace, _), r) in enumerate(audited) for step in judged(n, p, trace, r)]
+    return (steps,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The confusion table: rows are the truth, columns what a labeller calls right.
+    """)
+    return
+
+
+@app.cell
+def _(steps, table):
+    called = {"hard": lambda step: step["soft"] > 0, "soft ≥ .5": lambda step: step["soft"] >= 0.5}
+    table(
+        [
+            {"the oracle says": word, "steps": len(same)}
+            | {f"{name} calls right": sum(map(says, same)) for name, says in called.items()}
+            for word, same in [(w, [s for s in steps if s["oracle"] == v]) for w, v in (("right", 1), ("wrong", 0))]
+        ]
+    )
+    return (called,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    How can a chain come home from a wrong step? You look at the first error with the highest soft label.
+    """)
+    return
+
+
+@app.cell
+def _(audited, display, marked, plots, steps):
+    wrong = sorted((s for s in steps if not s["oracle"]), key=lambda s: s["soft"])
+    for _case in wrong[-1:]:
+        (_p, _trace, _soft), _row = audited[_case["chain"]]
+        print(f"{_p.prompt} = {_p.answer}: step {_case['depth']} is wrong and has a soft label of {_case['soft']}")
+        display(plots.show_steps(marked(_trace, _row["labels"]), marked(_trace, _soft)))
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Such a thing happens in two ways: a second mistake cancels the first, or the policy reads the question again and
+    ignores its own line. Either way the answer is right and the step is not.
+
+    Now the same as shares with intervals. Steps of one problem hang together, so you average inside a problem and
+    resample problems.
+    """)
+    return
+
+
+@app.cell
+def _(Estimate, called, defaultdict, mean, scaling, steps, table):
+    def over_problems(value):
+        """Mean over problems of the mean of `value(step)`, with its interval."""
+        groups = defaultdict(list)
+        for step in steps:
+            groups[step["problem"]].append(float(value(step)))
+        return scaling.bootstrap({p: mean(v) for p, v in groups.items()}) if groups else Estimate(0.0, None, None, 0)
+
+
+    contradicts = {name: over_problems(lambda s, says=says: says(s) != s["oracle"]) for name, says in called.items()}
+    blind = over_problems(lambda s: not s["oracle"])
+    everyone = {**contradicts, "call every step right": blind}
+    table([{"labeller": name, "contradicts the oracle on": e} for name, e in everyone.items()])
+    return blind, contradicts, over_problems
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The last row is the labeller who does not look. Compare it with the soft one before you read on.
+
+    ## Why right steps get low labels
+
+    You plot the mean soft label of right and of wrong steps against the work that is still to do.
+    """)
+    return
+
+
+@app.cell
+def _(Counter, plots, scaling, steps):
+    by_left = []
+    for (_left, _truth), _n in sorted(Counter((s["left"], s["oracle"]) for s in steps).items()):
+        _e = scaling.bootstrap([s["soft"] for s in steps if (s["left"], s["oracle"]) == (_left, _truth)])
+        _row = {"run": "right steps" if _truth else "wrong steps", "operations left": _left, "n": _n}
+        by_left += [_row | {"soft label": _e.value, "soft label_low": _e.low, "soft label_high": _e.high}]
+    plots.learning_curve(by_left, x="operations left", y="soft label")
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    If the labels told the truth, one line would lie at 1 and the other at 0. The label of a right step falls with every
+    operation that is left, because the *policy* may stumble later. That is no property of the step. Qwen's report on
+    building PRMs (arXiv 2501.07301) makes this point: Monte-Carlo labels are values, not correctness.
+
+    Both kinds of error by depth, the first operation of a chain being 1:
+    """)
+    return
+
+
+@app.cell
+def _(defaultdict, mean, steps):
+    by_depth = defaultdict(lambda: {1.0: [], 0.0: []})
+    for _s in steps:
+        by_depth[_s["depth"]][_s["oracle"]].append(_s["soft"])
+
+
+    def share(values, says):
+        return f"{mean(map(says, values)):.0%} of {len(values)}" if values else "–"
+
+    return by_depth, share
+
+
+@app.cell
+def _(by_depth, share, table):
+    table(
+        [
+            {
+                "depth": depth,
+                "right, hard says wrong": share(side[1.0], lambda v: v == 0),
+                "right, soft says wrong": share(side[1.0], lambda v: v < 0.5),
+                "wrong, hard says right": share(side[0.0], lambda v: v > 0),
+                "wrong, soft says right": share(side[0.0], lambda v: v >= 0.5),
+            }
+            for depth, side in sorted(by_depth.items())
+        ]
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Read as a probability that the step is right, how far off is a soft label? Each dot below gathers the steps with
+    about the same label. On the dashed line labels would be honest probabilities.
+    """)
+    return
+
+
+@app.cell
+def _(plots, scaling, steps):
+    soft, oracle = [s["soft"] for s in steps], [int(s["oracle"]) for s in steps]
+    plots.reliability_plot(scaling.reliability(soft, oracle, bins=8), "soft labels")
+    return oracle, soft
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    A label can be off as a probability and still put right steps above wrong ones. The chance that it does is the AUC.
+    """)
+    return
+
+
+@app.cell
+def _(oracle, scaling, soft):
+    auc = scaling.step_auc(soft, oracle) if set(oracle) == {0, 1} else None
+    print("no AUC: steps of one kind only" if auc is None else f"AUC of the soft labels {auc:.3f}")
+    return (auc,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## What do more rollouts buy?
+
+    You need not draw again. Of the n rollouts behind a label, c came home. Draw k of those n without putting back: how
+    often does such a small sample hold at least so many right ones? That is one line of counting.
+    """)
+    return
+
+
+@app.cell
+def _(comb):
+    def chance(c, n, k, need):
+        """Chance that k of n rollouts, c of the n right, hold at least `need` right ones."""
+        return sum(comb(c, x) * comb(n - c, k - x) for x in range(need, k + 1)) / comb(n, k)
+
+
+    [round(chance(c=1, n=8, k=size, need=1), 3) for size in (1, 2, 4, 8)]
+    return (chance,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    With one good rollout in eight, the hard label says "right" more and more surely as k grows. Now over all steps, for
+    the hard label (one is enough) and the soft one (half of them).
+    """)
+    return
+
+
+@app.cell
+def _(ceil, chance, k, over_problems):
+    def mislabelled(size, need):
+        """Expected share of steps that `size` rollouts label against the oracle."""
+
+        def wrong(step):
+            right = chance(round(step["soft"] * k), k, size, need)
+            return 1 - right if step["oracle"] else right
+
+        return over_problems(wrong)
+
+
+    sizes = [size for size in (1, 2, 4, 8, 16, 32) if size <= k]
+    by_size = {("hard labels", n): mislabelled(n, 1) for n in sizes}
+    by_size |= {("soft labels", n): mislabelled(n, ceil(n / 2)) for n in sizes}
+    return by_size, sizes
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    And this is the answer to the title: who can be believed, and how much does believing cost? The oracle sits at 0 by
+    definition. The dashed line is the labeller who calls every step right.
+    """)
+    return
+
+
+@app.cell
+def _(blind, by_size, plots, sizes):
+    curve = [
+        {"run": name, "rollouts a step": n, "wrong labels": e.value, "wrong labels_low": e.low, "wrong labels_high": e.high}
+        for (name, n), e in by_size.items()
+    ]
+    last = [by_size[name, sizes[-1]].value for name in ("hard labels", "soft labels")]
+    headline = (
+        f"With {sizes[-1]} rollouts a step hard labels are wrong on {last[0]:.0%} of steps and soft ones on {last[1]:.0%}"
+    )
+    plots.learning_curve(curve, blind, x="rollouts a step", y="wrong labels", title=headline)
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## What you saw
+    """)
+    return
+
+
+@app.cell
+def _(Markdown, auc, blind, by_size, contradicts, sizes, steps):
+    hard_e, soft_e = contradicts["hard"], contradicts["soft ≥ .5"]
+    low = [s for s in steps if s["oracle"] == 1 and s["soft"] < 0.5]
+    high = [s for s in steps if s["oracle"] == 0 and s["soft"] >= 0.5]
+    trend = by_size["hard labels", sizes[-1]].value - by_size["hard labels", sizes[0]].value
+    Markdown(
+        f"- Soft labels cut at one half contradict the oracle on **{soft_e.value:.0%}** of steps, hard labels on "
+        f"**{hard_e.value:.0%}**; calling everything right would be wrong on {blind.value:.0%}.\n"
+        f"- Of the soft contradictions {len(low)} are right steps called wrong and {len(high)} wrong steps called right: "
+        f"{'the policy is weaker than the step' if len(low) > len(high) else 'repairs outnumber stumbles'}.\n"
+        f"- From {sizes[0]} to {sizes[-1]} rollouts the hard label's error changes by {100 * trend:+.0f} points.\n"
+        f"- As a ranking of steps: {'nothing to measure here' if auc is None else f'AUC {auc:.3f}'}."
+    )
+    return (soft_e,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## The claim
+
+    Qwen's report says that Monte-Carlo labels are values, not correctness. You turn that into a number that could turn
+    out otherwise: soft labels cut at one half contradict the truth on more than one step in twenty. Why one in twenty?
+    With that error rate a chain of five steps already carries a wrong mark about every fourth time:
+    """)
+    return
+
+
+@app.cell
+def _():
+    1 - (1 - 0.05) ** 5
+    return
+
+
+@app.cell
+def _(Claim, claims, profile, runs, soft_e):
+    claim = Claim(
+        "labels.montecarlo_vs_oracle",
+        "Qwen, Lessons of Developing PRMs (arXiv 2501.07301)",
+        "Monte-Carlo labels are values, not truths: soft labels at .5 contradict the oracle on over 5 % of steps",
+        "> 0.05",
+        soft_e,
+    )
+    claims.record(runs, profile, "03_step_labels", [claim])
+    print(claims.table([claim]))
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Mind the limits. This policy stumbles often, so its values are low; a stronger one would call fewer right steps
+    wrong. Oracle and answer key are exact here; in real mathematics both are not.
+
+    ## Exercises
+
+    ### Exercise 1: read what people wrote
+
+    Turn a PRM800K row into one mark a step for the model's own completion, the first in the list: 1 for right, 0 for
+    wrong. "Let's Verify" counts neutral as right.
+    """)
+    return
+
+
+@app.function
+# Cell tags: solution
+def marks(row):
+    """1 or 0 for the first completion of every step."""
+    return [int(step["completions"][0]["rating"] >= 0) for step in row["label"]["steps"]]
+
+
+@app.cell
+def _(row):
+    # Cell tags: check
+    assert marks(row) == [1, 1, 0]
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ### Exercise 2: where does a rollout start?
+
+    Label step `t` of a chain by `k` rollouts. `policy.extend([Want(problem, node, k, to_end=True)])` gives, for each
+    want, k chains of new nodes; the last node of a chain has the whole `trace`. `labels.right_answer` checks it. Use
+    `Node((t,), steps)` for the place where you start.
+    """)
+    return
+
+
+@app.cell
+def _(Node, Want, labels):
+    # Cell tags: solution
+    def rollout_label(policy, problem, trace, t, k=8):
+        """Share of k rollouts that judge step t and reach the right answer."""
+        start = Node((t,), trace.steps[: t + 1])
+        drawn = policy.extend([Want(problem.blind(), start, k, to_end=True)])[0]
+        return sum(labels.right_answer(problem, nodes[-1].trace) for nodes in drawn) / k
+
+    return (rollout_label,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    From `2+12=14` your toy policy always gets home, from `2+12=15` never, and from `3*4=12` three times in four.
+    """)
+    return
+
+
+@app.cell
+def _(Step, Trace, good, rollout_label, small, toy):
+    # Cell tags: check
+    slip = Trace((Step("3*4=12"), Step("2+12=15"), Step("15", final=True)))
+    assert rollout_label(toy, small, good, t=1) == 1
+    assert rollout_label(toy, small, slip, t=1) == 0
+    assert abs(rollout_label(toy, small, good, t=0, k=2000) - 0.75) < 0.05
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Ledger
+
+    What the labels of this page cost. The oracle is free because arithmetic is; the rollouts are paid for step by step.
+    """)
+    return
+
+
+@app.cell
+def _(Cost, audit, series, table):
+    spent = {"chains": Cost(**series.chains().summary["cost"]), "rollouts": Cost(**audit.summary["cost"])}
+    table(
+        [
+            {"stage": name, "tokens": f"{c.tokens:,}", "FLOPs": f"{c.flops:.2g}", "seconds": f"{c.seconds:.0f}"}
+            for name, c in {**spent, "oracle": Cost()}.items()
+        ]
+    )
+    return (spent,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Beside the chain itself, how much must you sample to label it?
+    """)
+    return
+
+
+@app.cell
+def _(Markdown, audited, mean, spent):
+    own = mean(trace.tokens for (_, trace, _), _ in audited)
+    each = spent["rollouts"].sampled / len(audited)
+    Markdown(f"A chain has {own:.0f} tokens, its labels took {each:.0f}: **{each / max(1, own):.0f} times** as many.")
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    **Next**: notebook 04 trains models on these labels and asks whether a model can learn to judge a step.
+    """)
+    return
+
+
+if __name__ == "__main__":
+    app.run()

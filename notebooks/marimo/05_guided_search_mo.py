@@ -1,0 +1,798 @@
+import marimo
+
+__generated_with = "0.25.2"
+app = marimo.App()
+
+
+@app.cell
+def _():
+    import marimo as mo
+
+    return (mo,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    # Does a judge find what a vote misses?
+
+    You have a policy that writes chains of steps and a judge that scores them. Sample sixteen chains and you must still
+    give *one* answer. A vote trusts the crowd; a judge may trust a single chain. You find out which is worth more when
+    both are charged for every token that they read or write.
+
+    - **You will know** what a search is (a generator that asks for steps), how beam search decides, what a driver meters,
+      and how far a good judge, a weak judge and a perfect one are apart.
+    - **Time and memory.** `nano`: 1 min and 1 GB when the earlier stages are on disk. What is missing is built here, with
+      a progress bar.
+    - **Modules.** `search`, `verifiers`, `select`, `scaling`, `plots`, `claims`.
+    """)
+    return
+
+
+@app.cell
+def _():
+    # Cell tags: setup
+    from collections import Counter
+    from dataclasses import replace
+
+    from workbench.search import Grow, drive
+    from workbench.select import weighted
+    from workbench.types import Cost, Node, Step, Trace
+
+    return Cost, Counter, Grow, Node, Step, Trace, drive, replace, weighted
+
+
+@app.cell
+def _():
+    from IPython.display import Markdown
+
+    from workbench import claims, plots, scaling, tasks
+    from workbench.pipeline import Series, read_records
+    from workbench.policies import Want
+    from workbench.policies.scripted import Scripted
+    from workbench.search.beam import beam
+    from workbench.search.best_of_n import best_of_n
+    from workbench.search.majority import majority
+    from workbench.search.weighted_vote import weighted_vote
+    from workbench.verifiers.oracle import Oracle
+
+    return (
+        Markdown,
+        Oracle,
+        Scripted,
+        Series,
+        Want,
+        beam,
+        best_of_n,
+        claims,
+        majority,
+        plots,
+        read_records,
+        scaling,
+        tasks,
+        weighted_vote,
+    )
+
+
+@app.cell
+def _():
+    # Cell tags: parameters
+    profile = "nano"
+    runs = "runs"
+    seed = 0
+    return profile, runs, seed
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## A case small enough to check by hand
+
+    Here is a policy with a bad habit: it adds before it multiplies, seven times out of ten.
+    """)
+    return
+
+
+@app.cell
+def _(Scripted, tasks):
+    toy = Scripted(
+        {
+            (): [("2+3=5", 0.7), ("3*4=12", 0.3)],
+            ("2+3=5",): [("5*4=20", 1.0)],
+            ("2+3=5", "5*4=20"): [("=20", 1.0)],
+            ("3*4=12",): [("2+12=14", 1.0)],
+            ("3*4=12", "2+12=14"): [("=14", 1.0)],
+        }
+    )
+    puzzle = tasks.get("arithmetic").parse("2+3*4")
+    return puzzle, toy
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    You sample eight chains and count the answers. The truth is 2 + 12 = 14.
+    """)
+    return
+
+
+@app.cell
+def _(Counter, drive, majority, puzzle, toy):
+    [voted] = drive([puzzle], majority, toy, n=8)
+    Counter(leaf.trace.answer for leaf in voted.leaves), voted.answer
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The vote returns what most chains say. More chains make it *surer*, not righter.
+    Now a judge scores every step of the same eight chains (the oracle, which knows the task), and equal answers add up
+    their scores.
+    """)
+    return
+
+
+@app.cell
+def _(Oracle, drive, puzzle, toy, weighted_vote):
+    [judged] = drive([puzzle], weighted_vote, toy, Oracle([puzzle]), n=8)
+    judged.answer
+    return (judged,)
+
+
+@app.cell
+def _(judged, plots):
+    plots.labelled_tree(judged.nodes)
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The right answer was there all along, in the minority. That is all a judge can do for you: *find* it. It cannot find
+    what no chain contains. So three numbers frame this notebook: what the vote gets, what the judge gets, and what is
+    there to be found.
+    """)
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## A search is a generator
+
+    It yields what it wants to grow, is sent the grown nodes, and returns an answer. Majority vote is two lines.
+    """)
+    return
+
+
+@app.cell
+def _(majority, plots):
+    plots.show_source(majority)
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Best-of-n and the weighted vote differ from it in the last line, and in asking for scores.
+    """)
+    return
+
+
+@app.cell
+def _(best_of_n, plots):
+    plots.show_source(best_of_n)
+    return
+
+
+@app.cell
+def _(plots, weighted_vote):
+    plots.show_source(weighted_vote)
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Beam search asks the judge *on the way* (Snell et al., arXiv 2408.03314, section 5.2): keep the best n/width
+    unfinished chains, grow `width` children from each, repeat.
+    """)
+    return
+
+
+@app.cell
+def _(beam, plots):
+    plots.show_source(beam)
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## The real policy, the real judge, one problem
+
+    You open the series. A stage that an earlier notebook left is found; one that is missing is built now.
+    """)
+    return
+
+
+@app.cell
+def _(Series, profile, read_records, runs, seed):
+    series = Series(profile, runs, seed)
+    run = series.search()
+    records = read_records(run)
+    len(records), sorted({r.knobs["method"] for r in records})
+    return records, series
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    You fix the budget before you look at any accuracy: n = 16, or the largest n whose cost the vote's curve still reaches.
+    """)
+    return
+
+
+@app.cell
+def _(records, scaling):
+    points = scaling.curve(records)
+    reach = max(point.x for point in points if point.method == "majority")
+    fits = [point.n for point in points if point.method == "weighted_vote" and point.x <= reach]
+    n = 16 if 16 in fits else max(fits)
+    n
+    return fits, n, points
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    To watch a search, you pick, on purpose, an easy-to-read problem where the vote fails and the judge does not (or the
+    last one, if there is none). One such case proves nothing; the records below decide.
+    """)
+    return
+
+
+@app.cell
+def _(n, records, series):
+    right = {(r.knobs["method"], r.knobs["n"], r.problem): r.correct for r in records}
+    test = series.test()
+    missed = [p for p in test if right["weighted_vote", n, p.id] and not right["majority", n, p.id]]
+    problem = min(missed or test[-1:], key=lambda p: p.level)
+    problem
+    return problem, right, test
+
+
+@app.cell
+def _(problem, series):
+    policy, judge = series.policy(), series.verifier()
+    sampling, blind = series.profile.sampling, problem.blind()
+    return blind, judge, policy, sampling
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    To step a search by hand you need one helper: it grows what was asked for, lets the judge read each new chain, and
+    writes the scores on its steps. The problem it hands out is blind: the gold answer is not in it.
+    """)
+    return
+
+
+@app.cell
+def _(Want, blind, judge, policy, replace, sampling, seed):
+    def serve(request):
+        wants = [Want(blind, node, request.n) for node in request.nodes]
+        ends = [chain[-1] for chains in policy.extend(wants, seed, sampling) for chain in chains]
+        scored = judge.score([(blind, end.trace) for end in ends])
+        return [
+            replace(end, steps=tuple(replace(s, score=v) for s, v in zip(end.steps, scores, strict=True)))
+            for end, scores in zip(ends, scored, strict=True)
+        ]
+
+    return (serve,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    You start the generator. Its first request: four first steps below the root.
+    """)
+    return
+
+
+@app.cell
+def _(Node, beam, judge):
+    walk = beam(Node(), n=4, width=2, aggregate=judge.aggregate)
+    first = next(walk)
+    first
+    return first, walk
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    You grow them and look at what the judge says.
+    """)
+    return
+
+
+@app.cell
+def _(first, plots, serve):
+    firsts = serve(first)
+    plots.show_steps(*(node.trace for node in firsts))
+    return (firsts,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    You send them in. The search answers with its next wish: two children for each of the best two (4 / 2).
+    """)
+    return
+
+
+@app.cell
+def _(firsts, walk):
+    second = walk.send(firsts)
+    [(node.path, node.steps[-1].text, round(node.score, 3)) for node in second.nodes], second.n
+    return (second,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    You go on until it returns, and keep every node it was sent.
+    """)
+    return
+
+
+@app.cell
+def _(serve):
+    def finish(search, request):
+        nodes = []
+        try:
+            while True:
+                grown = serve(request)
+                nodes += grown
+                request = search.send(grown)
+        except StopIteration as end:
+            return nodes, end.value
+
+    return (finish,)
+
+
+@app.cell
+def _(finish, problem, second, walk):
+    later, answer = finish(walk, second)
+    print(f"{problem.prompt} = {problem.answer}; beam answers {answer}")
+    return answer, later
+
+
+@app.cell
+def _(firsts, later, plots):
+    plots.labelled_tree(firsts + later)
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## The driver does the same for all problems at once
+
+    It batches the requests of every problem into one call, meters each token, and stops at a budget. By hand or driven,
+    the nodes are the same, because the noise of a token depends on its place in the tree and on nothing else.
+    """)
+    return
+
+
+@app.cell
+def _(answer, drive, firsts, judge, later, policy, problem, sampling, seed):
+    driven = drive(
+        [problem], "beam", policy, judge, seed=seed, sampling=sampling, n=4, width=2, aggregate=judge.aggregate
+    )[0]
+    driven.answer == answer, [node.path for node in driven.nodes] == [node.path for node in firsts + later]
+    return (driven,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The bill has two payers. A judge that nobody charges looks like free accuracy.
+    """)
+    return
+
+
+@app.cell
+def _(driven):
+    print(f"sampled {driven.cost.sampled}, prompt {driven.cost.prompt}, judged {driven.cost.judged} tokens")
+    print(f"policy {driven.cost.policy_flops:.3g} FLOPs, judge {driven.cost.verifier_flops:.3g} FLOPs")
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## All problems, all budgets
+
+    The records hold every method at every n on the same test problems, from the same chains. A row is a method, a column
+    is n, a cell is accuracy.
+    """)
+    return
+
+
+@app.cell
+def _(Markdown):
+    def grid(points, show):
+        ns = sorted({point.n for point in points})
+        cell = {(point.method, point.n): show(point) for point in points}
+        lines = ["| |" + "|".join(f" n={each} " for each in ns) + "|", "|---|" + "---|" * len(ns)]
+        for method in sorted({point.method for point in points}):
+            lines.append(f"| {method} |" + "|".join(cell.get((method, each), "") for each in ns) + "|")
+        return Markdown("\n".join(lines))
+
+    return (grid,)
+
+
+@app.cell
+def _(grid, points):
+    grid(points, lambda point: f"{point.accuracy.value:.3f}")
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The same n is not the same price. This is what each cell costs, in millions of FLOPs a problem, judge included.
+    """)
+    return
+
+
+@app.cell
+def _(grid, points):
+    grid(points, lambda point: f"{point.x / 1e6:,.1f}")
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    So you compare at equal FLOPs. The figure that answers the question has compute on its axis.
+    """)
+    return
+
+
+@app.cell
+def _(plots, points):
+    main = [p for p in points if p.method in ("greedy", "majority", "best_of_n", "weighted_vote", "beam")]
+    alone = next(p.accuracy for p in main if (p.method, p.n) == ("majority", 1))
+    plots.accuracy_vs_flops(main, baseline=alone)
+    return alone, main
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The dashed line is one sample. Now the claim, at the n that you fixed: the weighted vote against the majority vote at
+    the *same* FLOPs, problem by problem. The package interpolates the majority's curve over log compute.
+    """)
+    return
+
+
+@app.cell
+def _(n, records, scaling):
+    gain = scaling.paired_at_equal_flops(records, "weighted_vote", "majority", n=n)
+    same_n = scaling.difference(*([r for r in records if r.knobs == {"method": m, "n": n}] for m in ("weighted_vote", "majority")))
+    print(f"at n={n}, equal FLOPs: {gain}")
+    print(f"at n={n}, equal chains: {same_n}  <- the flattering number: the judge's reading is free here")
+    return gain, same_n
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## What was there, what was found
+
+    A chain with the right answer and right steps is there in some share of problems (the oracle finds it). You sort the
+    problems by who found it.
+    """)
+    return
+
+
+@app.cell
+def _(Counter, n, right, test):
+    sorts = Counter(tuple(right[m, n, p.id] for m in ("best_of_n (oracle)", "majority", "weighted_vote")) for p in test)
+    names = {(True, True, True): "both find it", (True, False, True): "only the judge finds it"}
+    names |= {(True, True, False): "only the vote finds it", (True, False, False): "there, and both miss it"}
+    found = Counter({name: sorts[key] for key, name in names.items()})
+    found["not among the chains, or by luck"] = len(test) - found.total()
+    found
+    return (found,)
+
+
+@app.cell
+def _(records, scaling, series):
+    missing = [
+        (k, scaling.difference(*([r for r in records if r.knobs["method"] == m and r.knobs["n"] == k] for m in pair)))
+        for pair in [("best_of_n (oracle)", "weighted_vote")]
+        for k in series.profile.search_n
+    ]
+    for _n, _gap in missing:
+        print(f"n={_n:<3} there but not found: {_gap}")
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Where is it lost? You look by level: one operation on the left, the longest chains on the right.
+    """)
+    return
+
+
+@app.cell
+def _(n, plots, records):
+    plots.levels(
+        r for r in records if r.knobs["n"] == n and r.knobs["method"] in ("majority", "weighted_vote", "best_of_n (oracle)")
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Too much of a judge
+
+    Cobbe et al. (arXiv 2110.14168) saw best-of-n rise, then fall: among enough chains one fools the judge. Three judges
+    choose here: the language-model judge, the linear head on step ends, and the head that only saw outcomes (ORM).
+    The oracle is the ceiling.
+    """)
+    return
+
+
+@app.cell
+def _(alone, plots, points):
+    kinds = {"language model": "best_of_n", "head": "best_of_n (head)", "ORM": "best_of_n (ORM)", "oracle": "best_of_n (oracle)"}
+    _last = {kind: max((p for p in points if p.method == name), key=lambda p: p.n) for kind, name in kinds.items()}
+    _text = ", ".join(f"{kind} {point.accuracy.value:.0%}" for kind, point in _last.items())
+    plots.accuracy_vs_flops(
+        [p for p in points if p.method in kinds.values()], baseline=alone, title=f"best of {max(p.n for p in points)} by judge: {_text}"
+    )
+    return (kinds,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Does the curve bend down? You compare the largest n with n = 4, on the same problems. Below zero means: the more you
+    search, the more you are fooled.
+    """)
+    return
+
+
+@app.cell
+def _(fits, kinds, records, scaling):
+    bend = {
+        kind: scaling.difference(*([r for r in records if r.knobs == {"method": name, "n": k}] for k in (max(fits + [4]), 4)))
+        for kind, name in kinds.items()
+    }
+    for _kind, _gap in bend.items():
+        print(f"{_kind:<15} n={max(fits + [4])} minus n=4: {_gap}")
+    return (bend,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## What you saw
+    """)
+    return
+
+
+@app.cell
+def _(claims):
+    def verdict(estimate):
+        return {"holds": "above zero", "fails": "not above zero", "undecided": "undecided"}[claims.decide(estimate, "> 0")]
+
+    return (verdict,)
+
+
+@app.cell
+def _(Markdown, bend, claims, found, gain, n, same_n, test, verdict):
+    _falls = [kind for kind, gap in bend.items() if claims.decide(gap, "< 0") == "holds"]
+    Markdown(
+        f"- At equal FLOPs (n = {n}) the judge adds {gain.value:+.3f} accuracy to the vote: {verdict(gain)}. "
+        f"At equal n it looks like {same_n.value:+.3f}; the difference is the judge's own bill.\n"
+        f"- Of {len(test)} problems the judge alone finds {found['only the judge finds it']}, the vote alone "
+        f"{found['only the vote finds it']}, and {found['there, and both miss it']} right chains are missed by both.\n"
+        f"- Best-of-n bends down with n for: {', '.join(_falls) or 'no judge, as far as these intervals tell'}. "
+        "Lightman et al. (arXiv 2305.20050) still gained at n = 1860, Cobbe et al. lost beyond 400: it is the judge, not n.\n"
+        "- Training the judge is in the ledger below and in no curve; it is paid once."
+    )
+    return
+
+
+@app.cell
+def _(claims, gain, n, profile, runs):
+    claims.record(
+        runs,
+        profile,
+        "05_guided_search",
+        [
+            claims.Claim(
+                "search.prm_over_majority",
+                "Snell et al. 2024 (2408.03314), Lightman et al. 2023 (2305.20050)",
+                f"a judge-weighted vote of {n} beats majority vote at equal FLOPs, the judge's included",
+                "> 0",
+                gain,
+            )
+        ],
+    )
+    print(claims.table([c for c in claims.load(runs, profile) if c.id == "search.prm_over_majority"]))
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ### Exercise 1: keep n/width, grow width
+
+    One round of Snell's beam: of the scored `pool`, keep the best n/width, and ask for `width` children of each, so that
+    the pool stays at n. Many programs keep `width` and grow n/width; with n = 16 and width = 2 that is another search.
+    A finished chain is not grown.
+    """)
+    return
+
+
+@app.cell
+def _(Grow):
+    # Cell tags: solution
+    def next_request(pool, n, width):
+        """The Grow that follows a pool of scored nodes."""
+        kept = sorted(pool, key=lambda node: -node.score)[: n // width]
+        return Grow([node for node in kept if not node.finished], width)
+
+    return (next_request,)
+
+
+@app.cell
+def _(Node, Step, next_request):
+    # Cell tags: check
+    pool = [Node((i,), (Step(f"{i}", score=i / 16),), "answer" if i == 15 else None) for i in range(16)]
+    asked = next_request(pool, n=16, width=2)
+    assert [node.path[0] for node in asked.nodes] == [14, 13, 12, 11, 10, 9, 8], "the best 8, less the finished one"
+    assert asked.n == 2, "two children each"
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ### Exercise 2: who may vote?
+
+    Write the weighted vote without the package. A chain that ran out of tokens has no answer and no vote, even if many
+    of them agree on having none.
+    """)
+    return
+
+
+@app.cell
+def _(Counter):
+    # Cell tags: solution
+    def my_weighted(traces):
+        """The answer with the largest sum of scores; a chain's score is its worst step's."""
+        sums = Counter()
+        for trace in traces:
+            if trace.answer is not None:
+                sums[trace.answer] += min(trace.scores)
+        return sums.most_common(1)[0][0] if sums else None
+
+    return (my_weighted,)
+
+
+@app.cell
+def _(Step, Trace, my_weighted, weighted):
+    # Cell tags: check
+    cut = Trace((Step("47+38=8", score=0.9),), "length")
+    seven = Trace((Step("3+4=7", score=0.8), Step("7", True, score=0.7)))
+    eight = Trace((Step("3+4=8", score=0.2), Step("8", True, score=0.9)))
+    crowd = [cut, cut, seven, eight, eight]
+    assert my_weighted(crowd) == weighted(crowd, "min") == "7"
+    assert my_weighted([cut]) is None, "nobody finished: abstain"
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ### Exercise 3: a search of your own
+
+    A wrong first step ruins a whole chain, and first steps are cheap. Write a search that samples n first steps, keeps
+    the best quarter, finishes those, and holds a weighted vote. A first step may already be an answer: it stays in the
+    vote.
+    """)
+    return
+
+
+@app.cell
+def _(Grow, weighted):
+    # Cell tags: solution
+    def prune_early(root, *, n=16, aggregate="min"):
+        """Sample n first steps, finish the best quarter, vote by score."""
+        steps = yield Grow([root], n)
+        kept = sorted(steps, key=lambda node: -(node.score or 0))[: max(1, n // 4)]
+        ends = yield Grow([node for node in kept if not node.finished], to_end=True)
+        return weighted([node.trace for node in kept + ends if node.finished], aggregate)
+
+    return (prune_early,)
+
+
+@app.cell
+def _(Node, Step, prune_early):
+    # Cell tags: check
+    mine = prune_early(Node(), n=8)
+    assert next(mine).n == 8
+    early = [Node((0,), (Step("7", True, score=0.9),), "answer")]
+    early += [Node((i,), (Step("1+1=3", score=i / 10),)) for i in range(1, 8)]
+    asked_next = mine.send(early)
+    assert [node.path for node in asked_next.nodes] == [(7,)] and asked_next.to_end
+    try:
+        mine.send([Node((7, 0), (*early[7].steps, Step("8", True, score=0.6)), "answer")])
+    except StopIteration as done:
+        assert done.value == "7", "0.9 against 0.6"
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Now yours against the house, on the same test problems and the same first steps. You need no registration: the driver
+    takes any generator.
+    """)
+    return
+
+
+@app.cell
+def _(drive, judge, main, n, policy, prune_early, sampling, seed, tasks, test):
+    results = drive(test, prune_early, policy, judge, seed=seed, sampling=sampling, n=n, aggregate=judge.aggregate)
+    hits = [tasks.get(r.problem.task).check(r.problem, r.answer) for r in results]
+    mean_flops = sum(r.cost.flops for r in results) / len(results)
+    print(f"prune_early, n={n}: accuracy {sum(hits) / len(hits):.3f} at {mean_flops:.3g} FLOPs a problem")
+    for _point in sorted((p for p in main if p.x <= 1.5 * mean_flops), key=lambda p: -p.accuracy.value)[:3]:
+        print(f"{_point.method}, n={_point.n}: accuracy {_point.accuracy.value:.3f} at {_point.x:.3g} FLOPs")
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Ledger
+
+    What it took to get here. Search is charged in full for every method, though shared chains are drawn once.
+    """)
+    return
+
+
+@app.cell
+def _(Cost, Markdown, records, series):
+    stages = {"teach the policy": series.teach(), "sample chains": series.chains()}
+    stages |= {f"train the judge: {kind}": series.judge(kind) for kind in ("likelihood", "head", "orm")}
+    ledger = {name: Cost(**stage.summary["cost"]) for name, stage in stages.items()}
+    ledger["search, all methods"] = sum(r.cost for r in records)
+    Markdown(
+        "| stage | tokens | FLOPs | seconds |\n|---|---|---|---|\n"
+        + "\n".join(f"| {name} | {c.tokens:,} | {c.flops:.3g} | {c.seconds:,.0f} |" for name, c in ledger.items())
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Next: a judge need not wait for test time. In notebook 07 reward changes the policy itself.
+    """)
+    return
+
+
+if __name__ == "__main__":
+    app.run()

@@ -1,0 +1,74 @@
+"""Records: each test names the mistake it pins."""
+
+import pytest
+
+from workbench import evaluate
+from workbench.policies import Want
+from workbench.policies.scripted import Scripted
+from workbench.search import Memo, Result
+from workbench.types import Node, Record
+
+COIN = Scripted({(): [("1+2=3", 0.5), ("=0", 0.5)], ("1+2=3",): [("=1", 0.5), ("?", 0.5)]})
+
+
+@pytest.fixture(scope="module")
+def sampled(asked):
+    return evaluate.samples("run", asked(50), COIN, n=8, seed=2)
+
+
+def test_a_record_a_chain_and_nothing_else(sampled, asked):
+    """Bugs: grouped by text, so problems that ask the same merge; a chain counted twice or lost."""
+    rows, chains = sampled
+    assert [(row.problem, row.seed) for row in rows] == [(p.id, k) for p in asked(50) for k in range(8)]
+    assert [problem for problem, _ in chains] == asked(50)
+    flat = [trace for _, traces in chains for trace in traces]
+    assert [row.answer for row in rows] == [trace.answer for trace in flat]
+    assert {row.answer for row in rows} == {"1", "0", None}
+    assert all(row.correct is (row.answer == "1") for row in rows), "an unfinished chain is wrong, not unknown"
+    assert {row.knobs["stop"] for row in rows} == {"answer", "cut"}
+    assert all(Record.from_json(row.to_json()) == row for row in rows)
+
+
+def test_samples_are_what_the_policy_draws(sampled, asked):
+    """Bug: samples in another order than their numbers, so pairing over seeds pairs strangers."""
+    chains = COIN.extend([Want(p, Node(), 8, to_end=True) for p in asked(50)], 2)
+    assert [trace for _, traces in sampled[1] for trace in traces] == [c[-1].trace for cs in chains for c in cs]
+
+
+def test_a_sample_costs_its_own_tokens(sampled, asked):
+    """Bug: the first of n samples is charged for all of them, so one sample looks n times as dear and the others free."""
+    rows, chains = sampled
+    tokens = [trace.tokens for _, traces in chains for trace in traces]
+    assert [row.cost.sampled for row in rows] == tokens and min(tokens) > 0
+    prompt = COIN.prompt_tokens(asked(1)[0], Node())
+    assert [row.cost.prompt for row in rows] == [prompt, *[0] * 7] * 50
+    whole = evaluate.search("run", asked(50), "majority", COIN, seeds=(2,), n=8)
+    for i, record in enumerate(whole):
+        parts = sum(row.cost for row in rows[8 * i : 8 * i + 8])
+        assert (parts.sampled, parts.prompt, parts.policy_calls) == (record.cost.sampled, record.cost.prompt, 1)
+        assert parts.policy_flops == pytest.approx(record.cost.policy_flops)
+
+
+def test_pass_1(asked):
+    """Against the probability itself: .25, within four standard errors."""
+    assert evaluate.pass_1(COIN, asked(800), n=2) == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 1600) ** 0.5)
+
+
+def test_an_abstention_is_wrong(asked):
+    """Bug: a search that did not answer is left out, so abstaining raises accuracy."""
+    record = evaluate.record("run", Result(asked(1)[0], None), 3, method="x")
+    assert record.correct is False and record.answer is None and record.knobs == {"method": "x"}
+
+
+def test_search_records(asked):
+    """Bugs: a seed that is not passed on; knobs or a label that get lost; a memo that changes a bill."""
+    problems, memos = asked(20), {}
+    for n in (2, 4):
+        fresh = evaluate.search("run", problems, "majority", COIN, seeds=(0, 1), n=n, label="vote")
+        again = evaluate.search("run", problems, "majority", COIN, seeds=(0, 1), n=n, label="vote", memos=memos)
+        strip = [(r.problem, r.seed, r.answer, r.correct, r.cost.sampled, r.cost.flops, r.knobs) for r in fresh]
+        assert strip == [(r.problem, r.seed, r.answer, r.correct, r.cost.sampled, r.cost.flops, r.knobs) for r in again]
+        assert {r.knobs["n"] for r in fresh} == {n} and {r.knobs["method"] for r in fresh} == {"vote"}
+    assert [r.seed for r in fresh] == [0] * 20 + [1] * 20
+    assert [r.answer for r in fresh[:20]] != [r.answer for r in fresh[20:]]
+    assert set(memos) == {0, 1} and all(isinstance(memo, Memo) and memo.chains for memo in memos.values())

@@ -1,0 +1,101 @@
+"""Nano models and the FLOP ledger: each test names the mistake it pins."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from workbench.format import Encoder
+from workbench.models import flops, llama_config, load_model, new_model
+from workbench.types import Step, WorkbenchError
+
+
+@pytest.fixture(scope="module")
+def nano(tokenizer):
+    return new_model("nano", tokenizer)
+
+
+def test_the_sizes_are_the_ones_promised(tokenizer, nano):
+    """Bug: the larger model of the series is not the size that its name says."""
+    with torch.device("meta"):
+        large = new_model("nano-14x", tokenizer)
+    assert 0.8e6 < nano.num_parameters() < 1.2e6
+    assert 13 < large.num_parameters() / nano.num_parameters() < 15
+
+
+@pytest.mark.parametrize("heads", [4, 2])  # 2: grouped key-value heads
+@pytest.mark.parametrize("shape, length", [("nano", 16), ("nano", 400), ("micro", 300)])
+def test_flops_against_a_counter(tokenizer, shape, length, heads):
+    """Bugs: a forgotten factor 2, head or attention term. Eager attention multiplies the whole square, so every token
+    sees `length` tokens."""
+    more = {"num_key_value_heads": heads} if shape == "nano" else {}
+    config = llama_config(shape, tokenizer, **more)
+    config._attn_implementation = "eager"
+    from transformers import LlamaForCausalLM
+
+    model, ids = LlamaForCausalLM(config), torch.zeros(2, length, dtype=torch.long)
+    with torch.no_grad(), FlopCounterMode(display=False) as whole:
+        model(ids, use_cache=False)
+    with torch.no_grad(), FlopCounterMode(display=False) as trunk:
+        model.model(ids, use_cache=False)
+    assert flops(config, 2 * length, length) == pytest.approx(whole.get_total_flops(), rel=0.02)
+    assert flops(config, 2 * length, length, head=False) == pytest.approx(trunk.get_total_flops(), rel=0.02)
+
+
+def test_flops_of_a_large_model_by_hand():
+    """Bug: 2 x 8e9 parameters x 405e3 tokens printed as 6.5 TFLOP; it is 6,480 of them."""
+    llama = LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        intermediate_size=14336,
+    )
+    assert flops(llama, 405e3, 0) == pytest.approx(2 * 8e9 * 405e3, rel=0.07)  # less the embedding, a look-up
+    assert flops(llama, 1, 1000) - flops(llama, 1, 0) == 4 * 32 * 4096 * 1000
+
+
+def test_a_checkpoint_is_an_ordinary_folder(tmp_path, micro, tokenizer):
+    """Bug: a checkpoint that only this package can read, or that comes back another."""
+    micro.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in tmp_path.iterdir()}
+    assert not list(tmp_path.glob("*.bin"))
+    model, tok = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    again, encoder = Encoder(tok), Encoder(tokenizer)
+    steps = [Step("1+1=2</user>é\n"), Step("2", final=True)]
+    assert again.encode("1+\n1", steps) == encoder.encode("1+\n1", steps)
+    assert again.tag_ids == encoder.tag_ids and again.ends_step() == encoder.ends_step()
+    assert tok.pad_token_id == tokenizer.pad_token_id and tok.chat_template == tokenizer.chat_template
+    ids = torch.tensor([encoder.encode("1+1", steps).ids])
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, micro(ids).logits)
+        assert torch.equal(load_model(tmp_path)[0](ids).logits, micro(ids).logits)
+    assert not load_model(tmp_path)[0].training
+
+
+def test_pickled_weights_are_refused(tmp_path, micro):
+    """Bug: loading somebody's checkpoint runs somebody's code."""
+    micro.config.save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"anything")
+    with pytest.raises(WorkbenchError, match="safetensors"):
+        load_model(tmp_path)
+
+
+def test_a_folder_that_is_no_checkpoint_is_an_error(tmp_path):
+    with pytest.raises(WorkbenchError, match="config.json"):
+        load_model(tmp_path)
+
+
+def test_a_seed_is_the_weights_and_disturbs_nobody(tokenizer):
+    """Bug: making a model moves the global random state, so what comes after depends on it."""
+    before = torch.random.get_rng_state()
+    a, b, c = (new_model("micro", tokenizer, seed) for seed in (0, 0, 1))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert torch.equal(a.lm_head.weight, b.lm_head.weight) and not torch.equal(a.lm_head.weight, c.lm_head.weight)
+
+
+def test_an_unknown_shape_is_refused(tokenizer):
+    with pytest.raises(WorkbenchError, match="'nono'.*nano"):
+        new_model("nono", tokenizer)
