@@ -183,15 +183,17 @@ def test_a_memo_changes_nothing(name, asked):
         go(other, problems, verifier=Judge(a=0.1), memo=memo)
         go(other, problems[:9], memo=memo, sampling=Sampling(0.5))
         go(other, problems[9:], memo=memo, seed=2)
-    drawn = len(memo.chains)
     assert seen(go(name, problems, memo=memo)) == seen(go(name, problems))
-    assert len(memo.chains) == drawn, "what was drawn before was drawn again"
+    held = len(memo.chains), len(memo.scores)
+    go(name, problems, memo=memo)
+    assert (len(memo.chains), len(memo.scores)) == held, "what was drawn before was drawn again"
 
 
 def test_every_search_draws_the_same_first_chain(asked):
     """Bug: methods compared on different luck."""
-    chains = [go(n, asked(30), n=1)[i].answer for n in ("majority", "best_of_n", "weighted_vote") for i in range(30)]
-    assert chains == [r.answer for r in go("sampling", asked(30))] * 3
+    first = [r.answer for r in go("sampling", asked(30))]
+    for method in ("majority", "best_of_n", "weighted_vote"):
+        assert [r.answer for r in go(method, asked(30), n=1)] == first
 
 
 def test_an_unknown_knob_is_refused(name, asked):
@@ -300,7 +302,7 @@ def test_a_memo_knows_the_prefix(asked):
 
     def sampled_then_grown(root, *, temperature=1.0):
         [first] = yield Grow([root], score=False, temperature=temperature)
-        return (yield Grow([first], to_end=True, score=False))[0].trace.answer
+        return first.trace.answer or (yield Grow([first], to_end=True, score=False))[0].trace.answer
 
     memo = Memo()
     for temperature in (1.0, 0.0):
@@ -329,7 +331,7 @@ def test_a_memo_serves_one_policy(asked):
 
 ANSWERS = {"1": 0.4, "0": 0.35, "2": 0.25}
 ONE_STEP = Scripted({(): [("=" + answer, p) for answer, p in ANSWERS.items()]})
-LIKES = {"1": 0.6, "0": 0.45, "2": 0.8}
+LIKES = {"1": 0.5, "0": 0.1, "2": 0.7}
 N = 800
 
 
@@ -375,7 +377,7 @@ def test_best_of_n_by_enumeration(asked, n):
 def test_weighted_vote_by_enumeration(asked):
     want = expected(4, lambda draws: by_weight(draws, LIKES))
     others = [expected(4, lambda d: max(d, key=LIKES.get)), expected(4, lambda d: by_weight(d, dict.fromkeys(d, 1.0)))]
-    assert all(abs(want - other) > 0.04 for other in others), "the enumeration must tell the methods apart"
+    assert all(abs(want - other) > 0.09 for other in others), "the enumeration must tell the methods apart"
     assert share(go("weighted_vote", asked(N), ONE_STEP, Judge(**LIKES), n=4)) == near(want)
 
 
@@ -412,7 +414,7 @@ def test_beam_by_enumeration(asked):
     leaf = {True: [("=1", 0.8), ("=0", 0.2)], False: [("=1", 0.1), ("=0", 0.9)]}
     table = Scripted({(): [("good", 0.3), ("bad", 0.7)], ("good",): leaf[True], ("bad",): leaf[False]})
     judge = Judge(good=0.9, bad=0.2, **{"1": 1.0, "0": 1.0})
-    assert abs(expected_beam(8, 4) - expected_beam(8, 2)) > 0.1
+    assert abs(expected_beam(8, 4) - expected_beam(8, 2)) > 0.09
     for n, width in ((8, 2), (8, 4)):
         assert share(go("beam", asked(N), table, judge, n=n, width=width)) == near(expected_beam(n, width))
 

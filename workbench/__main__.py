@@ -60,8 +60,15 @@ def reproduce(args) -> int:
     from . import pipeline, series
 
     series.check_profile(args.profile)
-    pipeline.build(args.profile, series.runs_folder(args.runs), lanes=min(2, os.cpu_count() or 1))
-    series.reproduce(args.profile, args.runs, again=args.again)
+    runs, began = series.runs_folder(args.runs), time.monotonic()
+    built, peak = pipeline.build(args.profile, runs, lanes=min(2, os.cpu_count() or 1))
+    todo = series.unfinished(args.profile, args.runs)
+    statuses = series.reproduce(args.profile, args.runs, again=args.again)
+    peak = max([peak, *(status.get("peak_mb", 0) for status in statuses)])
+    row = {"seconds": round(time.monotonic() - began, 1), "peak_mb": peak, "built": built}
+    row |= {"stages": len(pipeline.STAGES), "ran": len(statuses) if args.again else len(todo)}
+    with (runs / args.profile / "reproduce.jsonl").open("a") as log:
+        log.write(json.dumps(row) + "\n")
     args.json, args.anew = False, args.again
     print()
     claims(args)

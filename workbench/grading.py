@@ -389,7 +389,7 @@ def _serve() -> None:
 
         logging.disable(logging.CRITICAL)
         _agree(r"2^{x+\sqrt{2}}", "2^x+1")  # loads the grammar and what simplifies, before any clock runs
-    except Exception as error:
+    except Exception as error:  # whatever a broken installation raises is told to the parent, which raises it
         say(error=f"{type(error).__name__}: {error}")
         return
     try:

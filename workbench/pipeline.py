@@ -42,14 +42,14 @@ class Schedule:
 class Reinforce:
     """Scalars of one GRPO run; see `rl.GRPO`, which this becomes."""
 
-    steps: int = 40
+    steps: int = 45
     levels: tuple[int, ...] = (1, 2, 3)
     prompts: int = 96
     group: int = 8
     updates: int = 4
     lr: float = 2e-4
     muon_lr: float = 6e-4
-    gain_lr: float = 1e-2
+    gain_lr: float = 3e-2
     check_every: int = 10
     seed: int = 0
 
@@ -120,7 +120,13 @@ PROFILES = {
 
 
 def clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+    """
+    >>> clock(75), clock(3725)
+    ('1:15', '1:02:05')
+    """
+    minutes, second = divmod(int(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
 
 
 def profile(name: str) -> Profile:
@@ -504,6 +510,20 @@ STAGES: dict[str, tuple[tuple[str, ...], int]] = {
 }
 
 
+def memory() -> int:
+    """Bytes held by the processes that this one started; shared pages are counted once where that is known."""
+    import psutil
+
+    total = 0
+    for child in psutil.Process().children(recursive=True):
+        try:
+            full = child.memory_full_info()
+            total += getattr(full, "pss", full.rss)
+        except psutil.Error:
+            pass  # it ended while we looked
+    return total
+
+
 def build_stage(name: str, profile_name: str = "nano", runs: str | Path = "runs", seed: int = 0) -> Run:
     """Build one stage by its folder's name (and what it needs, if that is absent)."""
     if name not in STAGES:
@@ -517,19 +537,23 @@ def build_stage(name: str, profile_name: str = "nano", runs: str | Path = "runs"
     return series.teach(reasoning=False) if name == "direct" else getattr(series, name)()
 
 
-def build(profile_name: str = "nano", runs: str | Path = "runs", seed: int = 0, lanes: int = 2, say=print) -> None:
+def build(
+    profile_name: str = "nano", runs: str | Path = "runs", seed: int = 0, lanes: int = 2, say=print
+) -> tuple[int, int]:
     """Build all stages, `lanes` at a time, each in a process with one thread: two lanes of one thread do nearly half
     as much again as one of two, and the result does not depend on how many cores there are.
 
     A finished stage costs nothing. A failing one stops the rest and names its log; the same call goes on from there.
+    Returns (how many stages were built, peak memory of them all in MB).
     """
     profile(profile_name)
     root = runs_folder(runs) / profile_name
     todo = [name for name in STAGES if not (root / name / "DONE").exists()]
     if not todo:
-        return
+        return 0, 0
     (root / "logs").mkdir(parents=True, exist_ok=True)
     began, running, total = time.monotonic(), {}, sum(STAGES[name][1] for name in todo)
+    built, peak = len(todo), 0
     say(f"{len(todo)} stages to build, about {clock(total / lanes)} (the longest first, {lanes} at a time)")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
@@ -540,7 +564,8 @@ def build(profile_name: str = "nano", runs: str | Path = "runs", seed: int = 0, 
                 words += ["--runs", str(runs), "--seed", str(seed)]
                 running[name] = (subprocess.Popen(words, stdout=log, stderr=log, env=environment), time.monotonic())
                 todo.remove(name)
-            time.sleep(0.2)
+            time.sleep(0.5)
+            peak = max(peak, memory())
             for name, (process, start) in list(running.items()):
                 if process.poll() is None:
                     continue
@@ -557,3 +582,4 @@ def build(profile_name: str = "nano", runs: str | Path = "runs", seed: int = 0, 
     finally:
         for process, _ in running.values():
             process.terminate()
+    return built, peak // 2**20

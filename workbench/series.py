@@ -27,7 +27,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from .pipeline import PROFILES
+from .pipeline import PROFILES, clock, memory
 from .types import WorkbenchError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -641,7 +641,7 @@ class Live:
     def _watch(self) -> None:
         spoken = 0.0
         while not self._stop.wait(0.5):
-            self.peak = max(self.peak, _memory())
+            self.peak = max(self.peak, memory())
             elapsed = time.monotonic() - self.start
             if sys.stdout.isatty():
                 print(f"\r\033[K{f'{self.line()} · {self.last}'[: _columns()]}", end="", flush=True)
@@ -654,30 +654,6 @@ def _columns() -> int:
     import shutil
 
     return shutil.get_terminal_size().columns - 1
-
-
-def _memory() -> int:
-    """Bytes held by the processes that this one started; shared pages are counted once where that is known."""
-    import psutil
-
-    total = 0
-    for child in psutil.Process().children(recursive=True):
-        try:
-            full = child.memory_full_info()
-            total += getattr(full, "pss", full.rss)
-        except psutil.Error:
-            pass  # it ended while we looked
-    return total
-
-
-def clock(seconds: float) -> str:
-    """
-    >>> clock(75), clock(3725)
-    ('1:15', '1:02:05')
-    """
-    minutes, second = divmod(int(seconds), 60)
-    hour, minute = divmod(minutes, 60)
-    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
 
 
 # --- the whole study ---------------------------------------------------------------------------------------------
@@ -705,6 +681,11 @@ def reproduce(
     peak = max(status.get("peak_mb", 0) for status in statuses) / 1024
     say(f"{len(jobs)} notebooks took {clock(sum(s.get('seconds', 0) for s in statuses))} and {peak:.1f} GB at peak")
     return statuses
+
+
+def unfinished(profile: str = "nano", runs: str | Path | None = None, root: Path = ROOT) -> list[str]:
+    """Names of the notebooks that `reproduce` would run."""
+    return [name for name in names(root) if not plan(name, profile, runs, None, root).done]
 
 
 def _expected(jobs: Iterable[Plan]) -> float:

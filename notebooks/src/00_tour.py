@@ -319,13 +319,13 @@ plots.labelled_tree(found.nodes)
 # %% [markdown]
 # ## Accuracy against compute
 #
-# Every search leaves one record a problem: the answer, whether it is right, and what it cost. `weighted` is a vote in
-# which a chain counts by its score. `weighted` and `beam` ask the oracle here; a third vote asks the blind judge.
+# Every search leaves one record a problem: the answer, whether it is right, and what it cost. In a `weighted_vote` a
+# chain counts by its score. It and `beam` ask the oracle here; a third vote asks the blind judge.
 
 # %%
 plan = [("majority", "majority", None, {"n": n}) for n in (1, 2, 4, 8, 16, 32)]
-plan += [("weighted (sums only)", "weighted_vote", SumsOnly(), {"n": n}) for n in (1, 2, 4, 8, 16)]
-plan += [("weighted", "weighted_vote", truth, {"n": n}) for n in (1, 2, 4, 8, 16)]
+plan += [("weighted_vote (sums only)", "weighted_vote", SumsOnly(), {"n": n}) for n in (1, 2, 4, 8, 16)]
+plan += [("weighted_vote", "weighted_vote", truth, {"n": n}) for n in (1, 2, 4, 8, 16)]
 plan += [("beam", "beam", truth, {"n": n, "width": 2}) for n in (2, 4, 8)]
 
 # %% [markdown]
@@ -358,8 +358,8 @@ Markdown("\n".join([f"One sample is right with probability {chances['24']:.2f}."
 # difference.
 
 # %%
-gap = scaling.paired_at_equal_flops(records, "weighted", "majority", n=8, x="tokens")
-blind_gap = scaling.paired_at_equal_flops(records, "weighted (sums only)", "majority", n=8, x="tokens")
+gap = scaling.paired_at_equal_flops(records, "weighted_vote", "majority", n=8, x="tokens")
+blind_gap = scaling.paired_at_equal_flops(records, "weighted_vote (sums only)", "majority", n=8, x="tokens")
 print("oracle's vote minus majority, at equal tokens:", gap)
 print("blind judge's vote minus majority, the same: ", blind_gap)
 

@@ -20,7 +20,7 @@ from statistics import mean
 
 from IPython.display import Markdown
 
-from workbench import claims, evaluate, labels, plots, scaling, tasks
+from workbench import claims, evaluate, labels, plots, scaling
 from workbench.claims import Claim
 from workbench.scaling import Estimate
 from workbench.search import Memo, drive
@@ -70,8 +70,8 @@ scaling.first_error_rates(toy_scores, toy_truth, threshold=0.5)
 # mean? Ask a judge who always says "no error":
 
 # %%
-found, passed, f1 = scaling.first_error_rates([[1.0] * len(t) for t in toy_truth], toy_truth, threshold=0.5)
-{"ordinary mean": (found + passed) / 2, "F1": f1}
+_found, _passed, _f1 = scaling.first_error_rates([[1.0] * len(t) for t in toy_truth], toy_truth, threshold=0.5)
+{"ordinary mean": (_found + _passed) / 2, "F1": _f1}
 
 # %% [markdown]
 # ## The classic: a head on step ends
@@ -96,7 +96,7 @@ plots.show_source(prm.bce)
 # answer. The fourth comes later on this page.
 
 # %%
-from workbench.pipeline import Series, read_traces
+from workbench.pipeline import Series
 
 series = Series(profile, runs, seed)
 stages = {kind: series.judge(kind) for kind in ("head", "head-rollouts", "orm", "likelihood")}
@@ -134,7 +134,8 @@ head = series.verifier("head")
 row = prm.judged(problem, chain, labels.oracle([(problem, chain)])[0], policy.encoder)
 with torch.inference_mode():
     in_training = prm.step_logits(head.model, prm.collate([row], head.pad)).sigmoid()[0].tolist()
-in_training == list(head.score([(problem, chain)])[0])
+at_inference = list(head.score([(problem, chain)])[0])
+print(in_training, at_inference, f"equal: {in_training == at_inference}", sep="\n")
 
 # %% [markdown]
 # ## Another kind of judge: surprise
@@ -191,7 +192,9 @@ judges |= {"taught policy": Likelihood(policy.model, policy.encoder.tokenizer), 
 # All six judge your chain, in which the second line is wrong.
 
 # %%
-table([{"judge": name} | dict(zip((s.text for s in chain.steps), judge.score([(problem, chain)])[0], strict=True)) for name, judge in judges.items()])
+seen = {name: judge.score([(problem, chain)])[0] for name, judge in judges.items()}
+lines_of = [step.text for step in chain.steps]
+table([{"judge": name} | dict(zip(lines_of, scores, strict=True)) for name, scores in seen.items()])
 
 # %% [markdown]
 # ## Held-out chains
@@ -256,7 +259,7 @@ def threshold(name):
     return scaling.best_threshold(scores, valid_truth) if both_kinds(valid_truth) else 0.5
 
 
-def f1(name):
+def first_error(name):
     """First-error F1 on the test chains; without chains of both kinds there is none (n = 0, no interval)."""
     if not both_kinds(truth):
         return Estimate(0.0, None, None, 0)
@@ -265,7 +268,7 @@ def f1(name):
 
 
 lines = {name: threshold(name) for name in judges}
-f1s = {name: f1(name) for name in judges}
+f1s = {name: first_error(name) for name in judges}
 
 
 # %%
@@ -325,12 +328,12 @@ one_digit = {name: prefers_right(judge, tried[:60]) for name, judge in judges.it
 table([{"judge": name, "prefers the right digit": e} for name, e in one_digit.items()])
 
 # %% [markdown]
-# A head at the end of a line must find out what the line *should* have said and compare. The network works out a digit
-# only in its last layers, at the position *before* the digit; a position attends to what lower layers made of earlier
-# ones, so at the end of the line that work is out of reach and four layers are too few to do it again. The likelihood
-# judge needs no comparison: the work that predicts a digit is the judgement. Larger networks have depth to spare,
-# which is why thin heads do serve there. The idea is near to implicit reward models (arXiv 2412.01981) and to
-# verifiers that predict a token (arXiv 2408.15240).
+# Compare the first two rows that matter, head and likelihood. A head at the end of a line must find out what the line
+# *should* have said and compare. This network works out a digit in its last layers, at the position *before* the
+# digit, and a position attends only to what lower layers made of earlier ones. So at the end of the line that work is
+# out of reach, and a few layers are little to do it again in. The likelihood judge needs no comparison: the work that
+# predicts a digit is the judgement. Larger networks have depth to spare, which may be why thin heads serve there. The
+# idea is near to implicit reward models (arXiv 2412.01981) and to verifiers that predict a token (arXiv 2408.15240).
 #
 # ## Can you read the score as a probability?
 #
@@ -359,12 +362,9 @@ picks = {name: [evaluate.record("judging", r, seed, method=name, n=16) for r in 
 # The difference to the vote is taken problem by problem.
 
 # %%
-table(
-    [
-        {"best of 16 by": name, "accuracy": scaling.accuracy(rs), "minus the vote": scaling.difference(rs, picks["majority"])}
-        for name, rs in picks.items()
-    ]
-)
+right = {name: scaling.accuracy(records) for name, records in picks.items()}
+versus = {name: scaling.difference(records, picks["majority"]) for name, records in picks.items()}
+table([{"best of 16 by": name, "accuracy": right[name], "minus the vote": versus[name]} for name in picks])
 
 # %% [markdown]
 # Qwen's report (arXiv 2501.07301) found first-generation PRMs no better than the vote at best-of-8. Look at which of
@@ -376,7 +376,7 @@ table(
 costs = {name: sum(r.cost for r in results) for name, results in test.items()}
 price = {name: c.verifier_flops / max(1, c.verifier_calls) for name, c in costs.items()}
 writing = costs["head"].policy_flops / max(1, costs["head"].verifier_calls)
-table([{"judge": name, "FLOPs a chain": flops, "share of writing it": flops / writing} for name, flops in price.items()])
+table([{"judge": name, "FLOPs a chain": f, "share of writing it": f / writing} for name, f in price.items()])
 
 # %% [markdown]
 # A head leaves out the layer that turns states into characters; that is the whole difference in price. Reading a chain
@@ -403,7 +403,7 @@ def exact(name):
 exactness = {name: exact(name) for name in judges}
 
 # %%
-drawn = [name for name in ("likelihood", "taught policy", "head", "orm") if name in exactness]
+drawn = ("likelihood", "taught policy", "head", "orm")
 headline = "First-error F1: " + ", ".join(f"{name} {f1s[name].value:.2f}" for name in drawn)
 answer = plots.levels([r for name in drawn for r in exactness[name]], headline)
 answer.update_yaxes(title="chains judged exactly right").update_xaxes(title="operations in the problem")
@@ -414,20 +414,21 @@ answer.update_yaxes(title="chains judged exactly right").update_xaxes(title="ope
 # %%
 gain = scaling.difference(exactness["likelihood"], exactness["taught policy"])
 over_head = scaling.difference(exactness["likelihood"], exactness["head"])
-table([{"likelihood minus": n, "chains judged exactly right": e} for n, e in {"taught policy": gain, "head": over_head}.items()])
+rest = {"taught policy": gain, "head": over_head}
+table([{"likelihood minus": name, "chains judged exactly right": e} for name, e in rest.items()])
 
 # %% [markdown]
 # ## What you saw
 
 # %%
 ranked = sorted(f1s, key=lambda name: -f1s[name].value)
-below = [n for n in judges if scaling.difference(picks[n], picks["majority"]).value < 0]
+below = [name for name in judges if versus[name].value < 0]
 Markdown(
     f"- Best first-error F1: **{ranked[0]}** {f1s[ranked[0]]}; last: {ranked[-1]} {f1s[ranked[-1]].value:.2f}.\n"
     f"- Of one changed digit the head notices {one_digit['head'].value:.0%}, the likelihood "
     f"{one_digit['likelihood'].value:.0%} (guessing: 50%).\n"
-    f"- Training the likelihood judge changes exact verdicts by {100 * gain.value:+.0f} points against the policy's own "
-    f"surprise; against the head it is {100 * over_head.value:+.0f}.\n"
+    f"- Exact verdicts of the likelihood judge: {100 * gain.value:+.0f} points against the policy's own surprise, "
+    f"{100 * over_head.value:+.0f} against the head.\n"
     f"- Choosing among sixteen, below the vote: {', '.join(below) or 'none of them'}."
 )
 
@@ -546,8 +547,11 @@ assert chain_score(open_chain) is None
 
 # %%
 spent = {f"train {kind}": Cost(**run.summary["cost"]) for kind, run in stages.items()}
-spent |= {f"judge with {name}": replace(c, sampled=0, prompt=0, policy_flops=0.0, policy_seconds=0.0) for name, c in costs.items()}
-table([{"stage": name, "tokens": c.tokens, "FLOPs": f"{c.flops:.2g}", "seconds": round(c.seconds)} for name, c in spent.items()])
+only = {"sampled": 0, "prompt": 0, "policy_flops": 0.0, "policy_seconds": 0.0}
+spent |= {"draw test chains": replace(costs["head"], judged=0, verifier_flops=0.0, verifier_seconds=0.0)}
+spent |= {f"judge with {name}": replace(cost, **only) for name, cost in costs.items()}
+ledger = [(name, f"{c.tokens:,}", f"{c.flops:.2g}", f"{c.seconds:.0f}") for name, c in spent.items()]
+table([dict(zip(("stage", "tokens", "FLOPs", "seconds"), line, strict=True)) for line in ledger])
 
 # %% [markdown]
 # **Next**: notebook 05 lets a judge steer the search while the chain is being written.

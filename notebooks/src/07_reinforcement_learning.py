@@ -12,7 +12,6 @@
 # - **Modules.** `rl`, `labels`, `scaling`, `plots`, `claims`.
 
 # %% tags=["setup"]
-from collections import defaultdict
 from dataclasses import replace
 
 import torch
@@ -326,7 +325,7 @@ Markdown(
     f"{told(gains['outcome'], '>= 0.1', 'is there', 'is not there')}. Sum: {gains['sum'].value:+.3f}, "
     f"min: {gains['min'].value:+.3f}.\n"
     f"- Pass@4 changes by {ever:+.3f} under outcome reward. Of {len(never)} problems never solved before, it solves "
-    f"{fresh['outcome']} in four chains. The closer these are to nothing, the more reward taught it to be sure, not able.\n"
+    f"{fresh['outcome']} in four. The closer these are to nothing, the more reward taught it to be sure, not able.\n"
     f"- With the sum form the proxy gains {gap['sum'].value:+.3f} more than the truth: "
     f"{told(gap['sum'], '> 0', 'it parts from the truth', 'it does not part from the truth')}. "
     f"Chains change by {longer['sum'].value:+.2f} steps: "

@@ -1,0 +1,41 @@
+"""Does the series keep its promises? Reads the last `make reproduce` and its claims; measures nothing anew."""
+
+from __future__ import annotations
+
+import json
+
+from workbench.claims import load
+from workbench.pipeline import runs_folder
+from workbench.types import WorkbenchError
+
+GOALS = {
+    "sft.pass_at_1": ("pass@1 of the taught policy", "in 0.3..0.7"),
+    "search.prm_over_majority": ("guided search minus the vote at equal FLOPs", "> 0"),
+    "rl.outcome_gain": ("pass@1 gained by RL", ">= 0.1"),
+}
+
+
+def main() -> list[dict]:
+    log = runs_folder("runs") / "nano" / "reproduce.jsonl"
+    if not log.exists():
+        raise WorkbenchError("nothing to report yet: run `make reproduce` first")
+    calls = [json.loads(line) for line in log.read_text().splitlines()]
+    full = [call for call in calls if call["built"] == call["stages"]] or calls[:1]
+    rows = [
+        row("reproduce from nothing", full[-1]["seconds"] / 60, "min", "<= 15", full[-1]["seconds"] <= 900),
+        row("peak memory", max(call["peak_mb"] for call in calls) / 1024, "GB", "<= 4", full[-1]["peak_mb"] <= 4096),
+    ]
+    again = [call["seconds"] for call in calls if not call["built"] and not call["ran"]]
+    if again:
+        rows.append(row("reproduce again", again[-1], "s", "<= 20", again[-1] <= 20))
+    found = {claim.id: claim for claim in load(runs_folder("runs"), "nano")}
+    for id, (name, goal) in GOALS.items():
+        if id not in found:
+            raise WorkbenchError(f"no claim {id} is recorded: run `make reproduce` first")
+        claim = found[id]
+        rows.append(row(f"{name} ({claim.estimate})", claim.estimate.value, "", goal, claim.verdict == "holds"))
+    return rows
+
+
+def row(name: str, value: float, unit: str, goal: str, holds: bool) -> dict:
+    return {"name": name, "value": round(value, 4), "unit": unit, "goal": goal, "holds": holds}

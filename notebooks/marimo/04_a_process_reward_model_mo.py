@@ -1,0 +1,857 @@
+import marimo
+
+__generated_with = "0.25.2"
+app = marimo.App()
+
+
+@app.cell
+def _():
+    import marimo as mo
+
+    return (mo,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    # Can a model learn to judge a step?
+
+    You have chains with a mark on every step. Now you train models to give such marks to chains that nobody has marked,
+    and find out which of them can. One will fail for a reason that is worth more than its score.
+
+    **You will know** how a judge of steps is measured (ProcessBench's first-error F1); how the classic process reward
+    model and the outcome model are built; why one encoder must serve training and scoring; why a language model's own
+    surprise can judge where a thin head cannot; and what a judgement costs.
+
+    **Time and memory** at `nano`: two minutes and 1.5 GB where policy and judges are there, about twelve minutes more
+    where they must be built first.
+
+    **Modules**: `verifiers.prm`, `verifiers.likelihood`, `labels`, `search`, `evaluate`, `scaling`, `plots`, `claims`.
+    """)
+    return
+
+
+@app.cell
+def _():
+    # Cell tags: setup
+    from collections import defaultdict
+    from dataclasses import replace
+    from statistics import mean
+
+    from IPython.display import Markdown
+
+    from workbench import claims, evaluate, labels, plots, scaling
+    from workbench.claims import Claim
+    from workbench.scaling import Estimate
+    from workbench.search import Memo, drive
+    from workbench.types import Cost, Record, Step, Trace
+
+    return (
+        Claim,
+        Cost,
+        Estimate,
+        Markdown,
+        Memo,
+        Record,
+        Step,
+        Trace,
+        claims,
+        defaultdict,
+        drive,
+        evaluate,
+        labels,
+        mean,
+        plots,
+        replace,
+        scaling,
+    )
+
+
+@app.cell
+def _():
+    # Cell tags: parameters
+    profile = "nano"
+    runs = "runs"
+    seed = 0
+    return profile, runs, seed
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Two small helpers, as in notebook 03: marks on a chain, and rows as a table.
+    """)
+    return
+
+
+@app.cell
+def _(Markdown, replace):
+    def marked(trace, marks):
+        """The same chain with a mark on every step."""
+        return replace(trace, steps=tuple(replace(s, score=float(m)) for s, m in zip(trace.steps, marks, strict=True)))
+
+
+    def table(rows):
+        """Dicts with the same keys as a Markdown table; numbers are rounded, None is a dash."""
+
+        def cell(v):
+            return "–" if v is None else f"{v:.3g}" if isinstance(v, float) else str(v)
+
+        lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
+        return Markdown("\n".join("| " + " | ".join(map(cell, line)) + " |" for line in lines))
+
+    return (table,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## How do you score a judge?
+
+    A judge gives every step a number from 0 to 1. You pick a threshold; the judge's verdict is the **first** step below
+    it, or "no error". ProcessBench (arXiv 2412.06559) asks two things: on wrong chains, how often is the first error
+    hit exactly; on right chains, how often is the verdict "no error"? F1 is the harmonic mean of the two shares.
+
+    Work it out for three chains with a threshold of one half, then run the cell.
+    """)
+    return
+
+
+@app.cell
+def _(scaling):
+    toy_scores = [[0.9, 0.2, 0.1], [0.8, 0.9], [0.4, 0.9]]
+    toy_truth = [[1, 0, 0], [1, 1], [1, 1]]
+    scaling.first_error_rates(toy_scores, toy_truth, threshold=0.5)
+    return (toy_truth,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The first error is hit, one of two right chains passes: the harmonic mean of 1 and ½ is ⅔. Why not the ordinary
+    mean? Ask a judge who always says "no error":
+    """)
+    return
+
+
+@app.cell
+def _(scaling, toy_truth):
+    _found, _passed, _f1 = scaling.first_error_rates([[1.0] * len(t) for t in toy_truth], toy_truth, threshold=0.5)
+    {"ordinary mean": (_found + _passed) / 2, "F1": _f1}
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## The classic: a head on step ends
+
+    You take the policy's network, put one linear unit on its last layer, and read it where a step ends. This is the
+    process reward model of Let's Verify Step by Step (arXiv 2305.20050) in small.
+    """)
+    return
+
+
+@app.cell
+def _(plots):
+    from workbench.verifiers import prm
+
+    plots.show_source(prm.step_logits)
+    return (prm,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    It learns by binary cross-entropy on the marks, up to and including the first wrong step.
+    """)
+    return
+
+
+@app.cell
+def _(plots, prm):
+    plots.show_source(prm.bce)
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Four judges start from the same policy. `head` reads the oracle's marks and `head-rollouts` the soft labels of
+    notebook 03. `orm` is the outcome model (Cobbe et al., arXiv 2110.14168): every step gets the mark of the final
+    answer. The fourth comes later on this page.
+    """)
+    return
+
+
+@app.cell
+def _(plots, profile, runs, seed):
+    from workbench.pipeline import Series
+
+    series = Series(profile, runs, seed)
+    stages = {kind: series.judge(kind) for kind in ("head", "head-rollouts", "orm", "likelihood")}
+    heads = [{"run": kind, **row} for kind in ("head", "head-rollouts", "orm") for row in stages[kind].read("history")]
+    plots.learning_curve(heads, y="loss")
+    return series, stages
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Rollouts are dear, so `head-rollouts` had far fewer chains to read. Keep that in mind when you compare.
+    """)
+    return
+
+
+@app.cell
+def _(series, table):
+    sources = {"head": series.chains(), "head-rollouts": series.audit(), "orm": series.chains()}
+    table([{"judge": kind, "chains to learn from": len(run.read("traces"))} for kind, run in sources.items()])
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## One encoder, or the score is of another token
+
+    The commonest mistake in public PRM code: the label sits on one token in training and scoring reads its neighbour.
+    Here one encoder makes the ids *and* the positions of step ends, for the policy and for every judge.
+    """)
+    return
+
+
+@app.cell
+def _(Step, Trace, series):
+    policy = series.policy()
+    problem = series.task.parse("47+38-29*2")
+    chain = Trace((Step("47+38=85"), Step("29*2=68"), Step("85-68=17"), Step("17", final=True)))
+    code = policy.encoder.encode(problem.prompt, chain.steps)
+    [policy.encoder.tokenizer.decode([code.ids[end]]) for end in code.step_ends]
+    return chain, code, policy, problem
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Every step ends on its line break, the last one on the closing tag. You score the chain twice: the way training does,
+    and the way a search will. No rounding is allowed.
+    """)
+    return
+
+
+@app.cell
+def _(chain, labels, policy, prm, problem, series):
+    import torch
+
+    head = series.verifier("head")
+    row = prm.judged(problem, chain, labels.oracle([(problem, chain)])[0], policy.encoder)
+    with torch.inference_mode():
+        in_training = prm.step_logits(head.model, prm.collate([row], head.pad)).sigmoid()[0].tolist()
+    in_training == list(head.score([(problem, chain)])[0])
+    return (torch,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Another kind of judge: surprise
+
+    A policy predicts the next character. To predict the 5 in `29*2=5` it must work out the product. So you can *ask it
+    nothing* and watch how surprised it is by what was written. Here are the policy's probabilities for the second line
+    of your chain, character by character.
+    """)
+    return
+
+
+@app.cell
+def _(code, policy, table, torch):
+    def token_probabilities(model, code):
+        """The probability of every token given those before it; the first has none."""
+        ids = torch.tensor([code.ids])
+        with torch.inference_mode():
+            logprobs = model(ids).logits[0, :-1].log_softmax(-1)  # what stands at t speaks about t + 1
+        return [None, *logprobs.gather(1, ids[0, 1:, None])[:, 0].exp().tolist()]
+
+
+    probabilities = token_probabilities(policy.model, code)
+    second = range(code.step_ends[0] + 1, code.step_ends[1] + 1)
+    table([{"character": repr(policy.encoder.tokenizer.decode([code.ids[i]])), "p": probabilities[i]} for i in second])
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The likelihood judge scores a step by its **least likely token**. It is a language model of its own: the policy,
+    trained further on steps that the oracle accepted, and on the step that it wrote in place of the first wrong one.
+    """)
+    return
+
+
+@app.cell
+def _(plots):
+    from workbench.verifiers.likelihood import Likelihood, step_logprobs
+
+    plots.show_source(step_logprobs)
+    return (Likelihood,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Before you call that judge learnt, you need the judge that is *not* trained at all: the policy's own surprise. And
+    one that does not look, only counts: the later a step, the more doubtful.
+    """)
+    return
+
+
+@app.cell
+def _(Likelihood, policy, series, stages):
+    class Position:
+        """A judge that reads nothing but the number of a step."""
+
+        aggregate = "min"
+
+        def flops(self, tokens):
+            return 0.0
+
+        def score(self, items):
+            return [tuple(1 / (1 + i) for i in range(len(trace.steps))) for _, trace in items]
+
+
+    judges = {kind: series.verifier(kind) for kind in stages}
+    judges |= {"taught policy": Likelihood(policy.model, policy.encoder.tokenizer), "position": Position()}
+    return (judges,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    All six judge your chain, in which the second line is wrong.
+    """)
+    return
+
+
+@app.cell
+def _(chain, judges, problem, table):
+    seen = {name: judge.score([(problem, chain)])[0] for name, judge in judges.items()}
+    lines_of = [step.text for step in chain.steps]
+    table([{"judge": name} | dict(zip(lines_of, scores, strict=True)) for name, scores in seen.items()])
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Held-out chains
+
+    You let every judge score the same fresh chains: some on validation problems, to choose its threshold, and others on
+    test problems, to report. Sampling is shared through a memo, so no chain is drawn twice.
+    """)
+    return
+
+
+@app.cell
+def _(Memo, drive, judges, policy, seed, series):
+    def verdicts(problems, n):
+        """{judge: results} on the same n chains a problem; each result keeps its scored chains and its cost."""
+        memo, more = Memo(), {"seed": seed, "sampling": series.profile.sampling, "n": n}
+        return memo, {
+            name: drive(problems, "best_of_n", policy, judge, memo=memo, aggregate=judge.aggregate, **more)
+            for name, judge in judges.items()
+        }
+
+
+    tried = series.test()[:120]
+    _, valid = verdicts(series.held_out()[:60], n=8)
+    memo, test = verdicts(tried, n=16)
+    return memo, test, tried, valid
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The oracle marks them all. How many chains are right from end to end?
+    """)
+    return
+
+
+@app.cell
+def _(labels, table, test, valid):
+    def judged(results):
+        """(problem, scored chain) of every chain, in the order in which they were drawn."""
+        return [(result.problem, leaf.trace) for result in results for leaf in result.leaves]
+
+
+    valid_truth, truth = (labels.oracle(judged(split["head"])) for split in (valid, test))
+    table([{"chains": len(t), "right": sum(0 not in marks for marks in t)} for t in (valid_truth, truth)])
+    return judged, truth, valid_truth
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Now the report. AUC is the chance that a right step outscores a wrong one; ECE is how far scores are from honest
+    probabilities. The threshold comes from the validation chains alone.
+    """)
+    return
+
+
+@app.cell
+def _(judged, prm):
+    def both_kinds(marks):
+        """F1 and AUC need chains with an error and chains without."""
+        return len({0 in m for m in marks}) == 2
+
+
+    def up_to_error(results, marks):
+        """Scores and marks of the steps up to and including the first wrong one, in two lists."""
+        pairs = [
+            (step.score, mark)
+            for (_, trace), known in zip(judged(results), marks, strict=True)
+            for step, mark in zip(trace.steps, prm.mask_after_error(known), strict=True)
+            if mark != prm.UNKNOWN
+        ]
+        return [s for s, _ in pairs], [int(m) for _, m in pairs]
+
+    return both_kinds, up_to_error
+
+
+@app.cell
+def _(
+    Estimate,
+    both_kinds,
+    judged,
+    judges,
+    scaling,
+    seed,
+    test,
+    truth,
+    valid,
+    valid_truth,
+):
+    def threshold(name):
+        """Where the validation chains put the line between right and wrong."""
+        scores = [trace.scores for _, trace in judged(valid[name])]
+        return scaling.best_threshold(scores, valid_truth) if both_kinds(valid_truth) else 0.5
+
+
+    def first_error(name):
+        """First-error F1 on the test chains; without chains of both kinds there is none (n = 0, no interval)."""
+        if not both_kinds(truth):
+            return Estimate(0.0, None, None, 0)
+        scores, problems = [t.scores for _, t in judged(test[name])], [p.id for p, _ in judged(test[name])]
+        return scaling.first_error_f1(scores, truth, lines[name], problems=problems, seed=seed)
+
+
+    lines = {name: threshold(name) for name in judges}
+    f1s = {name: first_error(name) for name in judges}
+    return f1s, lines
+
+
+@app.cell
+def _(
+    both_kinds,
+    f1s,
+    judged,
+    judges,
+    lines,
+    scaling,
+    table,
+    test,
+    truth,
+    up_to_error,
+):
+    def report(name):
+        """One judge's numbers; None where these chains give none."""
+        scores, marks = up_to_error(test[name], truth)
+        auc = scaling.step_auc(scores, marks) if len(set(marks)) == 2 else None
+        rates = [None, None]
+        if both_kinds(truth):
+            rates = scaling.first_error_rates([t.scores for _, t in judged(test[name])], truth, lines[name])
+        error = None if name == "position" else scaling.ece(scores, marks)  # its scores claim no probability
+        return {"judge": name, "AUC": auc, "line": lines[name], "found": rates[0], "passed": rates[1], "ECE": error}
+
+
+    quality = {name: report(name) for name in judges}
+    table([row | {"F1": f1s[name]} for name, row in quality.items()])
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Why the head fails
+
+    A mean over chains hides what a judge reacts to: hard problems have more errors, so a judge can do well by smelling
+    difficulty. You take that away. Take a right chain, change **one digit** of one step, and compare the two scores of
+    that step. Everything before it is the same. Guessing gives one half.
+    """)
+    return
+
+
+@app.cell
+def _(Trace, replace, series):
+    def spoil(step):
+        """The same step with its last digit one higher (9 becomes 0)."""
+        return replace(step, text=step.text[:-1] + str((int(step.text[-1]) + 1) % 10))
+
+
+    def pairs(problem):
+        """(right beginning, the same with its last step spoilt) for every step of a good chain."""
+        steps = series.task.demonstration(problem).steps
+        for t, step in enumerate(steps):
+            yield Trace(steps[: t + 1], "cut"), Trace((*steps[:t], spoil(step)), "cut")
+
+
+    list(pairs(series.task.parse("2+3*4")))[1][1].steps
+    return (pairs,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The last step of the second chain should have been 2+12=14. All judges, all steps of the first test problems:
+    """)
+    return
+
+
+@app.cell
+def _(defaultdict, judges, mean, pairs, scaling, table, tried):
+    def prefers_right(judge, problems):
+        """Share of pairs in which the right step has the higher score, averaged inside a problem."""
+        probe = [(p, *pair) for p in problems for pair in pairs(p)]
+        right, wrong = (judge.score([(p, (a, b)[side]) for p, a, b in probe]) for side in (0, 1))
+        wins = defaultdict(list)
+        for (p, _, _), r, w in zip(probe, right, wrong, strict=True):
+            wins[p.id].append((r[-1] > w[-1]) + (r[-1] == w[-1]) / 2)
+        return scaling.bootstrap({p: mean(v) for p, v in wins.items()})
+
+
+    one_digit = {name: prefers_right(judge, tried[:60]) for name, judge in judges.items()}
+    table([{"judge": name, "prefers the right digit": e} for name, e in one_digit.items()])
+    return (one_digit,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Compare the first two rows that matter, head and likelihood. A head at the end of a line must find out what the line
+    *should* have said and compare. This network works out a digit in its last layers, at the position *before* the
+    digit, and a position attends only to what lower layers made of earlier ones. So at the end of the line that work is
+    out of reach, and a few layers are little to do it again in. The likelihood judge needs no comparison: the work that
+    predicts a digit is the judgement. Larger networks have depth to spare, which may be why thin heads serve there. The
+    idea is near to implicit reward models (arXiv 2412.01981) and to verifiers that predict a token (arXiv 2408.15240).
+
+    ## Can you read the score as a probability?
+
+    Each dot gathers the steps with about the same score.
+    """)
+    return
+
+
+@app.cell
+def _(plots, scaling, test, truth, up_to_error):
+    plots.reliability_plot(scaling.reliability(*up_to_error(test["likelihood"], truth)), "likelihood")
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Does a better judge choose better?
+
+    Every judge picks one of the same sixteen chains. Beside them stand the vote, which needs no judge, and the oracle,
+    which shows the most that any judge could reach.
+    """)
+    return
+
+
+@app.cell
+def _(drive, evaluate, memo, policy, seed, series, test, tried):
+    from workbench.verifiers.oracle import Oracle
+
+    shared = {"memo": memo, "seed": seed, "sampling": series.profile.sampling, "n": 16}
+    chosen = dict(test) | {
+        "majority": drive(tried, "majority", policy, **shared),
+        "oracle": drive(tried, "best_of_n", policy, Oracle(tried), **shared),
+    }
+    picks = {name: [evaluate.record("judging", r, seed, method=name, n=16) for r in rs] for name, rs in chosen.items()}
+    return (picks,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The difference to the vote is taken problem by problem.
+    """)
+    return
+
+
+@app.cell
+def _(picks, scaling, table):
+    right = {name: scaling.accuracy(records) for name, records in picks.items()}
+    versus = {name: scaling.difference(records, picks["majority"]) for name, records in picks.items()}
+    table([{"best of 16 by": name, "accuracy": right[name], "minus the vote": versus[name]} for name in picks])
+    return (versus,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Qwen's report (arXiv 2501.07301) found first-generation PRMs no better than the vote at best-of-8. Look at which of
+    your judges are below it, and at their F1 above.
+
+    ## What does a judgement cost?
+    """)
+    return
+
+
+@app.cell
+def _(table, test):
+    costs = {name: sum(r.cost for r in results) for name, results in test.items()}
+    price = {name: c.verifier_flops / max(1, c.verifier_calls) for name, c in costs.items()}
+    writing = costs["head"].policy_flops / max(1, costs["head"].verifier_calls)
+    table([{"judge": name, "FLOPs a chain": f, "share of writing it": f / writing} for name, f in price.items()])
+    return (costs,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    A head leaves out the layer that turns states into characters; that is the whole difference in price. Reading a chain
+    costs about as much as writing it, which notebook 05 puts on every bill.
+
+    ## The answer
+
+    A verdict is exactly right when it names the first error of a wrong chain, or passes a right one. You make that a
+    record for every chain and plot it by the number of operations.
+    """)
+    return
+
+
+@app.cell
+def _(Record, defaultdict, judged, judges, lines, test, truth):
+    def exact(name):
+        """One record a chain: was the verdict exactly right?"""
+        out, order = [], defaultdict(int)
+        for (p, trace), marks in zip(judged(test[name]), truth, strict=True):
+            said = next((i for i, s in enumerate(trace.scores) if s < lines[name]), None)
+            was = marks.index(0) if 0 in marks else None
+            out.append(Record("judging", p.id, order[p.id], str(said), said == was, level=p.level, knobs={"method": name}))
+            order[p.id] += 1
+        return out
+
+
+    exactness = {name: exact(name) for name in judges}
+    return (exactness,)
+
+
+@app.cell
+def _(exactness, f1s, plots):
+    drawn = ("likelihood", "taught policy", "head", "orm")
+    headline = "First-error F1: " + ", ".join(f"{name} {f1s[name].value:.2f}" for name in drawn)
+    answer = plots.levels([r for name in drawn for r in exactness[name]], headline)
+    answer.update_yaxes(title="chains judged exactly right").update_xaxes(title="operations in the problem")
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Paired over problems, how much of this is training and how much came with the policy?
+    """)
+    return
+
+
+@app.cell
+def _(exactness, scaling, table):
+    gain = scaling.difference(exactness["likelihood"], exactness["taught policy"])
+    over_head = scaling.difference(exactness["likelihood"], exactness["head"])
+    rest = {"taught policy": gain, "head": over_head}
+    table([{"likelihood minus": name, "chains judged exactly right": e} for name, e in rest.items()])
+    return gain, over_head
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## What you saw
+    """)
+    return
+
+
+@app.cell
+def _(Markdown, f1s, gain, judges, one_digit, over_head, versus):
+    ranked = sorted(f1s, key=lambda name: -f1s[name].value)
+    below = [name for name in judges if versus[name].value < 0]
+    Markdown(
+        f"- Best first-error F1: **{ranked[0]}** {f1s[ranked[0]]}; last: {ranked[-1]} {f1s[ranked[-1]].value:.2f}.\n"
+        f"- Of one changed digit the head notices {one_digit['head'].value:.0%}, the likelihood "
+        f"{one_digit['likelihood'].value:.0%} (guessing: 50%).\n"
+        f"- Exact verdicts of the likelihood judge: {100 * gain.value:+.0f} points against the policy's own surprise, "
+        f"{100 * over_head.value:+.0f} against the head.\n"
+        f"- Choosing among sixteen, below the vote: {', '.join(below) or 'none of them'}."
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## The claim
+
+    Which number would mean "yes, it can"? On ProcessBench the PRM trained on people's marks, PRM800K, reaches a mean F1
+    of .565 (arXiv 2501.07301). Yours is another task, easier in its language and with an exact oracle behind the marks,
+    so passing that number does not make your judge the better one. It is the level at which the field calls a judge
+    useful, and the whole interval has to clear it.
+    """)
+    return
+
+
+@app.cell
+def _(Claim, claims, f1s, profile, runs):
+    claim = Claim(
+        "prm.first_error_f1",
+        "Qwen, Lessons of Developing PRMs (arXiv 2501.07301): PRM800K on ProcessBench",
+        "a learnt judge finds the first error: F1 on test chains above the published .565 (another task)",
+        "> 0.565",
+        f1s["likelihood"],
+    )
+    claims.record(runs, profile, "04_a_process_reward_model", [claim])
+    print(claims.table([claim]))
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Exercises
+
+    ### Exercise 1: the verdict
+
+    Return the index of the first step that scores below the threshold, or None for "no error".
+    """)
+    return
+
+
+@app.function
+# Cell tags: solution
+def verdict(scores, threshold):
+    """Which step is the first error?"""
+    return next((i for i, score in enumerate(scores) if score < threshold), None)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    After a first error the steps that build on it often score lower still.
+    """)
+    return
+
+
+@app.cell
+def _():
+    # Cell tags: check
+    assert verdict([0.9, 0.3, 0.1], threshold=0.5) == 1
+    assert verdict([0.9, 0.8], threshold=0.5) is None
+    assert verdict([0.2], threshold=0.5) == 0
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ### Exercise 2: the least likely token
+
+    You get the probability of every token, the position `start` where the first step begins, and the positions `ends` of
+    the last token of each step. Return each step's smallest probability. Every token belongs to exactly one step.
+    """)
+    return
+
+
+@app.function
+# Cell tags: solution
+def worst_tokens(probabilities, start, ends):
+    """The score that the likelihood judge gives to each step."""
+    begins = [start, *(end + 1 for end in ends[:-1])]
+    return [min(probabilities[a : b + 1]) for a, b in zip(begins, ends, strict=True)]
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Below, the prompt has two tokens and the steps have three and two. The chain stops too early in its first step: the
+    line break is the unlikely token.
+    """)
+    return
+
+
+@app.cell
+def _():
+    # Cell tags: check
+    assert worst_tokens([None, 0.5, 0.9, 0.8, 0.1, 0.7, 0.6], start=2, ends=[4, 6]) == [0.1, 0.6]
+    assert worst_tokens([None, 0.3, 0.2], start=1, ends=[1, 2]) == [0.3, 0.2]
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ### Exercise 3: one score for a chain
+
+    A search needs one number for a finished chain. Return the smallest step score, and None for a chain that never came
+    to an answer: it must not win because it stopped before its first mistake.
+    """)
+    return
+
+
+@app.function
+# Cell tags: solution
+def chain_score(trace):
+    """The weakest step of a finished chain."""
+    return min(trace.scores) if trace.answer is not None else None
+
+
+@app.cell
+def _(Step, Trace):
+    # Cell tags: check
+    open_chain = Trace((Step("2+3=5", score=0.99),), "length")
+    closed_chain = Trace((Step("2+3=5", score=0.9), Step("5", final=True, score=0.8)))
+    assert chain_score(closed_chain) == 0.8
+    assert chain_score(open_chain) is None
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Ledger
+
+    Training the judges, and the chains that this page drew and judged.
+    """)
+    return
+
+
+@app.cell
+def _(Cost, costs, replace, stages, table):
+    spent = {f"train {kind}": Cost(**run.summary["cost"]) for kind, run in stages.items()}
+    only = {"sampled": 0, "prompt": 0, "policy_flops": 0.0, "policy_seconds": 0.0}
+    spent |= {"draw test chains": replace(costs["head"], judged=0, verifier_flops=0.0, verifier_seconds=0.0)}
+    spent |= {f"judge with {name}": replace(cost, **only) for name, cost in costs.items()}
+    ledger = [(name, f"{c.tokens:,}", f"{c.flops:.2g}", f"{c.seconds:.0f}") for name, c in spent.items()]
+    table([dict(zip(("stage", "tokens", "FLOPs", "seconds"), line, strict=True)) for line in ledger])
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    **Next**: notebook 05 lets a judge steer the search while the chain is being written.
+    """)
+    return
+
+
+if __name__ == "__main__":
+    app.run()
