@@ -85,7 +85,7 @@ def test_a_tiny_model_memorises_four_rows(tokenizer, rows, tmp_path):
     """Bug: gradients that do not reach the weights, or a schedule that never lets them move. Both optimisers."""
     for muon_lr in (0.0, 0.02):
         model, four = new_model("micro", tokenizer), rows[1:5]
-        config = Fit(steps=120, batch=4, lr=1e-2, muon_lr=muon_lr, warmup=5, check_every=30)
+        config = Fit(steps=240, batch=4, lr=1e-2, muon_lr=muon_lr, warmup=5, check_every=20)
         _, history = teach(model, four, config, tmp_path)
         assert history[-1]["loss"] < 0.1 and sft.accuracy(model, four, 257) == 1.0
 

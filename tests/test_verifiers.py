@@ -176,18 +176,17 @@ def test_nothing_is_learnt_after_the_first_error(micro, tokenizer, encoder):
 
 
 def test_a_prm_learns_its_labels(micro, tokenizer, encoder):
-    """Bug: the score is always the same, whatever is taught. The same chain, labelled differently, is told apart."""
+    """Bug: the score is always the same, whatever is taught."""
     model = prm.from_policy(micro, extra_layers=1).train()
-    bad = (CHAIN[0], Trace((Step("3*4=13"), Step("2+13=15"), Step("15", True))))
-    good = (CHAIN[0], Trace((Step("3*4=12"), Step("2+12=14"), Step("14", True))))
-    batch = prm.collate([prm.judged(*bad, [0, 0, 0], encoder), prm.judged(*good, [1, 1, 1], encoder)], 0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(40):
+    chains = [(CHAIN[0], Trace((Step(first), Step("2+13=15"), Step("15", True)))) for first in ("7-7-7", "3*4=12")]
+    batch = prm.collate([prm.judged(*c, [i] * 3, encoder) for i, c in enumerate(chains)], tokenizer.pad_token_id)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
         optimizer.zero_grad()
         prm.bce(model, batch).backward()
         optimizer.step()
-    [wrong], right = (list(s[: 1 if i == 0 else 3]) for i, s in enumerate(PRM(model, tokenizer).score([bad, good])))
-    assert wrong < 0.1 and min(right) > 0.9
+    wrong, right = PRM(model, tokenizer).score(chains)
+    assert wrong[0] < 0.1 and min(right) > 0.9
 
 
 # --- the trunk ----------------------------------------------------------------------------------------------------

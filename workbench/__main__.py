@@ -206,7 +206,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0)
     made = command(solve, "reason about a problem of your own with the trained models")
     made.add_argument("problem", help='for example "47+38-29*2"')
-    made.add_argument("--n", type=int, default=16, help="how many chains to grow (default 16)")
+    made.add_argument("--n", type=int, default=32, help="how many chains to grow (default 32)")
     made.add_argument("--seed", type=int, default=0)
     made = command(bench, "measure speed and quality against their goals", profile=False)
     made.add_argument("name", nargs="?", help="one file of benchmarks/; all of them when left out")

@@ -349,9 +349,12 @@ class Series:
                 ("majority", "majority", None, {"n": n}),
                 ("best_of_n", "best_of_n", prm, {"n": n}),
                 ("weighted_vote", "weighted_vote", prm, {"n": n}),
+                ("best_of_n (oracle)", "best_of_n", oracle, {"n": n}),
+            ]
+        for n in [n for n in p.search_n if n <= 16]:
+            plan += [
                 ("best_of_n (head)", "best_of_n", head, {"n": n}),
                 ("best_of_n (ORM)", "best_of_n", orm, {"n": n, "aggregate": "last"}),
-                ("best_of_n (oracle)", "best_of_n", oracle, {"n": n}),
             ]
         plan += [("beam", "beam", prm, {"n": n, "width": 4}) for n in p.beam_n]
         for label, method, verifier, knobs in _tqdm(plan, "search", self.progress):
@@ -462,9 +465,12 @@ def solve_cli(args) -> int:
 
     series = Series(args.profile, args.runs or "runs")
     problem = series.task.parse(args.problem)
-    policy, verifier = series.policy(), series.verifier()
+    reinforced = (series.root / "reinforce-outcome" / "DONE").exists()
+    policy, verifier = series.policy(stage="reinforce-outcome" if reinforced else None), series.verifier()
     knobs = {"n": args.n, "aggregate": verifier.aggregate}
-    [result] = drive([problem], "weighted_vote", policy, verifier, sampling=series.profile.sampling, **knobs)
+    [result] = drive(
+        [problem], "weighted_vote", policy, verifier, sampling=series.profile.sampling, seed=args.seed, **knobs
+    )
     leaves = [leaf for leaf in result.leaves if leaf.trace.answer is not None]
     score = {leaf.path: aggregate_score(leaf.trace, verifier.aggregate) for leaf in leaves}
     chosen = [leaf for leaf in leaves if leaf.trace.answer == result.answer]
@@ -472,6 +478,9 @@ def solve_cli(args) -> int:
         print(f"{problem.prompt}: none of {args.n} chains reached an answer; try more with --n")
         return 1
     best = max(chosen, key=lambda leaf: score[leaf.path])
+    print(
+        f"policy: {'taught, then reinforced on outcomes' if reinforced else 'taught'}; {args.n} chains, weighted vote\n"
+    )
     print(f"{problem.prompt} = {result.answer}\n\nthe best chain, and what the verifier thinks of each step:")
     for step in best.trace.steps:
         text = f"answer {step.text}" if step.final else step.text

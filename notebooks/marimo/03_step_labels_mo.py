@@ -296,7 +296,7 @@ def _(mo):
 
 @app.cell
 def _(bad, good, labels, small, toy):
-    for _k in (8, 4000):
+    for _k in (8, 1000):
         print(_k, "rollouts:", labels.monte_carlo(toy, [(small, good), (small, bad)], k=_k)[0])
     return
 
@@ -323,8 +323,8 @@ def _():
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
-    The soft label gets better with k. The hard label of a wrong step that is sometimes repaired goes to 1, so it gets
-    *worse* with k. Here is the code that you just used.
+    The soft label comes closer to its value with k. The hard label of a wrong step that is sometimes repaired goes to 1:
+    more rollouts make it *worse*. Here is the code that you just used.
     """)
     return
 
@@ -495,16 +495,19 @@ def _(Counter, plots, scaling, steps):
         _e = scaling.bootstrap([s["soft"] for s in steps if (s["left"], s["oracle"]) == (_left, _truth)])
         _row = {"run": "right steps" if _truth else "wrong steps", "operations left": _left, "n": _n}
         by_left += [_row | {"soft label": _e.value, "soft label_low": _e.low, "soft label_high": _e.high}]
-    plots.learning_curve(by_left, x="operations left", y="soft label")
+    right = [_r for _r in by_left if _r["run"] == "right steps"]
+    ends = [f"{_r['soft label']:.2f} with {_r['operations left']} left" for _r in (right[:1] + right[-1:])]
+    found = f"The soft label of a right step: {' but '.join(ends) or 'there is none here'}"
+    plots.learning_curve(by_left, x="operations left", y="soft label", title=found)
     return
 
 
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
-    If the labels told the truth, one line would lie at 1 and the other at 0. The label of a right step falls with every
-    operation that is left, because the *policy* may stumble later. That is no property of the step. Qwen's report on
-    building PRMs (arXiv 2501.07301) makes this point: Monte-Carlo labels are values, not correctness.
+    If the labels told the truth, one line would lie at 1 and the other at 0. Where the label of a right step falls with
+    the work that is left, it does so because the *policy* may stumble later, which is no property of the step. Qwen's
+    report on building PRMs (arXiv 2501.07301) makes this point: Monte-Carlo labels are values, not correctness.
 
     Both kinds of error by depth, the first operation of a chain being 1:
     """)
@@ -553,7 +556,7 @@ def _(mo):
 @app.cell
 def _(plots, scaling, steps):
     soft, oracle = [s["soft"] for s in steps], [int(s["oracle"]) for s in steps]
-    plots.reliability_plot(scaling.reliability(soft, oracle, bins=8), "soft labels")
+    plots.reliability_plot(scaling.reliability(soft, oracle, bins=8), "soft label")
     return oracle, soft
 
 
@@ -631,7 +634,7 @@ def _(mo):
 
 
 @app.cell
-def _(blind, by_size, plots, sizes):
+def _(blind, by_size, plots, rows, sizes):
     curve = [
         {"run": name, "rollouts a step": n, "wrong labels": e.value, "wrong labels_low": e.low, "wrong labels_high": e.high}
         for (name, n), e in by_size.items()
@@ -640,7 +643,8 @@ def _(blind, by_size, plots, sizes):
     headline = (
         f"With {sizes[-1]} rollouts a step hard labels are wrong on {last[0]:.0%} of steps and soft ones on {last[1]:.0%}"
     )
-    plots.learning_curve(curve, blind, x="rollouts a step", y="wrong labels", title=headline)
+    answer = plots.learning_curve(curve, blind, x="rollouts a step", y="wrong labels", title=headline)
+    answer.update_xaxes(type="log", tickvals=sizes, title=f"rollouts a step (log scale), {len(rows)} problems, 1 seed")
     return
 
 
@@ -657,13 +661,14 @@ def _(Markdown, auc, blind, by_size, contradicts, sizes, steps):
     hard_e, soft_e = contradicts["hard"], contradicts["soft ≥ .5"]
     low = [s for s in steps if s["oracle"] == 1 and s["soft"] < 0.5]
     high = [s for s in steps if s["oracle"] == 0 and s["soft"] >= 0.5]
-    trend = by_size["hard labels", sizes[-1]].value - by_size["hard labels", sizes[0]].value
+    trend = {name: by_size[name, sizes[-1]].value - by_size[name, sizes[0]].value for name, _ in by_size}
     Markdown(
         f"- Soft labels cut at one half contradict the oracle on **{soft_e.value:.0%}** of steps, hard labels on "
         f"**{hard_e.value:.0%}**; calling everything right would be wrong on {blind.value:.0%}.\n"
         f"- Of the soft contradictions {len(low)} are right steps called wrong and {len(high)} wrong steps called right: "
         f"{'the policy is weaker than the step' if len(low) > len(high) else 'repairs outnumber stumbles'}.\n"
-        f"- From {sizes[0]} to {sizes[-1]} rollouts the hard label's error changes by {100 * trend:+.0f} points.\n"
+        f"- From {sizes[0]} to {sizes[-1]} rollouts the error of hard labels moves by {100 * trend['hard labels']:+.0f} "
+        f"points, that of soft labels by {100 * trend['soft labels']:+.0f}. What more rollouts do not mend is no noise.\n"
         f"- As a ranking of steps: {'nothing to measure here' if auc is None else f'AUC {auc:.3f}'}."
     )
     return (soft_e,)

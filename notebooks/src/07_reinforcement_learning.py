@@ -148,7 +148,7 @@ config = series.profile.reinforce.grpo(sampling)
 levels = config.levels or series.task.LEVELS
 honest_steps = sum(levels[i % len(levels)] + 1 for i in range(config.prompts)) / config.prompts
 honest = {"outcome": 1.0, "sum": honest_steps, "min": 1.0}
-honest
+print(f"trained on problems of {min(levels)} to {max(levels)} operations; an honest chain has {honest_steps:.2f} steps")
 
 # %% [markdown]
 # One step has few problems, so its means jump. You average over windows of five steps, with the 95 % interval of the
@@ -215,7 +215,7 @@ for _name, _gain in gains.items():
     print(f"{_name:<8} minus before: {_gain}")
 
 # %% [markdown]
-# Where does it gain? You look by level.
+# Where does it gain? You look by level. The runs saw only the levels printed above; the others show what carries over.
 
 # %%
 plots.levels(sampled["before"] + sampled["outcome"])

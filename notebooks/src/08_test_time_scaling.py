@@ -1,9 +1,9 @@
 # %% [markdown]
 # # What is a decade of compute worth?
 #
-# A model can be made better before it meets a question (training) or while it works on one (sampling, judging). OpenAI's
-# o1 report (September 2024) drew both as nearly straight lines over the logarithm of compute, on axes without numbers.
-# You draw the same two pictures with numbers, from records alone: no model is loaded here.
+# A model can be made better before it meets a question (training) or while it works on one (sampling, judging).
+# OpenAI's o1 report (September 2024) drew both as nearly straight lines over the logarithm of compute, on axes without
+# numbers. You draw the same two pictures with numbers, from records alone: no model is loaded here.
 #
 # - **You will know** the slope of accuracy per decade of compute, what coverage promises and selection keeps, which
 #   method suits which difficulty, and what reinforcement learning does to the curve at test time.
@@ -13,8 +13,7 @@
 
 # %% tags=["setup"]
 from collections import Counter, defaultdict
-from dataclasses import replace
-from math import comb
+from math import comb, log, log10
 
 import plotly.graph_objects as go
 from IPython.display import Markdown
@@ -113,7 +112,8 @@ law = fitted(covered)
 law
 
 # %% [markdown]
-# Guessing is the floor: answers lie between 0 and 999, so k blind guesses cover at most k in a thousand.
+# Guessing is the floor. Answers lie between 0 and 999, so k blind guesses cover k in a thousand. The dashed line is
+# generous: it grants every k the guesses of the largest.
 
 # %%
 guess = max(ks) / 1000
@@ -129,7 +129,6 @@ def at(method, n):
 
 
 # %%
-covers = {k: {r.problem: scaling.pass_at_k(1, int(r.correct), 1) for r in at("best_of_n (oracle)", k)} for k in ks}
 ceiling = dict(covered)
 for _k in [k for k in ks if k in series.profile.search_n]:
     _kept = {m: scaling.accuracy(at(m, _k)).value for m in ("majority", "weighted_vote")}
@@ -158,9 +157,7 @@ half, limit
 first = [r for r in samples if r.seed < half]
 lucky = scaling.quantile_bins(scaling.by_problem(first), k=5)
 for _b in (1, 5):
-    _honest, _vain = (
-        scaling.accuracy([r for r in first if each[r.problem] == _b]).value for each in (bins, lucky)
-    )
+    _honest, _vain = (scaling.accuracy([r for r in first if each[r.problem] == _b]).value for each in (bins, lucky))
     print(f"bin {_b}: pass@1 {_honest:.3f} binned by other chains, {_vain:.3f} binned by the same")
 
 # %% [markdown]
@@ -174,7 +171,9 @@ budget = price["weighted_vote", fixed]
 rivals = [
     (p.method, p.n)
     for p in points
-    if p.x <= budget and (p.n in limit or p.method == "greedy") and p.method in ("greedy", "majority", "best_of_n", "weighted_vote", "beam")
+    if p.x <= budget
+    and (p.n in limit or p.method == "greedy")
+    and p.method in ("greedy", "majority", "best_of_n", "weighted_vote", "beam")
 ]
 rivals
 
@@ -192,50 +191,74 @@ Markdown(
 )
 
 # %% [markdown]
-# It is tempting to take the best of each column. That is choosing and reporting on the same problems. Two folds mend it:
-# choose on one half of a bin, report on the other, swap, average.
+# ### Exercise 1: choose here, report there
+#
+# It is tempting to take the best of each column. That is choosing and reporting on the same problems. Snell et al. use
+# two folds: choose the setting on one half of a bin, report it on the other, swap. Write it; the next cell needs it.
 
 
-# %%
+# %% tags=["solution"]
 def two_fold(rows, folds):
-    """{problem: accuracy of the setting that is best on the *other* fold}; rows: {setting: {problem: 0 or 1}}."""
+    """{problem: mark of the setting that was chosen without it}; rows: {setting: {problem: 0 or 1}}."""
     out = {}
     for here, there in (folds, folds[::-1]):
+        ### BEGIN SOLUTION choose the best setting on `there`, take its marks on `here`
         choice = max(rows, key=lambda setting: sum(rows[setting][p] for p in there))
+        out |= {p: rows[choice][p] for p in here}
+        ### END SOLUTION
+    return out
+
+
+# %% tags=["mutant"]
+def two_fold(rows, folds):
+    out = {}
+    for here in folds:
+        choice = max(rows, key=lambda setting: sum(rows[setting][p] for p in here))
         out |= {p: rows[choice][p] for p in here}
     return out
 
 
+# %% tags=["check"]
+coins = {"heads": {"a": 1, "b": 1, "c": 0, "d": 0}, "tails": {"a": 0, "b": 0, "c": 1, "d": 1}}
+assert two_fold(coins, (["a", "b"], ["c", "d"])) == dict.fromkeys("abcd", 0), (
+    "luck on one fold is no skill on the other"
+)
+assert two_fold(coins, (["a", "c"], ["b", "d"])).keys() == set("abcd"), "every problem is reported once"
+
+# %% [markdown]
+# You run it in every bin, and beside it what you get if you choose and report on the same problems.
+
 # %%
 marks = {setting: scaling.by_problem(at(*setting)) for setting in rivals}
-optimal, greedy_choice = {}, {}
+optimal, vain = {}, {}
 for _b in range(1, 6):
     _inside = sorted(p for p in bins if bins[p] == _b)
     optimal |= two_fold(marks, (_inside[::2], _inside[1::2]))
-    greedy_choice |= two_fold(marks, (_inside, _inside))
+    vain |= two_fold(marks, (_inside, _inside))
 best_fixed = scaling.paired_bootstrap(optimal, marks["weighted_vote", fixed])
 print(f"best method per bin, chosen on other problems: {scaling.bootstrap(optimal)}")
-print(f"chosen on the same problems (do not do this): {scaling.bootstrap(greedy_choice)}")
+print(f"chosen on the same problems (do not do this): {scaling.bootstrap(vain)}")
 print(f"against the weighted vote everywhere: {best_fixed}")
 
 # %% [markdown]
 # ## The training axis
 #
-# Teaching logged its accuracy as it went: greedy, on validation problems. FLOPs grow with steps (batches differ a little
-# in length, so this is exact only at the end).
+# Teaching logged its accuracy as it went: greedy, on validation problems. FLOPs grow with steps (batches differ a
+# little in length, so this is exact only at the end).
 
 # %%
 taught = series.teach()
 total = taught.summary["cost"]["training_flops"]
 lesson = [{**row, "FLOPs": total * row["step"] / taught.summary["steps"]} for row in taught.read("history")]
-plots.learning_curve(lesson, x="FLOPs", y="accuracy").update_xaxes(type="log", title="training FLOPs (log scale)")
+_title = f"{total:.2g} FLOPs of teaching bring greedy accuracy to {lesson[-1]['accuracy']:.0%}"
+plots.learning_curve(lesson, x="FLOPs", title=_title).update_xaxes(type="log", title="training FLOPs (log scale)")
 
 # %% [markdown]
 # The curve is no line: the skill arrives all at once. What was the last decade worth?
 
 # %%
 start = next(row for row in lesson if row["FLOPs"] >= lesson[-1]["FLOPs"] / 10)
-print(f"from {start['FLOPs']:.2g} to {lesson[-1]['FLOPs']:.2g} FLOPs: {start['accuracy']:.3f} to {lesson[-1]['accuracy']:.3f}")
+print(f"from {start['FLOPs']:.2g} to {total:.2g} FLOPs: {start['accuracy']:.3f} to {lesson[-1]['accuracy']:.3f}")
 
 # %% [markdown]
 # ## Before and after reinforcement learning, at test time
@@ -279,7 +302,10 @@ print(f"reached before RL by a vote of {reached.n}" if reached else "no vote of 
 # %%
 one = next(p.x for p in scaling.curve(voted) if (p.method, p.n) == ("after RL", 1))
 saves = reached.x - one if reached else 0
-print(f"RL cost {rl_flops:.3g} FLOPs;", f"paid back after {rl_flops / saves:,.0f} questions" if saves > 0 else "no saving to set against it")
+print(
+    f"RL cost {rl_flops:.3g} FLOPs;",
+    f"paid back after {rl_flops / saves:,.0f} questions" if saves > 0 else "no saving to set against it",
+)
 
 # %% [markdown]
 # ## Both axes side by side
@@ -287,14 +313,19 @@ print(f"RL cost {rl_flops:.3g} FLOPs;", f"paid back after {rl_flops / saves:,.0f
 # The o1 picture, with numbers: training on the left, test time on the right, accuracy up.
 
 # %%
-_both = make_subplots(1, 2, shared_yaxes=True, subplot_titles=("training FLOPs, all questions", "test-time FLOPs, one question"))
-_both.add_trace(go.Scatter(x=[r["FLOPs"] for r in lesson], y=[r["accuracy"] for r in lesson], line_color=plots.colour("greedy"), name="teaching, greedy"), 1, 1)
-for _method in ("majority", "weighted_vote"):
-    _line = [p for p in points if p.method == _method]
-    _both.add_trace(go.Scatter(x=[p.x for p in _line], y=[p.accuracy.value for p in _line], line_color=plots.colour(_method), name=_method), 1, 2)
-_title = f"A decade at test time: {slopes['weighted_vote'].value:+.2f} with the judge, {slopes['majority'].value:+.2f} with the vote"
-_both.update_xaxes(type="log", exponentformat="power", dtick=1)
-_both.update_yaxes(tickformat=".0%").update_layout(template="workbench", title=_title, showlegend=True, legend_orientation="h", margin_t=90)
+tests = {m: [p for p in points if p.method == m] for m in ("majority", "weighted_vote")}
+drawn = [("teaching", 1, [row["FLOPs"] for row in lesson], [row["accuracy"] for row in lesson])]
+drawn += [(m, 2, [p.x for p in line], [p.accuracy.value for p in line]) for m, line in tests.items()]
+
+# %%
+both = make_subplots(1, 2, shared_yaxes=True, subplot_titles=("training, all questions", "test time, each question"))
+for _name, _col, _x, _y in drawn:
+    _line = go.Scatter(x=_x, y=_y, name=_name, line_color=plots.colour(_name), mode="lines+markers")
+    both.add_trace(_line, 1, _col)
+_title = "A decade at test time: " + ", ".join(f"{slopes[m].value:+.2f} ({m})" for m in tests)
+both.update_xaxes(type="log", title="FLOPs (log scale)", dtick=1, exponentformat="power")
+both.update_yaxes(tickformat=".0%", range=[0, 1])
+both.update_layout(template="workbench", title=_title, showlegend=True, margin_t=90)
 
 # %% [markdown]
 # ## What you saw
@@ -311,8 +342,9 @@ _kept = scaling.accuracy(at("weighted_vote", max(series.profile.search_n)))
 _fit = f"The power law misses by at most {law.max_error:.3f}." if law else "No power law fits here."
 Markdown(
     f"- A decade of test-time compute is worth {slopes['weighted_vote'].value:+.3f} accuracy with the judge "
-    f"({told(slopes['weighted_vote'], '> 0', 'above zero', 'not above zero')}) and {slopes['majority'].value:+.3f} with "
-    "the vote. The o1 report's axes carry no numbers, so no slope can be set against these.\n"
+    f"({told(slopes['weighted_vote'], '> 0', 'above zero', 'not above zero')}) and "
+    f"{slopes['majority'].value:+.3f} with the vote. The o1 report's axes carry no numbers: there is no slope to "
+    "compare these with.\n"
     f"- Coverage reaches {ceiling[_top].value:.3f} at {_top} chains. {_fit} The judge keeps {_kept.value:.3f}.\n"
     f"- The best method per bin changes accuracy by {best_fixed.value:+.3f} against the weighted vote everywhere: "
     f"{told(best_fixed, '> 0', 'it helps', 'it does not help')}. Snell et al. report 2–4 times less compute.\n"
@@ -333,3 +365,75 @@ found = [
 claims.record(runs, profile, "08_test_time_scaling", found)
 print(claims.table(found))
 print(f"beside it, majority vote: {slopes['majority']} per decade")
+
+# %% [markdown]
+# ### Exercise 2: pass@k without bias
+#
+# From n chains of which c are right: how likely is it that k of them, drawn without putting back, hold a right one?
+# The formula that comes to mind first, 1 − (1 − c/n)^k, draws *with* putting back, and is too low.
+
+
+# %% tags=["solution"]
+def my_pass_at_k(n, c, k):
+    """Unbiased pass@k of one problem."""
+    ### BEGIN SOLUTION count the ways to draw only wrong ones; math.comb is imported
+    return 1 - comb(n - c, k) / comb(n, k)
+    ### END SOLUTION
+
+
+# %% tags=["mutant"]
+def my_pass_at_k(n, c, k):
+    return 1 - (1 - c / n) ** k
+
+
+# %% tags=["check"]
+assert abs(my_pass_at_k(4, 1, 2) - 1 / 2) < 1e-12, "of six pairs, three hold the right one"
+assert my_pass_at_k(4, 3, 2) == 1, "two wrong ones cannot be drawn"
+assert all(abs(my_pass_at_k(16, c, 8) - scaling.pass_at_k(16, c, 8)) < 1e-9 for c in range(17))
+
+# %% [markdown]
+# ### Exercise 3: a slope
+#
+# Least squares of accuracy on the logarithm of compute, to the base ten: a decade is a factor of ten. (The natural
+# logarithm gives a number 2.3 times too small, and nobody notices.)
+
+
+# %% tags=["solution"]
+def my_slope(flops, accuracies):
+    """Accuracy per decade of compute."""
+    ### BEGIN SOLUTION centre the decades, then the usual ratio
+    decades = [log10(x) for x in flops]
+    mean = sum(decades) / len(decades)
+    return sum((d - mean) * a for d, a in zip(decades, accuracies, strict=True)) / sum((d - mean) ** 2 for d in decades)
+    ### END SOLUTION
+
+
+# %% tags=["mutant"]
+def my_slope(flops, accuracies):
+    logs = [log(x) for x in flops]
+    mean = sum(logs) / len(logs)
+    return sum((d - mean) * a for d, a in zip(logs, accuracies, strict=True)) / sum((d - mean) ** 2 for d in logs)
+
+
+# %% tags=["check"]
+assert abs(my_slope([1e6, 1e7, 1e8], [0.3, 0.4, 0.5]) - 0.1) < 1e-9, "a tenth a decade"
+assert abs(my_slope([2e6, 8e6, 32e6], [0.2, 0.2, 0.2])) < 1e-12, "flat is flat"
+
+# %% [markdown]
+# ## Ledger
+#
+# Nothing was trained or sampled here. This is what the records cost when they were made.
+
+# %%
+stages = {"teach": taught, "sample chains": series.chains(), "train the judge": series.judge()}
+stages |= {"reinforce (outcome)": series.reinforce("outcome")}
+ledger = {name: Cost(**stage.summary["cost"]) for name, stage in stages.items()}
+ledger["search, all methods"] = sum(r.cost for r in records)
+Markdown(
+    "| stage | tokens | FLOPs | seconds |\n|---|---|---|---|\n"
+    + "\n".join(f"| {name} | {c.tokens:,} | {c.flops:.3g} | {c.seconds:,.0f} |" for name, c in ledger.items())
+)
+
+# %% [markdown]
+# Next: every figure here was drawn from records. Write a search of your own (notebook 05, exercise 3), give its records
+# a name, and draw its line beside these.

@@ -1,0 +1,605 @@
+import marimo
+
+__generated_with = "0.25.2"
+app = marimo.App()
+
+
+@app.cell
+def _():
+    import marimo as mo
+
+    return (mo,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    # What does a chain of thought buy?
+
+    You teach two models of the same size on the same problems. One writes its steps, the other must answer at once.
+    Afterwards you know what the steps are worth, how suddenly they are learnt, and where a chain breaks first.
+
+    `nano` 8 min, 1 GB (once: what is trained is kept, and then it takes half a minute).
+    You visit `sft`, `fit`, `evaluate`, `labels`, `scaling` and `claims`.
+    """)
+    return
+
+
+@app.cell
+def _():
+    # Cell tags: setup
+    import math
+    import re
+    from collections import Counter, defaultdict
+    from dataclasses import replace
+
+    from IPython.display import Markdown
+
+    from workbench import claims, evaluate, labels, plots, scaling, sft
+    from workbench.format import Encoder
+    from workbench.models import character_tokenizer
+    from workbench.pipeline import Series
+    from workbench.tasks import arithmetic
+    from workbench.types import Cost, Trace
+
+    return (
+        Cost,
+        Counter,
+        Encoder,
+        Markdown,
+        Series,
+        Trace,
+        arithmetic,
+        character_tokenizer,
+        claims,
+        defaultdict,
+        evaluate,
+        labels,
+        math,
+        plots,
+        re,
+        replace,
+        scaling,
+        sft,
+    )
+
+
+@app.cell
+def _():
+    # Cell tags: parameters
+    profile = "nano"
+    runs = "runs"
+    seed = 0
+    return profile, runs, seed
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Two lessons from one problem
+
+    The chain does one operation a line; its last line is the answer.
+    """)
+    return
+
+
+@app.cell
+def _(arithmetic, plots):
+    problem = arithmetic.parse("47+38-29*2")
+    lesson = arithmetic.demonstration(problem)
+    plots.show_steps(lesson)
+    return lesson, problem
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The twin's lesson is the same answer without the way to it. All operations must happen inside the network, before
+    the first character.
+    """)
+    return
+
+
+@app.cell
+def _(lesson, plots, sft):
+    plots.show_steps(sft.direct(lesson))
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Both are taught to predict the next character, but only of what the model itself has to write: the question is read,
+    not learnt. A label of -100 means "no loss here".
+    """)
+    return
+
+
+@app.cell
+def _(Encoder, character_tokenizer, lesson, problem, sft):
+    encoder = Encoder(character_tokenizer())
+    [row] = sft.rows([(problem, lesson)], encoder)
+    learnt = [token for token, label in zip(row.ids, row.labels, strict=True) if label != sft.IGNORE]
+    encoder.tokenizer.decode(learnt)
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ### Exercise 1: mask the question
+
+    Return the labels of one row: -100 for the prompt, the token itself after it. The model shifts them by one on its
+    own, so you must not.
+    """)
+    return
+
+
+@app.cell
+def _(sft):
+    # Cell tags: solution
+    def masked(ids, prompt_length):
+        """Labels for `ids`: no loss on the first `prompt_length` tokens."""
+        return [sft.IGNORE] * prompt_length + ids[prompt_length:]
+
+    return (masked,)
+
+
+@app.cell
+def _(masked):
+    # Cell tags: check
+    assert masked([5, 6, 7, 8], 2) == [-100, -100, 7, 8]
+    assert masked([5, 6], 2) == [-100, -100]
+    assert all(label in (-100, token) for token, label in zip([1, 2, 3], masked([1, 2, 3], 1), strict=True))
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Teach both
+
+    You build the series: what an earlier run left is found, the rest is made now.
+    """)
+    return
+
+
+@app.cell
+def _(Series, profile, runs, seed):
+    series = Series(profile, runs, seed)
+    taught = series.teach()
+    twin = series.teach(reasoning=False)
+    return series, taught, twin
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Both start from the same random weights and read the same examples in the same order, easy ones first. Every so often
+    they solve problems that they never see in training, always with their likeliest character.
+    """)
+    return
+
+
+@app.cell
+def _(plots, taught, twin):
+    history = [{"run": name, **row} for name, run in (("chain", taught), ("direct", twin)) for row in run.read("history")]
+    plots.learning_curve(history)
+    return (history,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Why so sudden?
+
+    How long does the chain look hopeless, and how fast does it then rise?
+    """)
+    return
+
+
+@app.cell
+def _(history, taught):
+    steps = [row["step"] for row in history if row["run"] == "chain"]
+    flat = [row["step"] for row in history if row["run"] == "chain" and row["accuracy"] < 0.05]
+    f"under 5 % until step {max(flat, default=0)} of {steps[-1]}, then {taught.summary['accuracy']:.0%} at the end"
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The loss falls all the time, and tells nothing of this.
+    """)
+    return
+
+
+@app.cell
+def _(history, plots):
+    plots.learning_curve(history, y="loss")
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    A chain is right only if *every* character is. If each is right with probability q, then T of them are with q^T: you
+    look at this by hand before you believe it.
+    """)
+    return
+
+
+@app.cell
+def _(Markdown):
+    _table = [f"| {q} | " + " | ".join(f"{q**length:.3f}" for length in (4, 20, 40)) + " |" for q in (0.8, 0.9, 0.97, 0.99)]
+    Markdown("\n".join(["| q | T = 4 | T = 20 | T = 40 |", "|---|---|---|---|", *_table]))
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    From .8 to .9 nothing seems to happen to a long chain, from .97 to .99 everything does. The smooth quantity was there
+    all along. You read it off the last loss, which is the mean of −log q.
+    """)
+    return
+
+
+@app.cell
+def _(history, math):
+    ends = {row["run"]: row for row in history}
+    f"mean q at the end: chain {math.exp(-ends['chain']['loss']):.3f}, direct {math.exp(-ends['direct']['loss']):.3f}"
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Why stop here?
+
+    The chain is stopped on purpose, at the first check that reaches this accuracy; the twin is not.
+    """)
+    return
+
+
+@app.cell
+def _(series, taught, twin):
+    series.profile.teach.target, taught.summary["steps"], twin.summary["steps"]
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    A model that is always right leaves nothing to a judge, a search or reinforcement learning. Those are the rest of
+    this series, so you leave them headroom.
+
+    ## Measure
+
+    Now the test problems, which no choice has ever looked at: four samples of each problem from each model.
+    """)
+    return
+
+
+@app.cell
+def _(evaluate, seed, series):
+    problems, sampling = series.test(), series.profile.sampling
+    policy, direct = series.policy(), series.policy(reasoning=False)
+    chain_raw, chains = evaluate.samples("chain", problems, policy, 4, seed, sampling)
+    direct_raw, answers = evaluate.samples("direct", problems, direct, 4, seed, sampling)
+    return chain_raw, chains, direct_raw, policy, problems, sampling
+
+
+@app.cell
+def _(chain_raw, direct_raw, replace, scaling):
+    def named(records, method):
+        return [replace(record, knobs={**record.knobs, "method": method}) for record in records]
+
+
+    chain_records, direct_records = named(chain_raw, "chain"), named(direct_raw, "direct")
+    pass_1, twin_pass_1 = scaling.accuracy(chain_records), scaling.accuracy(direct_records)
+    print(f"chain  {pass_1}\ndirect {twin_pass_1}")
+    return chain_records, direct_records, pass_1, twin_pass_1
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The likeliest character every time ("greedy") is another way to ask the same model. It has no luck, good or bad.
+    """)
+    return
+
+
+@app.cell
+def _(chain_records, evaluate, policy, problems, sampling, scaling):
+    greedy = evaluate.search("chain", problems, "greedy", policy, sampling=sampling)
+    print(f"greedy minus sampled: {scaling.difference(greedy, chain_records)}")
+    return (greedy,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## By level
+
+    A level is a number of operations. At which level do the steps begin to pay?
+    """)
+    return
+
+
+@app.cell
+def _(chain_records, direct_records, plots):
+    plots.levels(chain_records + direct_records)
+    return
+
+
+@app.cell
+def _(Markdown, arithmetic, chain_records, direct_records, scaling):
+    def at(records, level):
+        return [record for record in records if record.level == level]
+
+
+    by_level = {k: scaling.difference(at(chain_records, k), at(direct_records, k)) for k in arithmetic.LEVELS}
+    _rows = [f"| {k} | {gap} |" for k, gap in by_level.items()]
+    Markdown("\n".join(["| level | chain minus direct |", "|---|---|", *_rows]))
+    return (by_level,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Is it only the tokens?
+
+    A chain writes more, so it spends more. You give the twin its tokens back as further tries, and count a problem as
+    solved if *any* of four is right: kinder than any vote could be.
+    """)
+    return
+
+
+@app.cell
+def _(chain_records, direct_records, pass_1, scaling):
+    words = [sum(record.cost.sampled for record in records) / len(records) for records in (chain_records, direct_records)]
+    any_of_4 = scaling.coverage(direct_records, ks=[4])[0][1]
+    print(
+        f"tokens a sample: chain {words[0]:.1f}, direct {words[1]:.1f}\ndirect, any of 4: {any_of_4}; chain, one: {pass_1}"
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Where does a chain break?
+
+    The task knows which steps are right. You mark every step of every chain.
+    """)
+    return
+
+
+@app.cell
+def _(chains, labels):
+    items = [(problem, trace) for problem, traces in chains for trace in traces]
+    marks = labels.oracle(items)
+    return items, marks
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    You look at three wrong chains; a step with 0 is wrong, or comes after a wrong one.
+    """)
+    return
+
+
+@app.cell
+def _(Trace, items, marks, plots, replace):
+    def marked(trace, row):
+        return Trace(tuple(replace(step, score=mark) for step, mark in zip(trace.steps, row, strict=True)), trace.stop)
+
+
+    broken = [(problem, trace, row) for (problem, trace), row in zip(items, marks, strict=True) if 0.0 in row]
+    print(*(problem.prompt for problem, *_ in broken[:3]), sep="\n")
+    plots.show_steps(*(marked(trace, row) for _, trace, row in broken[:3]))
+    return (broken,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ### Exercise 2: the first mistake
+
+    Return the index of the first wrong step, or `None` if there is none. Steps after it mean nothing: a later sum may be
+    right on its own and still lead nowhere.
+    """)
+    return
+
+
+@app.function
+# Cell tags: solution
+def first_wrong(row):
+    """Index of the first label that is 0, or None."""
+    return next((i for i, mark in enumerate(row) if mark == 0), None)
+
+
+@app.cell
+def _():
+    # Cell tags: check
+    assert first_wrong([1.0, 0.0, 0.0]) == 1
+    assert first_wrong([1.0, 0.0, 1.0]) == 1, "a right step after the first mistake must not move it"
+    assert first_wrong([1.0, 1.0]) is None
+    assert first_wrong([0.0]) == 0
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    What kind of mistake is it? A sum that is wrong, a right sum that does not belong there, or no sum at all.
+    """)
+    return
+
+
+@app.cell
+def _(Counter, Markdown, arithmetic, broken, re):
+    def kind(step):
+        found = re.fullmatch(r"(\d+)([-+*])(\d+)=(\d+)", step.text)
+        if step.final or not found:
+            return "a wrong closing answer" if step.final else "not a sum"
+        a, op, b, c = found.groups()
+        return (
+            "a right sum in the wrong place" if arithmetic.OPS[op](int(a), int(b)) == int(c) else f"a wrong sum with {op}"
+        )
+
+
+    kinds = Counter(kind(trace.steps[first_wrong(row)]) for _, trace, row in broken)
+    Markdown("\n".join(["| first mistake | chains |", "|---|---|", *(f"| {k} | {n} |" for k, n in kinds.most_common())]))
+    return (kinds,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The hard operation is the one with the highest *rate*: you count how often each is reached with everything right
+    before it, and how often it then fails.
+    """)
+    return
+
+
+@app.cell
+def _(Markdown, defaultdict, items, marks, re):
+    tries = defaultdict(list)
+    for (_problem, _trace), _row in zip(items, marks, strict=True):
+        _end = first_wrong(_row)
+        for _step, _mark in list(zip(_trace.steps, _row, strict=True))[: None if _end is None else _end + 1]:
+            tries["answer" if _step.final else (re.findall("[-+*]", _step.text) or ["other"])[0]].append(_mark)
+    _rows = [f"| {op} | {len(row)} | {1 - sum(row) / len(row):.1%} |" for op, row in sorted(tries.items())]
+    Markdown("\n".join(["| step with | tried | wrong |", "|---|---|---|", *_rows]))
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Is the difference real?
+
+    Some problems are hard for both models. Subtracting problem by problem removes that spread; two separate error bars
+    keep it.
+
+    ### Exercise 3: a paired standard error
+
+    `a` and `b` map problems to accuracies. Return the standard error of the mean of `a - b`: the standard deviation of
+    the differences (divide by n - 1) over the square root of n.
+    """)
+    return
+
+
+@app.cell
+def _(math):
+    # Cell tags: solution
+    def paired_error(a, b):
+        """Standard error of the mean difference, paired over problems."""
+        gaps = [a[problem] - b[problem] for problem in a]
+        mean = sum(gaps) / len(gaps)
+        return math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / (len(gaps) - 1) / len(gaps))
+
+    return (paired_error,)
+
+
+@app.cell
+def _(math, paired_error):
+    # Cell tags: check
+    _a = {"p/1": 1.0, "p/2": 0.5, "p/3": 0.0}
+    assert paired_error(_a, _a) == 0, "a model does not differ from itself"
+    assert abs(paired_error(_a, {"p/3": 0.0, "p/2": 0.0, "p/1": 0.0}) - math.sqrt(0.25 / 3)) < 1e-12
+    assert paired_error(_a, {"p/3": -1.0, "p/1": 0.0, "p/2": -0.5}) < 1e-12, "the same gap everywhere; the order is free"
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The package resamples problems instead (a paired bootstrap); the width should agree.
+    """)
+    return
+
+
+@app.cell
+def _(chain_records, direct_records, paired_error, scaling):
+    advantage = scaling.difference(chain_records, direct_records)
+    error = paired_error(scaling.by_problem(chain_records), scaling.by_problem(direct_records))
+    print(
+        f"{advantage}\n± 1.96 standard errors: {advantage.value - 1.96 * error:.3g} to {advantage.value + 1.96 * error:.3g}"
+    )
+    return (advantage,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## What you saw
+
+    Two claims leave this page. The first is a promise of this series: headroom. The second is what others report:
+    chains help (Wei et al. 2022, arXiv 2201.11903, by prompting large models), and small character models learn
+    addition better with the steps written out (Lee et al. 2023, arXiv 2307.03381).
+    """)
+    return
+
+
+@app.cell
+def _(advantage, claims, pass_1, profile, runs):
+    found = [
+        claims.Claim("sft.pass_at_1", "this series: headroom on purpose",
+                     "the taught policy solves some test problems and not all", "in 0.3..0.7", pass_1),
+        claims.Claim("sft.chain_over_direct", "Wei et al. 2022 (2201.11903), Lee et al. 2023 (2307.03381)",
+                     "a taught chain beats a direct answer", "> 0", advantage),
+    ]  # fmt: skip
+    _ = claims.record(runs, profile, "02_teaching_a_chain", found)
+    print(claims.table(found))
+    return (found,)
+
+
+@app.cell
+def _(Markdown, by_level, found, kinds, pass_1, policy, twin_pass_1):
+    easy, hard = by_level[min(by_level)], by_level[max(by_level)]
+    where = "more" if hard.value > easy.value else "less" if hard.value < easy.value else "as much"
+    size = "so taught chains do not need a large model" if found[1].verdict == "holds" else "and no gain is shown here"
+    Markdown(
+        f"- One sample: {pass_1.value:.2f} with a chain, {twin_pass_1.value:.2f} without.\n"
+        f"- The chain helps {where} at level {max(by_level)} ({hard.value:+.2f}) than at level 1 ({easy.value:+.2f})"
+        f"{'' if where == 'more' else ': it gains only where it can still finish its steps'}.\n"
+        f"- In Wei et al. the gain appears at about 10¹¹ parameters. Here {policy.model.num_parameters():,} are taught, {size}.\n"
+        f"- The commonest first mistake is {(kinds.most_common(1) or [('none', 0)])[0][0]}."
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Ledger
+
+    The twin reads as many examples or more, but shorter ones, so it costs less: the chain pays for its gain in training
+    too.
+    """)
+    return
+
+
+@app.cell
+def _(Cost, Markdown, chain_records, direct_records, greedy, taught, twin):
+    sampled = sum((record.cost for record in chain_records + direct_records + greedy), Cost())
+    spent = {"teach": Cost(**taught.summary["cost"]), "direct": Cost(**twin.summary["cost"]), "samples": sampled}
+    _rows = [f"| {name} | {c.tokens:,} | {c.flops:.2e} | {c.seconds:.0f} |" for name, c in spent.items()]
+    Markdown("\n".join(["| stage | tokens | FLOPs | seconds |", "|---|---|---|---|", *_rows]))
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    **Next:** notebook 03 asks who says which step is right, when no oracle is at hand.
+    """)
+    return
+
+
+if __name__ == "__main__":
+    app.run()
