@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from workbench.runs import Run
 from workbench.tasks import get
 from workbench.types import Node, Problem, Step, Trace, WorkbenchError
 
-CONFIG = GRPO(steps=4, prompts=3, group=4, lr=1e-3, muon_lr=1e-2, step_tokens=12, chain_tokens=30, check_every=2)
+CONFIG = GRPO(4, (), 3, 4, updates=2, lr=1e-3, muon_lr=1e-2, step_tokens=12, chain_tokens=30, check_every=2)
+ONE = replace(CONFIG, updates=1)
 
 
 @pytest.fixture
@@ -154,7 +156,7 @@ def gradients(policy, items, advantage, rows=128):
         def step(self, closure=None):
             grads.update({n: p.grad.clone() for n, p in policy.model.named_parameters()})
 
-    stats = rl.update(policy, Keep(policy.model.parameters(), lr=0.0), items, advantage, CONFIG, rows)
+    stats = rl.update(policy, Keep(policy.model.parameters(), lr=0.0), items, advantage, ONE, rows)
     return grads, stats
 
 
@@ -176,7 +178,7 @@ def test_padding_does_not_change_the_loss(learner, sums):
 def test_the_first_ratio_is_one(learner, sums, temperature):
     """Bug: sampled at one temperature, trained at another: ratios of 2 on the first step."""
     items = chains(learner, sums, temperature=temperature)
-    config = GRPO(temperature=temperature)
+    config = replace(ONE, temperature=temperature)
     stats = rl.update(learner, adam(learner), items, torch.ones(len(items)), config)
     assert stats["ratio_max"] < 1e-3 and stats["clipped"] == 0
     again = rl.update(learner, adam(learner), items, torch.ones(len(items)), config)
@@ -320,7 +322,7 @@ def test_the_weights_move_and_learn(straight, micro, tokenizer, sums, tmp_path):
     """Bug: a sign. After some steps the policy writes more digits than before."""
     before = micro.state_dict()
     assert not any(torch.equal(v, before[k]) for k, v in straight[1].items() if "proj" in k)
-    config = GRPO(steps=14, prompts=8, group=8, lr=3e-3, muon_lr=0.02, step_tokens=12, chain_tokens=30, check_every=50)
+    config = replace(CONFIG, steps=14, prompts=8, group=8, lr=3e-3, muon_lr=0.02, check_every=50)
     history = train(LocalPolicy(copy.deepcopy(micro), tokenizer), tmp_path / "run", config=config)
     proxy = [row["proxy"] for row in history[1:]]
     assert sum(proxy[-3:]) / 3 > sum(proxy[:3]) / 3 + 2
@@ -329,6 +331,6 @@ def test_the_weights_move_and_learn(straight, micro, tokenizer, sums, tmp_path):
 
 def test_the_seed_is_the_data(micro, tokenizer, straight, sums, tmp_path):
     """Bug: seed + step, so seed 1 is seed 0 shifted by one."""
-    other = GRPO(**{**CONFIG.__dict__, "seed": 1})
+    other = replace(CONFIG, seed=1)
     history = train(LocalPolicy(copy.deepcopy(micro), tokenizer), tmp_path / "run", config=other)
     assert history[1]["proxy"] != straight[0][1]["proxy"] and history[1]["proxy"] != straight[0][2]["proxy"]

@@ -42,7 +42,7 @@ class Schedule:
 class Reinforce:
     """Scalars of one GRPO run; see `rl.GRPO`, which this becomes."""
 
-    steps: int = 45
+    steps: int = 70
     levels: tuple[int, ...] = (1, 2, 3)
     prompts: int = 96
     group: int = 8
@@ -507,8 +507,8 @@ STAGES: dict[str, tuple[tuple[str, ...], int]] = {
     "teach": ((), 260),
     "direct": ((), 140),
     "chains": (("teach",), 45),
-    "judge-likelihood": (("chains",), 130),
-    "reinforce-outcome": (("teach",), 190),
+    "judge-likelihood": (("chains",), 90),
+    "reinforce-outcome": (("teach",), 240),
     "judge-head": (("chains",), 60),
     "judge-orm": (("chains",), 60),
     "search": (("judge-likelihood", "judge-head", "judge-orm"), 150),

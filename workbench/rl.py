@@ -148,6 +148,7 @@ def update(policy: LocalPolicy, optimizer, items, advantage: torch.Tensor, confi
         part = sorted(live[first :: config.updates], key=lambda i: items[i][1].tokens)
         optimizer.zero_grad(set_to_none=True)
         divisor = len(items) / config.updates
+        stats["loss"].append(0.0)
         for at in range(0, len(part), rows):
             some = part[at : at + rows]
             ids, mask, old, start = _batch(policy, [items[i] for i in some])
@@ -159,7 +160,7 @@ def update(policy: LocalPolicy, optimizer, items, advantage: torch.Tensor, confi
                 ratio = (new - old).exp()[seen > 0]
                 stats["ratio"].append((ratio - 1).abs().max().item())
                 stats["clipped"].append(((ratio - 1).abs() > config.clip).float().mean().item())
-            stats["loss"].append(loss.item())
+            stats["loss"][-1] += loss.item()
             tokens += ids.numel()
             context += ids.numel() * (ids.shape[1] + 1) / 2
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -248,7 +248,8 @@ def _(chain, labels, policy, prm, problem, series):
     row = prm.judged(problem, chain, labels.oracle([(problem, chain)])[0], policy.encoder)
     with torch.inference_mode():
         in_training = prm.step_logits(head.model, prm.collate([row], head.pad)).sigmoid()[0].tolist()
-    in_training == list(head.score([(problem, chain)])[0])
+    at_inference = list(head.score([(problem, chain)])[0])
+    print(in_training, at_inference, f"equal: {in_training == at_inference}", sep="\n")
     return (torch,)
 
 

@@ -35,41 +35,44 @@ def _():
     from collections import Counter
     from dataclasses import replace
 
-    from workbench.search import Grow, drive
-    from workbench.select import weighted
-    from workbench.types import Cost, Node, Step, Trace
-
-    return Cost, Counter, Grow, Node, Step, Trace, drive, replace, weighted
-
-
-@app.cell
-def _():
     from IPython.display import Markdown
 
     from workbench import claims, plots, scaling, tasks
     from workbench.pipeline import Series, read_records
     from workbench.policies import Want
     from workbench.policies.scripted import Scripted
+    from workbench.search import Grow, drive
     from workbench.search.beam import beam
     from workbench.search.best_of_n import best_of_n
     from workbench.search.majority import majority
     from workbench.search.weighted_vote import weighted_vote
+    from workbench.select import weighted
+    from workbench.types import Cost, Node, Step, Trace
     from workbench.verifiers.oracle import Oracle
 
     return (
+        Cost,
+        Counter,
+        Grow,
         Markdown,
+        Node,
         Oracle,
         Scripted,
         Series,
+        Step,
+        Trace,
         Want,
         beam,
         best_of_n,
         claims,
+        drive,
         majority,
         plots,
         read_records,
+        replace,
         scaling,
         tasks,
+        weighted,
         weighted_vote,
     )
 
@@ -229,7 +232,7 @@ def _(Series, profile, read_records, runs, seed):
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
-    You fix the budget before you look at any accuracy: n = 16, or the largest n whose cost the vote's curve still reaches.
+    You fix the budget before you look at any accuracy: n = 16, or the largest n whose cost the vote's curve reaches.
     """)
     return
 
@@ -241,7 +244,7 @@ def _(records, scaling):
     fits = [point.n for point in points if point.method == "weighted_vote" and point.x <= reach]
     n = 16 if 16 in fits else max(fits)
     n
-    return fits, n, points
+    return n, points
 
 
 @app.cell(hide_code=True)
@@ -303,10 +306,11 @@ def _(mo):
 
 @app.cell
 def _(Node, beam, judge):
-    walk = beam(Node(), n=4, width=2, aggregate=judge.aggregate)
+    knobs = {"n": 4, "width": 2, "aggregate": judge.aggregate}
+    walk = beam(Node(), **knobs)
     first = next(walk)
     first
-    return first, walk
+    return first, knobs, walk
 
 
 @app.cell(hide_code=True)
@@ -327,51 +331,50 @@ def _(first, plots, serve):
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
-    You send them in. The search answers with its next wish: two children for each of the best two (4 / 2).
+    You send them in. A generator hands back its next wish, or stops and hands back its answer; so your second helper
+    returns both.
     """)
     return
 
 
+@app.function
+def send(search, nodes):
+    """(the next request, None) or (None, the answer)."""
+    try:
+        return search.send(nodes), None
+    except StopIteration as end:
+        return None, end.value
+
+
 @app.cell
 def _(firsts, walk):
-    second = walk.send(firsts)
-    [(node.path, node.steps[-1].text, round(node.score, 3)) for node in second.nodes], second.n
-    return (second,)
+    second, early_answer = send(walk, firsts)
+    second and ([(node.path, node.steps[-1].text, round(node.score, 3)) for node in second.nodes], second.n)
+    return early_answer, second
 
 
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
-    You go on until it returns, and keep every node it was sent.
+    It wants two children for each of the best two (4 / 2). You go on until it returns, and keep every node.
     """)
     return
 
 
 @app.cell
-def _(serve):
-    def finish(search, request):
-        nodes = []
-        try:
-            while True:
-                grown = serve(request)
-                nodes += grown
-                request = search.send(grown)
-        except StopIteration as end:
-            return nodes, end.value
-
-    return (finish,)
-
-
-@app.cell
-def _(finish, problem, second, walk):
-    later, answer = finish(walk, second)
+def _(early_answer, firsts, problem, second, serve, walk):
+    tree, request, answer = firsts, second, early_answer
+    while request:
+        _grown = serve(request)
+        tree = tree + _grown
+        request, answer = send(walk, _grown)
     print(f"{problem.prompt} = {problem.answer}; beam answers {answer}")
-    return answer, later
+    return answer, tree
 
 
 @app.cell
-def _(firsts, later, plots):
-    plots.labelled_tree(firsts + later)
+def _(plots, tree):
+    plots.labelled_tree(tree)
     return
 
 
@@ -387,11 +390,9 @@ def _(mo):
 
 
 @app.cell
-def _(answer, drive, firsts, judge, later, policy, problem, sampling, seed):
-    driven = drive(
-        [problem], "beam", policy, judge, seed=seed, sampling=sampling, n=4, width=2, aggregate=judge.aggregate
-    )[0]
-    driven.answer == answer, [node.path for node in driven.nodes] == [node.path for node in firsts + later]
+def _(answer, drive, judge, knobs, policy, problem, sampling, seed, tree):
+    [driven] = drive([problem], "beam", policy, judge, seed=seed, sampling=sampling, **knobs)
+    driven.answer == answer, [node.path for node in driven.nodes] == [node.path for node in tree]
     return (driven,)
 
 
@@ -480,9 +481,17 @@ def _(mo):
 
 
 @app.cell
-def _(n, records, scaling):
+def _(records):
+    def rows(method, n):
+        return [r for r in records if (r.knobs["method"], r.knobs["n"]) == (method, n)]
+
+    return (rows,)
+
+
+@app.cell
+def _(n, records, rows, scaling):
     gain = scaling.paired_at_equal_flops(records, "weighted_vote", "majority", n=n)
-    same_n = scaling.difference(*([r for r in records if r.knobs == {"method": m, "n": n}] for m in ("weighted_vote", "majority")))
+    same_n = scaling.difference(rows("weighted_vote", n), rows("majority", n))
     print(f"at n={n}, equal FLOPs: {gain}")
     print(f"at n={n}, equal chains: {same_n}  <- the flattering number: the judge's reading is free here")
     return gain, same_n
@@ -511,13 +520,9 @@ def _(Counter, n, right, test):
 
 
 @app.cell
-def _(records, scaling, series):
-    missing = [
-        (k, scaling.difference(*([r for r in records if r.knobs["method"] == m and r.knobs["n"] == k] for m in pair)))
-        for pair in [("best_of_n (oracle)", "weighted_vote")]
-        for k in series.profile.search_n
-    ]
-    for _n, _gap in missing:
+def _(rows, scaling, series):
+    for _n in series.profile.search_n:
+        _gap = scaling.difference(rows("best_of_n (oracle)", _n), rows("weighted_vote", _n))
         print(f"n={_n:<3} there but not found: {_gap}")
     return
 
@@ -531,10 +536,8 @@ def _(mo):
 
 
 @app.cell
-def _(n, plots, records):
-    plots.levels(
-        r for r in records if r.knobs["n"] == n and r.knobs["method"] in ("majority", "weighted_vote", "best_of_n (oracle)")
-    )
+def _(n, plots, rows):
+    plots.levels(rows("majority", n) + rows("weighted_vote", n) + rows("best_of_n (oracle)", n))
     return
 
 
@@ -551,33 +554,30 @@ def _(mo):
 
 
 @app.cell
-def _(alone, plots, points):
-    kinds = {"language model": "best_of_n", "head": "best_of_n (head)", "ORM": "best_of_n (ORM)", "oracle": "best_of_n (oracle)"}
-    _last = {kind: max((p for p in points if p.method == name), key=lambda p: p.n) for kind, name in kinds.items()}
-    _text = ", ".join(f"{kind} {point.accuracy.value:.0%}" for kind, point in _last.items())
-    plots.accuracy_vs_flops(
-        [p for p in points if p.method in kinds.values()], baseline=alone, title=f"best of {max(p.n for p in points)} by judge: {_text}"
-    )
-    return (kinds,)
+def _(alone, plots, points, rows, scaling, series):
+    kinds = {"language model": "best_of_n"} | {kind: f"best_of_n ({kind})" for kind in ("head", "ORM", "oracle")}
+    many = max(series.profile.search_n)
+    _last = {kind: scaling.accuracy(rows(name, many)).value for kind, name in kinds.items()}
+    _title = f"best of {many} by judge: " + ", ".join(f"{kind} {value:.0%}" for kind, value in _last.items())
+    plots.accuracy_vs_flops([p for p in points if p.method in kinds.values()], title=_title, baseline=alone)
+    return kinds, many
 
 
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
-    Does the curve bend down? You compare the largest n with n = 4, on the same problems. Below zero means: the more you
-    search, the more you are fooled.
+    Does the curve bend down? You compare the largest n with n = 4 (or 1), on the same problems. Below zero means: the
+    more you search, the more you are fooled.
     """)
     return
 
 
 @app.cell
-def _(fits, kinds, records, scaling):
-    bend = {
-        kind: scaling.difference(*([r for r in records if r.knobs == {"method": name, "n": k}] for k in (max(fits + [4]), 4)))
-        for kind, name in kinds.items()
-    }
+def _(kinds, many, rows, scaling):
+    few = 4 if many > 4 else 1
+    bend = {kind: scaling.difference(rows(name, many), rows(name, few)) for kind, name in kinds.items()}
     for _kind, _gap in bend.items():
-        print(f"{_kind:<15} n={max(fits + [4])} minus n=4: {_gap}")
+        print(f"{_kind:<15} n={many} minus n={few}: {_gap}")
     return (bend,)
 
 
@@ -606,7 +606,7 @@ def _(Markdown, bend, claims, found, gain, n, same_n, test, verdict):
         f"- Of {len(test)} problems the judge alone finds {found['only the judge finds it']}, the vote alone "
         f"{found['only the vote finds it']}, and {found['there, and both miss it']} right chains are missed by both.\n"
         f"- Best-of-n bends down with n for: {', '.join(_falls) or 'no judge, as far as these intervals tell'}. "
-        "Lightman et al. (arXiv 2305.20050) still gained at n = 1860, Cobbe et al. lost beyond 400: it is the judge, not n.\n"
+        "Lightman et al. (arXiv 2305.20050) report their best at n = 1860, Cobbe et al. peak near 400: judges differ.\n"
         "- Training the judge is in the ledger below and in no curve; it is paid once."
     )
     return
@@ -628,7 +628,7 @@ def _(claims, gain, n, profile, runs):
             )
         ],
     )
-    print(claims.table([c for c in claims.load(runs, profile) if c.id == "search.prm_over_majority"]))
+    print(claims.table(c for c in claims.load(runs, profile) if c.id == "search.prm_over_majority"))
     return
 
 

@@ -1,0 +1,728 @@
+import marimo
+
+__generated_with = "0.25.2"
+app = marimo.App()
+
+
+@app.cell
+def _():
+    import marimo as mo
+
+    return (mo,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    # What does reward teach that examples did not?
+
+    Examples showed the policy what a good chain looks like. Reward shows it which of *its own* chains were good. You take
+    the policy from notebook 02, let it write groups of chains, and push it towards those that earn more. Three rewards
+    compete: a right answer, and two ways to add up what the judge of notebook 04 says about the steps.
+
+    - **You will know** how GRPO turns a group of rewards into a gradient, what a clipped ratio prevents, whether reward
+      makes the policy *able* or only *sure*, and how a reward can rise while the truth does not.
+    - **Time and memory.** `nano`: 1 min and 1 GB when the three runs are on disk. What is missing is built here, with a
+      progress bar.
+    - **Modules.** `rl`, `labels`, `scaling`, `plots`, `claims`.
+    """)
+    return
+
+
+@app.cell
+def _():
+    # Cell tags: setup
+    from dataclasses import replace
+
+    import torch
+    from IPython.display import Markdown
+
+    from workbench import claims, evaluate, plots, rl, scaling
+    from workbench.pipeline import Series, read_records
+    from workbench.search import drive
+    from workbench.types import Cost
+
+    return (
+        Cost,
+        Markdown,
+        Series,
+        claims,
+        drive,
+        evaluate,
+        plots,
+        read_records,
+        replace,
+        rl,
+        scaling,
+        torch,
+    )
+
+
+@app.cell
+def _():
+    # Cell tags: parameters
+    profile = "nano"
+    runs = "runs"
+    seed = 0
+    return profile, runs, seed
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## A group of four, by hand
+
+    You ask one question four times. One chain is right. GRPO (arXiv 2402.03300) needs no value network: a chain's
+    *advantage* is how far its reward lies from the mean of its own group, in standard deviations.
+    """)
+    return
+
+
+@app.cell
+def _(torch):
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    mean, std = rewards.mean(), rewards.std(unbiased=False)
+    (rewards - mean) / std
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The mean is 1/4 and the standard deviation √(1/4 · 3/4). The one right chain is pushed up three times as hard as each
+    wrong one is pushed down. The package does the same, for many groups at once.
+    """)
+    return
+
+
+@app.cell
+def _(plots, rl):
+    plots.show_source(rl.advantages)
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    A group that is all right, or all wrong, says nothing. Its advantages are zero and its chains are skipped.
+    """)
+    return
+
+
+@app.cell
+def _(rl, torch):
+    rl.advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]]))
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The loss multiplies the advantage by a ratio: how likely is the token now, against when it was sampled? Past 1 ± 0.2
+    it pays nothing to go further in the same direction.
+    """)
+    return
+
+
+@app.cell
+def _(rl, torch):
+    def gain(ratio, advantage, clip=0.2):
+        new, old, one = torch.tensor([[ratio]]).log(), torch.zeros(1, 1), torch.ones(1, 1)
+        return -rl.clipped_loss(new, old, torch.tensor([advantage]), one, clip).item()
+
+    return (gain,)
+
+
+@app.cell
+def _(gain):
+    for _advantage in (1.0, -1.0):
+        print(
+            f"advantage {_advantage:+}:", {ratio: round(gain(ratio, _advantage), 2) for ratio in (0.5, 0.8, 1.0, 1.2, 1.5)}
+        )
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Read the second line twice. A bad token that has become *more* likely (ratio 1.5) is charged in full: the clip limits
+    rewards, never regrets.
+    """)
+    return
+
+
+@app.cell
+def _(plots, rl):
+    plots.show_source(rl.clipped_loss)
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## A real group
+
+    You open the series, take the taught policy, and let it answer one training problem eight times.
+    """)
+    return
+
+
+@app.cell
+def _(Series, profile, runs, seed):
+    series = Series(profile, runs, seed)
+    policy, judge, sampling = series.policy(), series.verifier(), series.profile.sampling
+    problems = series.problems("train", 24)
+    return judge, policy, problems, sampling, series
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    You look for a group that has something to say: some chains right, some wrong (or take the last one).
+    """)
+    return
+
+
+@app.cell
+def _(drive, policy, problems, rl, sampling, seed):
+    groups = drive(problems, "majority", policy, seed=seed, sampling=sampling, n=8)
+    pairs = [[(g.problem, leaf.trace) for leaf in g.leaves] for g in groups]
+    outcomes = [rl.outcome(group)[0] for group in pairs]
+    pick = next((i for i, rewards_of in enumerate(outcomes) if 0 < sum(rewards_of) < 8), len(pairs) - 1)
+    problems[pick].prompt, outcomes[pick]
+    return outcomes, pairs, pick
+
+
+@app.cell
+def _(outcomes, pairs, pick, rl, torch):
+    _scores = rl.advantages(torch.tensor([outcomes[pick]]))[0].tolist()
+    for (_, _trace), _advantage in zip(pairs[pick], _scores, strict=True):
+        print(f"{_advantage:+.2f}  {'; '.join(step.text for step in _trace.steps)}")
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    How many of the groups say anything at all? The rest costs samples and teaches nothing.
+    """)
+    return
+
+
+@app.cell
+def _(outcomes):
+    speaking = sum(0 < sum(each) < len(each) for each in outcomes)
+    print(f"{speaking} of {len(outcomes)} groups have right and wrong chains")
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Three rewards
+
+    *Outcome* asks for the right answer and nothing else. A chain that never closed earns nothing.
+    """)
+    return
+
+
+@app.cell
+def _(plots, rl):
+    plots.show_source(rl.outcome)
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    *Process* rewards read the judge's step scores. The sum is the usual credit; PURE (arXiv 2504.15275) takes the worst
+    step instead.
+    """)
+    return
+
+
+@app.cell
+def _(plots, rl):
+    plots.show_source(rl.process)
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Compare two chains on paper: three steps scored 0.9, and the same with two more steps scored 0.5. Which one does each
+    form prefer?
+    """)
+    return
+
+
+@app.cell
+def _():
+    short, padded = [0.9, 0.9, 0.9], [0.9, 0.9, 0.9, 0.5, 0.5]
+    print(f"sum: {sum(short):.1f} against {sum(padded):.1f}   min: {min(short)} against {min(padded)}")
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The sum likes padding. Will the policy find out? You run all three (or find them on disk): same start, same problems.
+    """)
+    return
+
+
+@app.cell
+def _(series):
+    names = {"outcome": "outcome", "sum": "prm-sum", "min": "prm-min"}
+    trained = {name: series.reinforce(reward) for name, reward in names.items()}
+    history = {name: run.read("history")[1:] for name, run in trained.items()}
+    print({name: len(rows) for name, rows in history.items()}, "steps; a row has", ", ".join(sorted(history["sum"][0])))
+    return history, names, trained
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The proxies have different scales: a sum grows with the chain. To draw them together you divide by what one honest,
+    perfect chain earns: 1 for outcome and min; one point a step for the sum, so operations + 1.
+    """)
+    return
+
+
+@app.cell
+def _(sampling, series):
+    config = series.profile.reinforce.grpo(sampling)
+    levels = config.levels or series.task.LEVELS
+    honest_steps = sum(levels[i % len(levels)] + 1 for i in range(config.prompts)) / config.prompts
+    honest = {"outcome": 1.0, "sum": honest_steps, "min": 1.0}
+    print(f"trained on problems of {min(levels)} to {max(levels)} operations; an honest chain has {honest_steps:.2f} steps")
+    return honest, honest_steps
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    One step has few problems, so its means jump. You average over windows of five steps, with the 95 % interval of the
+    five.
+    """)
+    return
+
+
+@app.cell
+def _(torch):
+    def windows(rows, run, keys, size=5, scale=1.0):
+        """Rows of five become one: mean, and 1.96 standard errors either way."""
+        out = []
+        for at in range(0, len(rows), size):
+            some, row = rows[at : at + size], {"run": run, "step": rows[at : at + size][-1]["step"]}
+            for key in keys:
+                values = torch.tensor([each[key] for each in some]) / (scale if key == "proxy" else 1.0)
+                mean, half = values.mean().item(), 1.96 * (values.var(unbiased=len(some) > 1) / len(some)).sqrt().item()
+                row |= {key: mean, f"{key}_low": mean - half, f"{key}_high": mean + half}
+            out.append(row)
+        return out
+
+    return (windows,)
+
+
+@app.cell
+def _(history, honest, plots, windows):
+    smooth = {
+        name: windows(rows, name, ["proxy", "true", "steps_per_chain", "entropy"], scale=honest[name])
+        for name, rows in history.items()
+    }
+    plots.proxy_vs_truth([row for rows in smooth.values() for row in rows])
+    return (smooth,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Left is what each run was paid for, right is what you wanted: the share of its own training chains that are right.
+    For outcome they are the same number. Now the length of a chain, where padding would show. Dashed: an honest chain.
+    """)
+    return
+
+
+@app.cell
+def _(honest_steps, plots, smooth):
+    plots.learning_curve([row for rows in smooth.values() for row in rows], baseline=honest_steps, y="steps_per_chain")
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    And the entropy: how unsure is the policy of its next token?
+    """)
+    return
+
+
+@app.cell
+def _(plots, smooth):
+    plots.learning_curve([row for rows in smooth.values() for row in rows], y="entropy")
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## On problems it has not seen
+
+    Each run left four chains for every test problem. The start has its own four, drawn with the same noise, so the
+    comparison is paired twice: by problem and by dice.
+    """)
+    return
+
+
+@app.cell
+def _(replace):
+    def named(records, name):
+        """The same records under a method name of their own."""
+        return [replace(r, knobs={"method": name, "n": 1}) for r in records]
+
+    return (named,)
+
+
+@app.cell
+def _(named, read_records, scaling, series, trained):
+    samples = read_records(series.search(), "samples")
+    sampled = {"before": named([r for r in samples if r.seed < 4], "before")}
+    sampled |= {name: named(read_records(run), name) for name, run in trained.items()}
+    for _name, _records in sampled.items():
+        print(f"{_name:<8} pass@1 {scaling.accuracy(_records)}")
+    return sampled, samples
+
+
+@app.cell
+def _(sampled, scaling, trained):
+    gains = {name: scaling.difference(sampled[name], sampled["before"]) for name in trained}
+    for _name, _gain in gains.items():
+        print(f"{_name:<8} minus before: {_gain}")
+    return (gains,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Where does it gain? You look by level. The runs saw only the levels printed above; the others show what carries over.
+    """)
+    return
+
+
+@app.cell
+def _(plots, sampled):
+    plots.levels(sampled["before"] + sampled["outcome"])
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Able, or only sure?
+
+    Pass@1 rises if the policy learns something new, and also if it only becomes surer of what it could do. Coverage
+    tells them apart: pass@k asks whether *any* of k chains is right. This figure answers the title.
+    """)
+    return
+
+
+@app.cell
+def _(plots, sampled, scaling):
+    covered = {name: scaling.coverage(rows, [1, 2, 4]) for name, rows in sampled.items()}
+    once, ever = (covered["outcome"][i][1].value - covered["before"][i][1].value for i in (0, -1))
+    title = f"outcome reward moves being right once by {once:+.0%}, being right at least once in four by {ever:+.0%}"
+    plots.coverage(covered, title=title)
+    return (ever,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    A sharper test: take the problems that the start never solved, in all its chains. How many does reward solve in four?
+    """)
+    return
+
+
+@app.function
+def solved(records):
+    return {r.problem for r in records if r.correct}
+
+
+@app.cell
+def _(sampled, samples, trained):
+    tries = max(r.seed for r in samples) + 1
+    never = {r.problem for r in samples} - solved(samples)
+    fresh = {name: len(never & solved(sampled[name])) for name in trained}
+    print(f"{len(never)} problems were never solved in {tries} chains each; now solved in four: {fresh}")
+    return fresh, never
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Did the sum form's proxy part from the truth?
+
+    You need a number with an interval. Steps of one run follow each other, so they are no independent evidence; problems
+    are. So you draw four chains a test problem, before and after, let the judge read them, and take per problem
+
+    gap = (change of the proxy, as a share of what an honest chain earns) − (change of the truth).
+
+    The definition is strict on purpose. A chain that turns from nearly right to right gains *more* truth than proxy,
+    since its right steps were paid before. So a gap above zero means that the judge was pleased more than the truth
+    improved.
+    """)
+    return
+
+
+@app.cell
+def _(by_min, by_sum, evaluate, rl, sampling, seed, series, torch):
+    def looked_at(policy):
+        """{problem: (share of the honest sum, worst step, truth, steps)}, means over four chains."""
+        _, chains = evaluate.samples("", series.test(), policy, 4, seed, sampling)
+        out = {}
+        for problem, traces in chains:
+            pairs = [(problem, trace) for trace in traces]
+            added, worst = by_sum(pairs)[0], by_min(pairs)[0]
+            rows = zip(added, worst, rl.outcome(pairs)[0], (len(trace.steps) for trace in traces), strict=True)
+            means = torch.tensor(list(rows)).mean(0).tolist()
+            out[problem.id] = (means[0] / (problem.level + 1), *means[1:])
+        return out
+
+    return (looked_at,)
+
+
+@app.cell
+def _(judge, looked_at, names, policy, rl, series):
+    by_sum, by_min = rl.process(judge, "sum"), rl.process(judge, "min")
+    seen = {"before": looked_at(policy)}
+    seen |= {name: looked_at(series.policy(stage=f"reinforce-{names[name]}")) for name in ("sum", "min")}
+    return by_min, by_sum, seen
+
+
+@app.cell
+def _(seen, torch):
+    for _name, _table in seen.items():
+        _means = torch.tensor(list(_table.values())).mean(0).tolist()
+        print("{:<7} sum share {:.3f}  worst step {:.3f}  truth {:.3f}  steps {:.2f}".format(_name, *_means))
+    return
+
+
+@app.cell
+def _(seen):
+    def parting(name, column):
+        """Per problem: change of the proxy in `column` minus change of the truth."""
+        start, end = seen["before"], seen[name]
+        return {p: (end[p][column] - start[p][column]) - (end[p][2] - start[p][2]) for p in start}
+
+    return (parting,)
+
+
+@app.cell
+def _(parting, scaling):
+    gap = {"sum": scaling.bootstrap(parting("sum", 0), bounds=None, seeds=4)}
+    gap["min"] = scaling.bootstrap(parting("min", 1), bounds=None, seeds=4)
+    for _name, _gap in gap.items():
+        print(f"{_name}: proxy gained minus truth gained: {_gap}")
+    return (gap,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    And the crudest sign of padding: steps a chain, after minus before.
+    """)
+    return
+
+
+@app.cell
+def _(scaling, seen):
+    longer = {
+        name: scaling.bootstrap({p: seen[name][p][3] - seen["before"][p][3] for p in seen[name]}, bounds=None, seeds=4)
+        for name in ("sum", "min")
+    }
+    for _name, _more in longer.items():
+        print(f"{_name}: steps a chain {_more}")
+    return (longer,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## What you saw
+    """)
+    return
+
+
+@app.cell
+def _(claims):
+    def told(estimate, goal, yes, no, open="cannot be told"):
+        return {"holds": yes, "fails": no, "undecided": open}[claims.decide(estimate, goal)]
+
+    return (told,)
+
+
+@app.cell
+def _(Markdown, ever, fresh, gains, gap, history, longer, never, told):
+    _room = "In a chain of sums every step must change the line, so padding has few places to hide."
+    Markdown(
+        f"- Outcome reward changes pass@1 by {gains['outcome'].value:+.3f}; a gain of 0.1 "
+        f"{told(gains['outcome'], '>= 0.1', 'is there', 'is not there')}. Sum: {gains['sum'].value:+.3f}, "
+        f"min: {gains['min'].value:+.3f}.\n"
+        f"- Pass@4 changes by {ever:+.3f} under outcome reward. Of {len(never)} problems never solved before, it solves "
+        f"{fresh['outcome']} in four. The closer these are to nothing, the more reward taught it to be sure, not able.\n"
+        f"- With the sum form the proxy gains {gap['sum'].value:+.3f} more than the truth: "
+        f"{told(gap['sum'], '> 0', 'it parts from the truth', 'it does not part from the truth')}. "
+        f"Chains change by {longer['sum'].value:+.2f} steps: "
+        f"{told(longer['sum'], '> 0', 'they grow', 'they do not grow', 'no clear growth')}.\n"
+        "- PURE saw the sum form hacked within about 200 steps of training a large model on mathematics. "
+        f"Here a run has {len(history['sum'])} steps. {told(gap['sum'], '> 0', '', _room, _room)}"
+    )
+    return
+
+
+@app.cell
+def _(claims, gains, gap, profile, runs):
+    found = [
+        claims.Claim(
+            "rl.outcome_gain",
+            "GRPO (2402.03300), DeepSeek-R1 (2501.12948)",
+            "outcome reward lifts pass@1 on unseen problems by ten points or more",
+            ">= 0.1",
+            gains["outcome"],
+        ),
+        claims.Claim(
+            "rl.prm_sum_proxy_gap",
+            "PURE, Cheng et al. 2025 (2504.15275)",
+            "under sum-form process reward the proxy gains more than the truth",
+            "> 0",
+            gap["sum"],
+        ),
+    ]
+    claims.record(runs, profile, "07_reinforcement_learning", found)
+    print(claims.table(found))
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ### Exercise 1: advantages
+
+    Write the advantages of a batch of groups with plain lists. Each group has its own mean and its own standard
+    deviation: an easy question must not make a hard one look bad. A uniform group gives zeros.
+    """)
+    return
+
+
+@app.function
+# Cell tags: solution
+def my_advantages(groups):
+    """[[reward]] -> [[advantage]], group by group."""
+    out = []
+    for group in groups:
+        mean = sum(group) / len(group)
+        std = (sum((r - mean) ** 2 for r in group) / len(group)) ** 0.5
+        out.append([(r - mean) / std if std > 0 else 0.0 for r in group])
+    return out
+
+
+@app.cell
+def _(rl, torch):
+    # Cell tags: check
+    batch = [[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]]
+    assert torch.allclose(torch.tensor(my_advantages(batch)), rl.advantages(torch.tensor(batch)), atol=1e-5)
+    assert my_advantages(batch)[2] == [0.0] * 4, "all right: nothing to learn"
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ### Exercise 2: the clip limits rewards, never regrets
+
+    Write the gain of one token. A common mistake clips the ratio and forgets the minimum, so that a bad token which
+    became more likely is forgiven.
+    """)
+    return
+
+
+@app.function
+# Cell tags: solution
+def my_gain(ratio, advantage, clip=0.2):
+    """PPO's clipped surrogate for one token."""
+    clipped = min(max(ratio, 1 - clip), 1 + clip)
+    return min(ratio * advantage, clipped * advantage)
+
+
+@app.cell
+def _():
+    # Cell tags: check
+    assert abs(my_gain(1.5, 1.0) - 1.2) < 1e-9, "no reward beyond the clip"
+    assert abs(my_gain(1.5, -1.0) + 1.5) < 1e-9, "a bad token made likelier is charged in full"
+    assert abs(my_gain(0.5, -1.0) + 0.8) < 1e-9 and abs(my_gain(0.5, 1.0) - 0.5) < 1e-9
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ### Exercise 3: a reward that padding cannot raise
+
+    Given the step scores of a chain and whether it closed, write a reward that no further step can raise, and that pays
+    nothing for a chain without an end. (A sum fails the first, and paying for unfinished thoughts breeds long ones.)
+    """)
+    return
+
+
+@app.function
+# Cell tags: solution
+def steady_reward(scores, closed):
+    """Step scores in 0–1 -> one number."""
+    return min(scores) if closed else 0.0
+
+
+@app.cell
+def _():
+    # Cell tags: check
+    chain = [0.9, 0.4, 0.8]
+    assert all(steady_reward([*chain, more], True) <= steady_reward(chain, True) for more in (0.1, 0.5, 1.0))
+    assert steady_reward(chain, False) == 0.0 and steady_reward(chain, True) > 0
+    assert steady_reward([0.9, 0.9], True) > steady_reward([0.9, 0.4], True), "and it still tells good from bad"
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Ledger
+
+    Reinforcement learning spends most of its tokens on sampling. You compare with what teaching took.
+    """)
+    return
+
+
+@app.cell
+def _(Cost, Markdown, series, trained):
+    stages = {"teach": series.teach()} | {f"reinforce: {name}": run for name, run in trained.items()}
+    ledger = {name: Cost(**stage.summary["cost"]) for name, stage in stages.items()}
+    Markdown(
+        "| stage | sampled | judged | trained tokens | FLOPs | seconds |\n|---|---|---|---|---|---|\n"
+        + "\n".join(
+            f"| {name} | {c.sampled:,} | {c.judged:,} | {c.trained:,} | {c.flops:.3g} | {c.seconds:,.0f} |"
+            for name, c in ledger.items()
+        )
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Next: 08 puts both axes side by side. What is a decade of compute worth at training time, and what at test time?
+    """)
+    return
+
+
+if __name__ == "__main__":
+    app.run()
