@@ -192,6 +192,18 @@ def test_the_size_of_a_forward_pass_does_not_matter(micro, tokenizer, policy, su
     assert [drawn(chains) for chains in small.extend(wants, 9, SAMPLING)] == [drawn(chains) for chains in alone]
 
 
+def test_positions_are_counted_from_the_first_real_token(tokenizer, sums):
+    """Bug: padding counted as positions. Rotary models forgive it, models with learnt positions do not."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=200, initializer_range=0.4)
+    policy = LocalPolicy(GPT2LMHeadModel(config).eval(), tokenizer)
+    wants = [Want(p, Node((0,), (Step("1+1=2"),) * (3 * i)), 2) for i, p in enumerate(sums[:3])]
+    alone = [drawn(policy.extend([want], 0, SAMPLING)[0]) for want in wants]
+    assert [drawn(chains) for chains in policy.extend(wants, 0, SAMPLING)] == alone
+
+
 def test_gumbel_samples_the_softmax():
     """Bug: noise that is not Gumbel, correlated over the vocabulary, or the same at every position."""
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -3.0, 0.5])

@@ -42,7 +42,7 @@ class Schedule:
 class Reinforce:
     """Scalars of one GRPO run; see `rl.GRPO`, which this becomes."""
 
-    steps: int = 70
+    steps: int = 45
     levels: tuple[int, ...] = (1, 2, 3)
     prompts: int = 96
     group: int = 8
@@ -508,7 +508,7 @@ STAGES: dict[str, tuple[tuple[str, ...], int]] = {
     "direct": ((), 140),
     "chains": (("teach",), 45),
     "judge-likelihood": (("chains",), 90),
-    "reinforce-outcome": (("teach",), 240),
+    "reinforce-outcome": (("teach",), 170),
     "judge-head": (("chains",), 60),
     "judge-orm": (("chains",), 60),
     "search": (("judge-likelihood", "judge-head", "judge-orm"), 150),

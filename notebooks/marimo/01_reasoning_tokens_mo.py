@@ -427,7 +427,9 @@ def _(channel, corpus):
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.decoder = undo.ByteLevel()
-    bpe.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=600, special_tokens=list(channel.TAGS)))
+    bpe.train_from_iterator(
+        corpus, trainers.BpeTrainer(vocab_size=600, special_tokens=list(channel.TAGS), show_progress=False)
+    )
     return (bpe,)
 
 
@@ -591,14 +593,16 @@ def _(config, direct, encoder, flops, problem, trace, written):
         return flops(config, read + new, (read + new + 1) / 2)
 
 
-    f"chain {cost(problem, encoder, trace.steps):.3g} FLOPs, bare answer {cost(problem, direct, trace.steps[-1:]):.3g}"
+    mega = [cost(problem, encoder, trace.steps) / 1e6, cost(problem, direct, trace.steps[-1:]) / 1e6]
+    "chain {:.0f} MFLOPs, bare answer {:.0f}".format(*mega)
     return (cost,)
 
 
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
-    A *level* of this task is the number of operations. You average over 40 problems a level.
+    A *level* of this task is the number of operations. You average over 40 problems a level, reading the question
+    included.
     """)
     return
 

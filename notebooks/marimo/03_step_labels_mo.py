@@ -665,8 +665,8 @@ def _(Markdown, auc, blind, by_size, contradicts, sizes, steps):
     Markdown(
         f"- Soft labels cut at one half contradict the oracle on **{soft_e.value:.0%}** of steps, hard labels on "
         f"**{hard_e.value:.0%}**; calling everything right would be wrong on {blind.value:.0%}.\n"
-        f"- Of the soft contradictions {len(low)} are right steps called wrong and {len(high)} wrong steps called right: "
-        f"{'the policy is weaker than the step' if len(low) > len(high) else 'repairs outnumber stumbles'}.\n"
+        f"- Of the soft contradictions {len(low)} are right steps called wrong and {len(high)} wrong steps called right"
+        f"{': the policy stumbles later more often than it repairs' if len(low) > len(high) else ''}.\n"
         f"- From {sizes[0]} to {sizes[-1]} rollouts the error of hard labels moves by {100 * trend['hard labels']:+.0f} "
         f"points, that of soft labels by {100 * trend['soft labels']:+.0f}. What more rollouts do not mend is no noise.\n"
         f"- As a ranking of steps: {'nothing to measure here' if auc is None else f'AUC {auc:.3f}'}."
@@ -774,7 +774,7 @@ def _(Step, Trace, good, rollout_label, small, toy):
     slip = Trace((Step("3*4=12"), Step("2+12=15"), Step("15", final=True)))
     assert rollout_label(toy, small, good, t=1) == 1
     assert rollout_label(toy, small, slip, t=1) == 0
-    assert abs(rollout_label(toy, small, good, t=0, k=2000) - 0.75) < 0.05
+    assert abs(rollout_label(toy, small, good, t=0, k=400) - 0.75) < 0.08
     return
 
 

@@ -191,7 +191,8 @@ def _(plots, profile, runs, seed):
     series = Series(profile, runs, seed)
     stages = {kind: series.judge(kind) for kind in ("head", "head-rollouts", "orm", "likelihood")}
     heads = [{"run": kind, **row} for kind in ("head", "head-rollouts", "orm") for row in stages[kind].read("history")]
-    plots.learning_curve(heads, y="loss")
+    drop = [f"{kind} {stages[kind].read('history')[-1]['loss']:.2f}" for kind in ("head", "head-rollouts", "orm")]
+    plots.learning_curve(heads, y="loss", title=f"Three heads learn, each on its own labels: last loss {', '.join(drop)}")
     return series, stages
 
 
@@ -309,7 +310,7 @@ def _(mo):
 
 @app.cell
 def _(Likelihood, policy, series, stages):
-    class Position:
+    class NumberOnly:
         """A judge that reads nothing but the number of a step."""
 
         aggregate = "min"
@@ -322,7 +323,7 @@ def _(Likelihood, policy, series, stages):
 
 
     judges = {kind: series.verifier(kind) for kind in stages}
-    judges |= {"taught policy": Likelihood(policy.model, policy.encoder.tokenizer), "position": Position()}
+    judges |= {"taught policy": Likelihood(policy.model, policy.encoder.tokenizer), "number only": NumberOnly()}
     return (judges,)
 
 
@@ -364,8 +365,8 @@ def _(Memo, drive, judges, policy, seed, series):
         }
 
 
-    tried = series.test()[:120]
-    _, valid = verdicts(series.held_out()[:60], n=8)
+    tried = series.test()[:96]
+    _, valid = verdicts(series.held_out()[:48], n=8)
     memo, test = verdicts(tried, n=16)
     return memo, test, tried, valid
 
@@ -471,7 +472,7 @@ def _(
         rates = [None, None]
         if both_kinds(truth):
             rates = scaling.first_error_rates([t.scores for _, t in judged(test[name])], truth, lines[name])
-        error = None if name == "position" else scaling.ece(scores, marks)  # its scores claim no probability
+        error = None if name == "number only" else scaling.ece(scores, marks)  # its scores claim no probability
         return {"judge": name, "AUC": auc, "line": lines[name], "found": rates[0], "passed": rates[1], "ECE": error}
 
 
@@ -530,7 +531,7 @@ def _(defaultdict, judges, mean, pairs, scaling, table, tried):
         return scaling.bootstrap({p: mean(v) for p, v in wins.items()})
 
 
-    one_digit = {name: prefers_right(judge, tried[:60]) for name, judge in judges.items()}
+    one_digit = {name: prefers_right(judge, tried[:24]) for name, judge in judges.items()}
     table([{"judge": name, "prefers the right digit": e} for name, e in one_digit.items()])
     return (one_digit,)
 
@@ -538,7 +539,7 @@ def _(defaultdict, judges, mean, pairs, scaling, table, tried):
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
-    Compare the first two rows that matter, head and likelihood. A head at the end of a line must find out what the line
+    Compare head and likelihood. A head at the end of a line must find out what the line
     *should* have said and compare. This network works out a digit in its last layers, at the position *before* the
     digit, and a position attends only to what lower layers made of earlier ones. So at the end of the line that work is
     out of reach, and a few layers are little to do it again in. The likelihood judge needs no comparison: the work that
@@ -602,7 +603,25 @@ def _(picks, scaling, table):
 def _(mo):
     mo.md(r"""
     Qwen's report (arXiv 2501.07301) found first-generation PRMs no better than the vote at best-of-8. Look at which of
-    your judges are below it, and at their F1 above.
+    your judges are below it, and at their F1 above. Then compare the taught policy with the likelihood judge, which both
+    saw the changed digit. A judge that knows no more than the writer mostly picks what the writer says most often, and
+    that is the vote already. How often does a judge pick the very answer that the vote picks?
+    """)
+    return
+
+
+@app.cell
+def _(judges, mean, picks, table):
+    voted = {record.problem: record.answer for record in picks["majority"]}
+    agree = {name: mean(r.answer == voted[r.problem] for r in picks[name]) for name in judges}
+    table([{"judge": name, "picks the vote's answer": f"{share:.0%}"} for name, share in agree.items()])
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Training on marks has to add what the writer did not know. Where a judge both leaves the vote and gains on it, it did.
 
     ## What does a judgement cost?
     """)
@@ -627,7 +646,7 @@ def _(mo):
     ## The answer
 
     A verdict is exactly right when it names the first error of a wrong chain, or passes a right one. You make that a
-    record for every chain and plot it by the number of operations.
+    record for every chain and plot it by the number of operations. The judge that only counts is the baseline.
     """)
     return
 
@@ -651,7 +670,7 @@ def _(Record, defaultdict, judged, judges, lines, test, truth):
 
 @app.cell
 def _(exactness, f1s, plots):
-    drawn = ("likelihood", "taught policy", "head", "orm")
+    drawn = ("likelihood", "taught policy", "head", "number only")
     headline = "First-error F1: " + ", ".join(f"{name} {f1s[name].value:.2f}" for name in drawn)
     answer = plots.levels([r for name in drawn for r in exactness[name]], headline)
     answer.update_yaxes(title="chains judged exactly right").update_xaxes(title="operations in the problem")

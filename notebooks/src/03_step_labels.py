@@ -290,8 +290,8 @@ for (_left, _truth), _n in sorted(Counter((s["left"], s["oracle"]) for s in step
     _row = {"run": "right steps" if _truth else "wrong steps", "operations left": _left, "n": _n}
     by_left += [_row | {"soft label": _e.value, "soft label_low": _e.low, "soft label_high": _e.high}]
 right = [_r for _r in by_left if _r["run"] == "right steps"]
-ends = [f"{_r['soft label']:.2f} with {_r['operations left']} left" for _r in (right[:1] + right[-1:])]
-found = f"The soft label of a right step: {' but '.join(ends) or 'there is none here'}"
+ends = [f"{_r['soft label']:.2f} with {_r['operations left']} operations left" for _r in (right[:1] + right[-1:])]
+found = f"Mean soft label of a right step: {', '.join(ends) or 'no right step here'}"
 plots.learning_curve(by_left, x="operations left", y="soft label", title=found)
 
 # %% [markdown]
