@@ -44,7 +44,9 @@ def micro(tokenizer, encoder):
     model = new_model("micro", tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for step in range(250):
-        batch = sft.collate([rows[i * 7919 % len(rows)] for i in range(step * 16, step * 16 + 16)], tokenizer.pad_token_id)
+        batch = sft.collate(
+            [rows[i * 7919 % len(rows)] for i in range(step * 16, step * 16 + 16)], tokenizer.pad_token_id
+        )
         optimizer.zero_grad()
         sft.loss(model, batch).backward()
         optimizer.step()

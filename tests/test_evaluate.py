@@ -36,7 +36,7 @@ def test_samples_are_what_the_policy_draws(sampled, asked):
 
 
 def test_a_sample_costs_its_own_tokens(sampled, asked):
-    """Bug: the first of n samples is charged for all of them, so one sample looks n times as dear and the others free."""
+    """Bug: the first of n samples is charged for all of them, so one sample looks n times as dear."""
     rows, chains = sampled
     tokens = [trace.tokens for _, traces in chains for trace in traces]
     assert [row.cost.sampled for row in rows] == tokens and min(tokens) > 0

@@ -97,7 +97,9 @@ def test_the_target_stops_and_only_it(tokenizer, rows, tmp_path):
     """Bug: an early stop on another number, or none: later stages need something left to gain."""
     found = iter([0.1, 0.5, 0.9])
     config = Fit(steps=40, batch=8, warmup=2, check_every=3, target=0.5)
-    cost, history = teach(new_model("micro", tokenizer), rows, config, tmp_path, check=lambda: {"accuracy": next(found)})
+    cost, history = teach(
+        new_model("micro", tokenizer), rows, config, tmp_path, check=lambda: {"accuracy": next(found)}
+    )
     assert [(row["step"], row["accuracy"]) for row in history] == [(3, 0.1), (6, 0.5)]
     cost, history = teach(new_model("micro", tokenizer), rows, Fit(7, 8, warmup=2, check_every=3), tmp_path)
     assert [row["step"] for row in history] == [3, 6, 7], "the last step has a row whatever check_every is"
@@ -112,7 +114,9 @@ def test_what_training_costs(tokenizer, rows, tmp_path):
         return sft.loss(model, batch)
 
     model = new_model("micro", tokenizer)
-    cost, _ = teach(model, rows, Fit(9, 8, warmup=1, check_every=2, target=0.0), tmp_path, loss=loss, check=lambda: {"accuracy": 1})
+    cost, _ = teach(
+        model, rows, Fit(9, 8, warmup=1, check_every=2, target=0.0), tmp_path, loss=loss, check=lambda: {"accuracy": 1}
+    )
     assert len(sizes) == 2 and cost.trained == sum(r * c for r, c in sizes)
     passes = sum(flops(model.config, r * c, (c + 1) / 2) for r, c in sizes)
     assert cost.training_flops == pytest.approx(3 * passes) and cost.training_seconds > 0

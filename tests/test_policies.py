@@ -109,7 +109,7 @@ def test_what_a_chain_is(backend, sums):
         assert (chain[-1].stop == "answer") == (chain[-1].trace.answer is not None)
 
 
-@pytest.mark.parametrize("step_tokens, chain_tokens", [(3, 40), (12, 7), (12, 1), (20, 20)])
+@pytest.mark.parametrize("step_tokens, chain_tokens", [(3, 40), (12, 7), (12, 6), (12, 1), (20, 20)])
 def test_limits_stop_a_chain_and_are_called_length(backend, sums, step_tokens, chain_tokens):
     """Bugs: a limit that is silently ignored; a chain cut by it that counts as finished."""
     limited = Sampling(1.0, step_tokens, chain_tokens)
@@ -197,7 +197,9 @@ def test_positions_are_counted_from_the_first_real_token(tokenizer, sums):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=200, initializer_range=0.4)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=200, initializer_range=0.4
+    )
     policy = LocalPolicy(GPT2LMHeadModel(config).eval(), tokenizer)
     wants = [Want(p, Node((0,), (Step("1+1=2"),) * (3 * i)), 2) for i, p in enumerate(sums[:3])]
     alone = [drawn(policy.extend([want], 0, SAMPLING)[0]) for want in wants]
@@ -241,7 +243,9 @@ def test_embeddings_larger_than_the_tokenizer(micro, tokenizer, sums):
     large.resize_token_embeddings(len(tokenizer) + 50)
     with torch.no_grad():
         large.lm_head.weight[len(tokenizer) :] = 3 * micro.lm_head.weight[20]
-    chains = LocalPolicy(large, tokenizer).extend([Want(p, Node(), 4, to_end=True) for p in sums], 0, Sampling(5.0, 12, 40))
+    chains = LocalPolicy(large, tokenizer).extend(
+        [Want(p, Node(), 4, to_end=True) for p in sums], 0, Sampling(5.0, 12, 40)
+    )
     assert max(t for cs in chains for c in cs for node in c for t in node.steps[-1].ids) >= len(tokenizer)
 
 

@@ -83,7 +83,11 @@ def test_unfinished_chains_earn_nothing(encoder):
     done = Trace((Step("1+1=2"), Step("2+1=3"), Step("3", final=True)))
     items = [(p, done)] + [(p, Trace(done.steps, stop)) for stop in ("length", "cut")]
     items += [(p, Trace((Step("1+1=2"),) * 9, "length")), (p, Trace((), "cut"))]
-    for reward, want in ((rl.outcome, 1.0), (rl.process(Flat(encoder), "sum"), 1.25), (rl.process(Flat(encoder)), 0.25)):
+    for reward, want in (
+        (rl.outcome, 1.0),
+        (rl.process(Flat(encoder), "sum"), 1.25),
+        (rl.process(Flat(encoder)), 0.25),
+    ):
         assert reward(items)[0] == [want, 0.0, 0.0, 0.0, 0.0]
     wrong = Trace((Step("1+1=2"), Step("2", final=True)))
     assert rl.outcome([(p, wrong)])[0] == [0.0] and rl.process(Flat(encoder), "sum")([(p, wrong)])[0] == [0.75]

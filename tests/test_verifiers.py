@@ -65,7 +65,7 @@ def rows(chains, encoder, label=1.0):
 
 
 def test_training_and_scoring_read_the_same_positions(head, tokenizer, encoder, chains):
-    """Bug: labels on one position and scores from another. The score in training is the score at inference, to the bit."""
+    """Bug: labels on one position, scores from another. Score in training = score at inference, to the bit."""
     verifier = PRM(head, tokenizer)
     for item, row in zip(chains, rows(chains, encoder), strict=True):
         with torch.no_grad():

@@ -65,15 +65,16 @@ def reproduce(args) -> int:
     todo = series.unfinished(args.profile, args.runs)
     statuses = series.reproduce(args.profile, args.runs, again=args.again)
     peak = max([peak, *(status.get("peak_mb", 0) for status in statuses)])
-    row = {"seconds": round(time.monotonic() - began, 1), "peak_mb": peak, "built": built}
-    row |= {"stages": len(pipeline.STAGES), "ran": len(statuses) if args.again else len(todo)}
-    with (runs / args.profile / "reproduce.jsonl").open("a") as log:
-        log.write(json.dumps(row) + "\n")
     args.json, args.anew = False, args.again
     print()
     claims(args)
     print()
-    return gallery(args)
+    code = gallery(args)
+    row = {"seconds": round(time.monotonic() - began, 1), "peak_mb": peak, "built": built}
+    row |= {"stages": len(pipeline.STAGES), "ran": len(statuses) if args.again else len(todo)}
+    with (runs / args.profile / "reproduce.jsonl").open("a") as log:
+        log.write(json.dumps(row) + "\n")
+    return code
 
 
 def claims(args) -> int:
@@ -100,11 +101,12 @@ def solve(args) -> int:
     from . import pipeline, series
 
     series.check_profile(args.profile)
-    return pipeline.solve_cli(args) or 0
+    args.runs = series.runs_folder(args.runs)
+    return pipeline.solve_cli(args)
 
 
 def stage(args) -> int:
-    from . import pipeline
+    from . import pipeline, series
 
     parent = os.getppid()
 
@@ -114,7 +116,7 @@ def stage(args) -> int:
         os._exit(1)  # killed with no chance to stop us: free the stage for whoever comes next
 
     threading.Thread(target=die_with_parent, daemon=True).start()
-    pipeline.build_stage(args.stage, args.profile, args.runs or "runs", args.seed)
+    pipeline.build_stage(args.stage, args.profile, series.runs_folder(args.runs), args.seed)
     return 0
 
 
@@ -182,7 +184,9 @@ def parser() -> argparse.ArgumentParser:
         made = commands.add_parser(action.__name__, help=text, description=text)
         made.set_defaults(action=action)
         if profile:
-            made.add_argument("--profile", default="nano", help="nano (default), small or gpu")
+            made.add_argument(
+                "--profile", default="nano", help="nano (default), or micro to try the plumbing in seconds"
+            )
         if runs:
             made.add_argument("--runs", type=Path, help="folder of all runs (default: runs/ in the project)")
         return made

@@ -16,7 +16,7 @@ from typing import Literal
 from .types import WorkbenchError
 
 ROOT = Path(__file__).resolve().parents[1]
-NEEDS = {"nano": (4, 2), "small": (8, 6), "gpu": (16, 40)}  # GB of memory and of free disk
+NEEDS = {"micro": (2, 1), "nano": (4, 2), "small": (8, 6), "gpu": (16, 40)}  # GB of memory and of free disk
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 MAC_BROWSER = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
 GB = 2**30

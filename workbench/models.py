@@ -84,6 +84,7 @@ def load_model(folder: str | Path, kind: str = "AutoModelForCausalLM", **more):
         raise WorkbenchError(
             f"{path} has no *.safetensors: other weight formats are refused, convert the checkpoint first"
         )
+    transformers.utils.logging.disable_progress_bar()  # a bar for every small file tells nobody anything
     model = getattr(transformers, kind).from_pretrained(folder, use_safetensors=True, **more)
     return model.eval(), transformers.AutoTokenizer.from_pretrained(folder)
 

@@ -328,7 +328,7 @@ class Series:
 
     # --- search ---
 
-    def search(self, problems: Sequence[Problem] | None = None) -> Run:
+    def search(self) -> Run:
         """Every method at every n on the test problems, from one set of proposals; a record a problem and setting."""
         p = self.profile
         inputs = {"policy": self.teach().path, **{k: self.judge(k).path for k in ("likelihood", "head", "orm")}}
@@ -336,9 +336,10 @@ class Series:
         if run.done:
             return run
         from . import evaluate
+        from .policies.local import LocalPolicy
         from .verifiers.oracle import Oracle
 
-        _fresh(run, "records")
+        _fresh(run, "records", "samples")
         problems, policy = self.test(), self.policy()
         oracle, prm = Oracle(problems), self.verifier()
         head, orm = self.verifier("head"), self.verifier("orm")
@@ -376,6 +377,12 @@ class Series:
                     )
                 ),
             )
+        # The judge is a language model too: what it answers alone, greedily, is a baseline that must be drawn.
+        alone = LocalPolicy(prm.model, prm.encoder.tokenizer)
+        records = evaluate.search(
+            "search", problems, "greedy", alone, None, (self.seed,), None, p.sampling, label="verifier alone"
+        )
+        run.append("records", (r.to_json() for r in records))
         records, _ = evaluate.samples("search", problems, policy, max(p.search_n), self.seed, p.sampling)
         run.append("samples", (r.to_json() for r in records))
         run.finish(problems=len(problems))
@@ -441,12 +448,16 @@ def _spent(cost: Cost) -> dict:
     return {k: v for k, v in asdict(cost).items() if v}
 
 
-def _fresh(run: Run, name: str) -> None:
+def _fresh(run: Run, *names: str) -> None:
     """A stage that was cut short writes its rows again from the start."""
-    (run.path / f"{name}.jsonl").unlink(missing_ok=True)
+    for name in names:
+        (run.path / f"{name}.jsonl").unlink(missing_ok=True)
 
 
 def _save(run: Run, name: str, model, tokenizer) -> None:
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
     with run.folder(name) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -459,12 +470,19 @@ def _tqdm(items, what: str, progress: bool):
 
 
 def solve_cli(args) -> int:
-    """`python -m workbench solve "47+38-29*2"`: guided search on the user's own problem, told in full."""
+    """`python -m workbench solve "47+38-29*2"`: a PRM-weighted vote on the user's own problem, told in full.
+
+    The policy is the reinforced one if there is one; the verifier learnt on the taught one's chains.
+    """
     from .search import drive
     from .select import aggregate_score
 
-    series = Series(args.profile, args.runs or "runs")
+    if not 1 <= args.n <= 1024:
+        raise WorkbenchError(f"--n {args.n}: how many chains to grow, from 1 to 1024")
+    series = Series(args.profile, args.runs or "runs", progress=False)
     problem = series.task.parse(args.problem)
+    if problem.level > 2 * series.task.LEVELS[-1] or len(problem.prompt) > 48:
+        raise WorkbenchError(f"{problem.prompt} is too long for a chain of {series.profile.chain_tokens} tokens")
     reinforced = (series.root / "reinforce-outcome" / "DONE").exists()
     policy, verifier = series.policy(stage="reinforce-outcome" if reinforced else None), series.verifier()
     knobs = {"n": args.n, "aggregate": verifier.aggregate}
@@ -558,6 +576,8 @@ def build(
     profile(profile_name)
     root = runs_folder(runs) / profile_name
     todo = [name for name in STAGES if not (root / name / "DONE").exists()]
+    for name in set(STAGES) - set(todo):
+        Run.existing(root / name)  # a finished stage whose files do not match their hashes is an error here
     if not todo:
         return 0, 0
     (root / "logs").mkdir(parents=True, exist_ok=True)

@@ -577,7 +577,7 @@ def _log_ticks(fig: go.Figure, values: Sequence[float], plain: bool = False) -> 
 
 def _power(x: float) -> str:
     if 0.01 <= x < 10_000:
-        return f"{x:.3g}"
+        return f"{x:.3g}" if x < 999.5 else f"{x:,.0f}"
     digits, power = f"{x:.1e}".split("e")
     return f"{float(digits):g}·10<sup>{int(power)}</sup>".removeprefix("1·")
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from . import tasks
@@ -187,15 +188,20 @@ def save_state(path: Path, model, optimizer, step: int) -> None:
         for p, values in part.state.items():
             state |= {f"{key}.{names[id(p)]}": torch.as_tensor(v).contiguous() for key, v in values.items()}
     save_file(state, str(path) + ".tmp", metadata={"step": str(step)})
+    with open(str(path) + ".tmp", "rb") as file:
+        os.fsync(file.fileno())  # on the disk before it takes the old one's name
     os.replace(str(path) + ".tmp", path)
 
 
 def load_state(path: Path, model, optimizer) -> int:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as f:
-        step = int(f.metadata()["step"])
-    state = load_file(path)
+    try:
+        with safe_open(path, "pt") as f:
+            step = int(f.metadata()["step"])
+        state = load_file(path)
+    except (SafetensorError, TypeError, KeyError) as error:
+        raise WorkbenchError(
+            f"{path} is no checkpoint of an RL run ({error}): delete {path.parent}, run again"
+        ) from error
     names = {id(p): n for n, p in model.named_parameters()}
     with torch.no_grad():
         for name, p in model.named_parameters():

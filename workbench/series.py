@@ -56,7 +56,7 @@ def unknown(kind: str, word: str, known: Iterable[str]) -> WorkbenchError:
 
 
 def runs_folder(runs: str | Path | None = None, root: Path = ROOT) -> Path:
-    return Path(runs).resolve() if runs else root / "runs"
+    return Path(runs).resolve() if runs else root / "runs"  # on the command line a relative folder is the caller's
 
 
 def check_profile(profile: str) -> str:
@@ -470,6 +470,7 @@ def plan(
     runs = runs_folder(runs, root)
     given = {"profile": profile, "runs": str(runs)} | dict(parameters or {})
     settled = settle(cells, given, name)
+    check_profile(settled["profile"])  # -p may have named another
     output = runs / settled["profile"] / "notebooks" / f"{name}.ipynb"
     # the place of `runs` is no part of what was computed, so a moved folder stays finished
     known = {key: value for key, value in settled.items() if key != "runs"}

@@ -39,7 +39,7 @@ def _():
     from math import ceil, comb
     from statistics import mean
 
-    from IPython.display import Markdown, display
+    from IPython.display import Markdown
 
     from workbench import claims, labels, plots, scaling, tasks
     from workbench.claims import Claim
@@ -63,7 +63,6 @@ def _():
         claims,
         comb,
         defaultdict,
-        display,
         labels,
         mean,
         plots,
@@ -438,12 +437,12 @@ def _(mo):
 
 
 @app.cell
-def _(audited, display, marked, plots, steps):
+def _(audited, marked, plots, steps):
     wrong = sorted((s for s in steps if not s["oracle"]), key=lambda s: s["soft"])
-    for _case in wrong[-1:]:
-        (_p, _trace, _soft), _row = audited[_case["chain"]]
-        print(f"{_p.prompt} = {_p.answer}: step {_case['depth']} is wrong and has a soft label of {_case['soft']}")
-        display(plots.show_steps(marked(_trace, _row["labels"]), marked(_trace, _soft)))
+    case = (wrong or steps)[-1]
+    (_p, _trace, _soft), _row = audited[case["chain"]]
+    print(f"{_p.prompt} = {_p.answer}: step {case['depth']}, truth {case['oracle']:.0f}, soft label {case['soft']}")
+    plots.show_steps(marked(_trace, _row["labels"]), marked(_trace, _soft))
     return
 
 
@@ -496,8 +495,8 @@ def _(Counter, plots, scaling, steps):
         _row = {"run": "right steps" if _truth else "wrong steps", "operations left": _left, "n": _n}
         by_left += [_row | {"soft label": _e.value, "soft label_low": _e.low, "soft label_high": _e.high}]
     right = [_r for _r in by_left if _r["run"] == "right steps"]
-    ends = [f"{_r['soft label']:.2f} with {_r['operations left']} left" for _r in (right[:1] + right[-1:])]
-    found = f"The soft label of a right step: {' but '.join(ends) or 'there is none here'}"
+    ends = [f"{_r['soft label']:.2f} with {_r['operations left']} operations left" for _r in (right[:1] + right[-1:])]
+    found = f"Mean soft label of a right step: {', '.join(ends) or 'no right step here'}"
     plots.learning_curve(by_left, x="operations left", y="soft label", title=found)
     return
 

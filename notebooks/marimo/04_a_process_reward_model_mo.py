@@ -17,7 +17,7 @@ def _(mo):
     # Can a model learn to judge a step?
 
     You have chains with a mark on every step. Now you train models to give such marks to chains that nobody has marked,
-    and find out which of them can. One will fail for a reason that is worth more than its score.
+    find out which of them can, and ask why the others cannot.
 
     **You will know** how a judge of steps is measured (ProcessBench's first-error F1); how the classic process reward
     model and the outcome model are built; why one encoder must serve training and scoring; why a language model's own
@@ -484,7 +484,7 @@ def _(
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
-    ## Why the head fails
+    ## What does a judge react to?
 
     A mean over chains hides what a judge reacts to: hard problems have more errors, so a judge can do well by smelling
     difficulty. You take that away. Take a right chain, change **one digit** of one step, and compare the two scores of
@@ -539,12 +539,13 @@ def _(defaultdict, judges, mean, pairs, scaling, table, tried):
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
-    Compare head and likelihood. A head at the end of a line must find out what the line
-    *should* have said and compare. This network works out a digit in its last layers, at the position *before* the
-    digit, and a position attends only to what lower layers made of earlier ones. So at the end of the line that work is
-    out of reach, and a few layers are little to do it again in. The likelihood judge needs no comparison: the work that
-    predicts a digit is the judgement. Larger networks have depth to spare, which may be why thin heads serve there. The
-    idea is near to implicit reward models (arXiv 2412.01981) and to verifiers that predict a token (arXiv 2408.15240).
+    Compare head and likelihood. If your head is hardly better than guessing, here is a likely reason. A head at the end
+    of a line must find out what the line *should* have said and compare. This network works out a digit in its last
+    layers, at the position *before* the digit, and a position attends only to what lower layers made of earlier ones. So
+    at the end of the line that work is out of reach, and a few layers are little to do it again in. The likelihood judge
+    needs no comparison: the work that predicts a digit is the judgement. Larger networks have depth to spare, which may
+    be why thin heads serve there. The idea is near to implicit reward models (arXiv 2412.01981) and to verifiers that
+    predict a token (arXiv 2408.15240).
 
     ## Can you read the score as a probability?
 
@@ -603,9 +604,9 @@ def _(picks, scaling, table):
 def _(mo):
     mo.md(r"""
     Qwen's report (arXiv 2501.07301) found first-generation PRMs no better than the vote at best-of-8. Look at which of
-    your judges are below it, and at their F1 above. Then compare the taught policy with the likelihood judge, which both
-    saw the changed digit. A judge that knows no more than the writer mostly picks what the writer says most often, and
-    that is the vote already. How often does a judge pick the very answer that the vote picks?
+    your judges are below it, and at their F1 above. Then compare the taught policy with the likelihood judge. A judge
+    that knows no more than the writer mostly picks what the writer says most often, and that is the vote already. How
+    often does a judge pick the very answer that the vote picks?
     """)
     return
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 from math import ceil, comb
 from statistics import mean
 
-from IPython.display import Markdown, display
+from IPython.display import Markdown
 
 from workbench import claims, labels, plots, scaling, tasks
 from workbench.claims import Claim
@@ -249,10 +249,10 @@ table(
 
 # %%
 wrong = sorted((s for s in steps if not s["oracle"]), key=lambda s: s["soft"])
-for _case in wrong[-1:]:
-    (_p, _trace, _soft), _row = audited[_case["chain"]]
-    print(f"{_p.prompt} = {_p.answer}: step {_case['depth']} is wrong and has a soft label of {_case['soft']}")
-    display(plots.show_steps(marked(_trace, _row["labels"]), marked(_trace, _soft)))
+case = (wrong or steps)[-1]
+(_p, _trace, _soft), _row = audited[case["chain"]]
+print(f"{_p.prompt} = {_p.answer}: step {case['depth']}, truth {case['oracle']:.0f}, soft label {case['soft']}")
+plots.show_steps(marked(_trace, _row["labels"]), marked(_trace, _soft))
 
 # %% [markdown]
 # Such a thing happens in two ways: a second mistake cancels the first, or the policy reads the question again and

@@ -166,6 +166,7 @@ def _serve(asked, blind, results, policy, verifier, budget, seed, sampling, memo
         return id(verifier), seed, ids[i], end.path, tuple(step.ids or step.text for step in end.steps)
 
     ids = {i: blind[i].id for i in asked}
+    pending = dict.fromkeys(asked, Cost())
     # 1. draw what the memo does not hold, one call a sampling setting
     missing: dict[Sampling, list[tuple[int, Node, int, bool]]] = {}
     for i, node, n, to_end, use in plan:
@@ -181,19 +182,23 @@ def _serve(asked, blind, results, policy, verifier, budget, seed, sampling, memo
         for (i, node, first, _, to_end), chains in zip(rows, drawn, strict=True):
             for k, chain in enumerate(chains):
                 memo.chains[key(i, use, node, first + k, to_end)] = chain, spent * tokens_of(chain) / total
-    # 2. meter, and hand out
+    # 2. meter, and hand out; what judging a child will cost counts before it is granted
     served: dict[int, list[list[Node]]] = {i: [] for i in asked}
     for i, node, n, to_end, use in plan:
-        prefix, sampled, seconds = policy.prompt_tokens(blind[i], node), [], 0.0
+        prefix, sampled, seconds, judging = policy.prompt_tokens(blind[i], node), [], 0.0, pending[i]
         for k in range(n):
-            if budget.spent(results[i].cost + bill(policy, prefix, sampled, seconds)):
+            if budget.spent(results[i].cost + bill(policy, prefix, sampled, seconds) + judging):
                 results[i].stop = "budget"
                 break
             chain, took = memo.chains[key(i, use, node, k, to_end)]
             sampled.append(tokens_of(chain))
             seconds += took
             served[i].append(chain)
-        results[i].cost += bill(policy, prefix, sampled, seconds)
+            if asked[i].score and verifier is not None:
+                judging += Cost(verifier_flops=verifier.flops(prefix + sampled[-1]))
+        pending[i] = judging
+        if sampled:
+            results[i].cost += bill(policy, prefix, sampled, seconds)
     # 3. score the ends of the chains (a chain is read once, all its steps are scored)
     wanted = [i for i, grow in asked.items() if grow.score and verifier is not None]
     if any(grow.score for grow in asked.values()) and verifier is None:

@@ -77,7 +77,7 @@ def _stream(task, split, n, seed, level, levels, key, make) -> Iterator[Problem]
         wanted = level or levels[index % len(levels)]
         random_item = rng(task, split, seed, level, index)
         tag = f"l{level}/" if level else ""
-        for _ in range(3_000):
+        for _ in range(1_000):
             prompt, answer = make(random_item, wanted)
             problem = Problem(f"{task}/{split}/s{seed}/{tag}{index}", task, prompt, answer, wanted, split)
             name = key(problem)

@@ -1,0 +1,127 @@
+"""The stages end to end at profile micro: what is finished is found, what was cut short comes out the same."""
+
+import json
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from workbench import claims, pipeline, series
+from workbench.pipeline import STAGES, Series, build_stage, read_records, read_traces
+from workbench.types import WorkbenchError
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    runs = tmp_path_factory.mktemp("runs")
+    for name in STAGES:
+        build_stage(name, "micro", runs)
+    return runs
+
+
+def rows(runs, stage):
+    """Everything a stage measured, without what a clock measured."""
+
+    def timeless(value):
+        if isinstance(value, dict):
+            return {k: timeless(v) for k, v in value.items() if not k.endswith("seconds")}
+        return value
+
+    files = sorted((Path(runs) / "micro" / stage).glob("*.jsonl"))
+    return {f.name: [timeless(json.loads(line)) for line in f.read_text().splitlines()] for f in files}
+
+
+def weights(runs, stage):
+    return {p.name: p.read_bytes() for p in (Path(runs) / "micro" / stage / "model").glob("*.safetensors")}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_killed_before_its_last_word_comes_out_the_same(built, stage):
+    """Bug: rows of the first try stay, those of the second are appended, and every curve refuses the file."""
+    before, model = rows(built, stage), weights(built, stage)
+    assert any(before.values())
+    (built / "micro" / stage / "DONE").unlink()
+    build_stage(stage, "micro", built)
+    assert rows(built, stage) == before and weights(built, stage) == model
+
+
+def test_a_finished_series_is_found_not_built(built, capsys):
+    assert pipeline.build("micro", built) == (0, 0)
+    s = Series("micro", built, progress=False)
+    records = read_records(s.search())
+    assert "building" not in capsys.readouterr().out
+    methods = {record.knobs["method"] for record in records}
+    assert {"greedy", "majority", "best_of_n", "weighted_vote", "beam", "verifier alone"} <= methods
+    assert all(record.cost.policy_flops > 0 for record in records)
+
+
+def test_a_corrupted_stage_is_named_and_not_believed(built):
+    """Bug: `DONE` is there, so a damaged model counts as finished."""
+    path = built / "micro" / "judge-orm" / "model" / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-8])
+    try:
+        with pytest.raises(WorkbenchError, match="judge-orm"):
+            pipeline.build("micro", built)
+    finally:
+        path.write_bytes(whole)
+
+
+def test_a_damaged_rl_checkpoint_is_named(built):
+    state = built / "micro" / "reinforce-prm-min" / "state.safetensors"
+    whole, done = state.read_bytes(), built / "micro" / "reinforce-prm-min" / "DONE"
+    last = done.read_text()
+    done.unlink()
+    state.write_bytes(whole[:100])
+    try:
+        with pytest.raises(WorkbenchError, match="state.safetensors"):
+            build_stage("reinforce-prm-min", "micro", built)
+    finally:
+        state.write_bytes(whole)
+        done.write_text(last)
+
+
+def test_labels_on_disk_are_the_oracles_and_the_rollouts(built):
+    s = Series("micro", built, progress=False)
+    for problem, trace, labels in read_traces(s.chains()):
+        assert labels == [float(x) for x in s.task.oracle(problem, trace.steps)]
+    soft = s.audit().read("traces")
+    assert all(h == float(x > 0) for row in soft for x, h in zip(row["soft"], row["hard"], strict=True))
+
+
+def test_other_parameters_keep_the_earlier_run(built, monkeypatch, capsys):
+    """Bug: a changed parameter silently reuses, or silently deletes, what was there."""
+    p = pipeline.PROFILES["micro"]
+    monkeypatch.setitem(pipeline.PROFILES, "micro", replace(p, audit=p.audit - 1))
+    run = Series("micro", built, progress=False).audit()
+    assert "audit" in capsys.readouterr().out and run.done
+    assert len(list((built / "micro").glob("audit~*"))) == 1
+
+
+@pytest.mark.parametrize("words, n, complaint", [("2+3", 0, "--n"), ("what is 2+3", 4, "47\\+38"), ("12-45", 4, "range")])
+def test_solve_refuses_before_it_builds(tmp_path, words, n, complaint):
+    with pytest.raises(WorkbenchError, match=complaint):
+        pipeline.solve_cli(Namespace(problem=words, profile="micro", runs=tmp_path, n=n, seed=0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_solve_tells_what_it_did(built, capsys):
+    pipeline.solve_cli(Namespace(problem="47+38-29*2", profile="micro", runs=built, n=4, seed=0))
+    assert "47+38-29*2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["profile", "stage"])
+def test_unknown_names(tmp_path, name):
+    with pytest.raises(WorkbenchError, match="nanu"):
+        build_stage("nanu" if name == "stage" else "teach", "micro" if name == "stage" else "nanu", tmp_path)
+
+
+def test_a_notebook_says_the_same_as_ipynb_and_as_marimo(built, tmp_path):
+    """Bug: two builds of one source drift apart. The claims that both record are compared, number by number."""
+    name, found = series.find("02"), []
+    for form in (series.run, series.run_marimo):
+        form(name, "micro", built)
+        found.append([claim.row() for claim in claims.load(built, "micro") if claim.id.startswith("sft.")])
+        (built / "micro" / "claims" / f"{name}.jsonl").unlink()
+    assert len(found[0]) == 2 and found[0] == found[1]
