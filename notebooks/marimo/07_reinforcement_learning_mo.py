@@ -266,7 +266,8 @@ def _():
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
-    The sum likes padding. Will the policy find out? You run all three (or find them on disk): same start, same problems.
+    The sum likes padding. Will the policy find out? You run all three (or find them on disk): same start, same stream of
+    problems. They need not be equally long; the steps are printed.
     """)
     return
 
@@ -568,7 +569,7 @@ def _(Markdown, ever, fresh, gains, gap, history, longer, never, told):
     Markdown(
         f"- Outcome reward changes pass@1 by {gains['outcome'].value:+.3f}; a gain of 0.1 "
         f"{told(gains['outcome'], '>= 0.1', 'is there', 'is not there')}. Sum: {gains['sum'].value:+.3f}, "
-        f"min: {gains['min'].value:+.3f}.\n"
+        f"min: {gains['min'].value:+.3f} ({', '.join(f'{name} {len(rows)}' for name, rows in history.items())} steps).\n"
         f"- Pass@4 changes by {ever:+.3f} under outcome reward. Of {len(never)} problems never solved before, it solves "
         f"{fresh['outcome']} in four. The closer these are to nothing, the more reward taught it to be sure, not able.\n"
         f"- With the sum form the proxy gains {gap['sum'].value:+.3f} more than the truth: "

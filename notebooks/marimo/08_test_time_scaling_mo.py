@@ -122,34 +122,63 @@ def _(Series, profile, read_records, runs, seed):
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
-    Each line is a method; each point a budget. The judge's reading is on the bill.
-    """)
-    return
-
-
-@app.cell
-def _(plots, records, scaling):
-    points = scaling.curve(records)
-    shown = [p for p in points if p.method in ("greedy", "majority", "best_of_n", "weighted_vote", "beam")]
-    single = scaling.accuracy([r for r in records if (r.knobs["method"], r.knobs["n"]) == ("majority", 1)])
-    plots.accuracy_vs_flops(shown, baseline=single)
-    return (points,)
-
-
-@app.cell(hide_code=True)
-def _(mo):
-    mo.md(r"""
     A straight line through a method's budgets gives its slope: accuracy gained per tenfold compute, problems resampled.
+    The judge's reading is on the bill.
     """)
     return
 
 
 @app.cell
 def _(records, scaling):
+    points = scaling.curve(records)
     slopes = {method: scaling.log_slope(records, method) for method in ("majority", "best_of_n", "weighted_vote")}
     for _method, _slope in slopes.items():
         print(f"{_method:<14} per decade of FLOPs: {_slope}")
-    return (slopes,)
+    return points, slopes
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    This is the figure that answers the title. Each line is a method, each point a budget, the dashed line one sample.
+    """)
+    return
+
+
+@app.cell
+def _(records):
+    def at(method, n):
+        return [r for r in records if (r.knobs["method"], r.knobs["n"]) == (method, n)]
+
+    return (at,)
+
+
+@app.cell
+def _(at, plots, points, scaling, slopes):
+    shown = [p for p in points if p.method in ("greedy", "majority", "best_of_n", "weighted_vote", "beam")]
+    _worth = {m: f"{100 * slopes[m].value:+.0f} points" for m in ("majority", "weighted_vote")}
+    title = f"A decade of test-time compute: {_worth['majority']} by majority, {_worth['weighted_vote']} with a judge"
+    plots.accuracy_vs_flops(shown, title=title, baseline=scaling.accuracy(at("majority", 1)))
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Look at greedy before you believe a slope: it is measured from *one sample*. How many chains does each method need to
+    pass one greedy chain?
+    """)
+    return
+
+
+@app.cell
+def _(at, points, scaling, slopes):
+    bar = scaling.accuracy(at("greedy", 1)).value
+    passes = {m: next((p for p in points if p.method == m and p.accuracy.value > bar), None) for m in slopes}
+    for _method, _point in passes.items():
+        _say = f"n={_point.n}, {_point.x / scaling.curve(at('greedy', 1))[0].x:.0f} times its FLOPs" if _point else "never"
+        print(f"{_method:<14} passes greedy ({bar:.3f}): {_say}")
+    return (bar,)
 
 
 @app.cell(hide_code=True)
@@ -163,10 +192,12 @@ def _(mo):
 
 @app.cell
 def _(points, slopes):
-    for _method in slopes:
-        _line = [p.accuracy.value for p in points if p.method == _method]
-        print(f"{_method:<14}", " ".join(f"{b - a:+.3f}" for a, b in zip(_line, _line[1:], strict=False)))
-    return
+    lines = {m: [p.accuracy.value for p in points if p.method == m] for m in slopes}
+    steps = {m: [b - a for a, b in zip(line, line[1:], strict=False)] for m, line in lines.items()}
+    last = {m: doublings[-1] for m, doublings in steps.items()}
+    for _method, _doublings in steps.items():
+        print(f"{_method:<14}", " ".join(f"{step:+.3f}" for step in _doublings))
+    return (last,)
 
 
 @app.cell(hide_code=True)
@@ -238,14 +269,6 @@ def _(mo):
     Now selection beside coverage, at the same n. The gap is what a better judge could still win.
     """)
     return
-
-
-@app.cell
-def _(records):
-    def at(method, n):
-        return [r for r in records if (r.knobs["method"], r.knobs["n"]) == (method, n)]
-
-    return (at,)
 
 
 @app.cell
@@ -417,23 +440,25 @@ def _(plots, series):
     taught = series.teach()
     total = taught.summary["cost"]["training_flops"]
     lesson = [{**row, "FLOPs": total * row["step"] / taught.summary["steps"]} for row in taught.read("history")]
+    log_axis = {"type": "log", "title": "training FLOPs (log scale)", "dtick": 1, "exponentformat": "power"}
     _title = f"{total:.2g} FLOPs of teaching bring greedy accuracy to {lesson[-1]['accuracy']:.0%}"
-    plots.learning_curve(lesson, x="FLOPs", title=_title).update_xaxes(type="log", title="training FLOPs (log scale)")
-    return lesson, taught, total
+    plots.learning_curve(lesson, x="FLOPs", title=_title).update_xaxes(**log_axis)
+    return lesson, log_axis, taught, total
 
 
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
-    The curve is no line: the skill arrives all at once. What was the last decade worth?
+    Is it a line? You compare the last decade of training with its last doubling.
     """)
     return
 
 
 @app.cell
 def _(lesson, total):
-    start = next(row for row in lesson if row["FLOPs"] >= lesson[-1]["FLOPs"] / 10)
-    print(f"from {start['FLOPs']:.2g} to {total:.2g} FLOPs: {start['accuracy']:.3f} to {lesson[-1]['accuracy']:.3f}")
+    for _share, _name in ((10, "decade"), (2, "doubling")):
+        _from = next(row for row in lesson if row["FLOPs"] >= total / _share)
+        print(f"the last {_name}, from {_from['FLOPs']:.2g} FLOPs: {lesson[-1]['accuracy'] - _from['accuracy']:+.3f}")
     return
 
 
@@ -481,7 +506,7 @@ def _(Cost, points, scaling, series, voted):
     after = scaling.accuracy([r for r in voted if r.knobs == {"method": "after RL", "n": 1}])
     reached = next((p for p in points if p.method == "majority" and p.accuracy.value >= after.value), None)
     print(f"one chain after RL: {after}")
-    print(f"reached before RL by a vote of {reached.n}" if reached else "no vote of the untrained policy reaches it")
+    print(f"reached before RL by a vote of {reached.n}" if reached else "no vote of the policy before RL reaches it")
     return reached, rl_flops
 
 
@@ -524,15 +549,15 @@ def _(lesson, points):
 
 
 @app.cell
-def _(drawn, go, make_subplots, plots, slopes, tests):
+def _(drawn, go, log_axis, make_subplots, plots, slopes, tests):
     both = make_subplots(1, 2, shared_yaxes=True, subplot_titles=("training, all questions", "test time, each question"))
     for _name, _col, _x, _y in drawn:
         _line = go.Scatter(x=_x, y=_y, name=_name, line_color=plots.colour(_name), mode="lines+markers")
         both.add_trace(_line, 1, _col)
     _title = "A decade at test time: " + ", ".join(f"{slopes[m].value:+.2f} ({m})" for m in tests)
-    both.update_xaxes(type="log", title="FLOPs (log scale)", dtick=1, exponentformat="power")
-    both.update_yaxes(tickformat=".0%", range=[0, 1])
-    both.update_layout(template="workbench", title=_title, showlegend=True, margin_t=90)
+    both.update_xaxes(**log_axis | {"title": "FLOPs (log scale)", "tickfont_size": 12})
+    both.update_yaxes(tickformat=".0%", range=[0, 1], col=1, title="accuracy")
+    both.update_layout(template="workbench", title={"text": _title, "y": 0.96}, showlegend=True, margin={"t": 90, "b": 70})
     return
 
 
@@ -556,9 +581,11 @@ def _(claims):
 def _(
     Markdown,
     at,
+    bar,
     best_fixed,
     ceiling,
     ks,
+    last,
     law,
     reached,
     scaling,
@@ -574,6 +601,8 @@ def _(
         f"({told(slopes['weighted_vote'], '> 0', 'above zero', 'not above zero')}) and "
         f"{slopes['majority'].value:+.3f} with the vote. The o1 report's axes carry no numbers: there is no slope to "
         "compare these with.\n"
+        f"- The line hides a bend: the last doubling of n adds {last['weighted_vote']:+.3f} with the judge and "
+        f"{last['majority']:+.3f} with the vote, and one greedy chain already has {bar:.3f}.\n"
         f"- Coverage reaches {ceiling[_top].value:.3f} at {_top} chains. {_fit} The judge keeps {_kept.value:.3f}.\n"
         f"- The best method per bin changes accuracy by {best_fixed.value:+.3f} against the weighted vote everywhere: "
         f"{told(best_fixed, '> 0', 'it helps', 'it does not help')}. Snell et al. report 2–4 times less compute.\n"

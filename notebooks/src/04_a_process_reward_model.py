@@ -214,8 +214,8 @@ def verdicts(problems, n):
     }
 
 
-tried = series.test()[:96]
-_, valid = verdicts(series.held_out()[:48], n=8)
+tried = series.test()[:120]
+_, valid = verdicts(series.held_out()[:60], n=8)
 memo, test = verdicts(tried, n=16)
 
 # %% [markdown]
@@ -325,7 +325,7 @@ def prefers_right(judge, problems):
     return scaling.bootstrap({p: mean(v) for p, v in wins.items()})
 
 
-one_digit = {name: prefers_right(judge, tried[:24]) for name, judge in judges.items()}
+one_digit = {name: prefers_right(judge, tried[:60]) for name, judge in judges.items()}
 table([{"judge": name, "prefers the right digit": e} for name, e in one_digit.items()])
 
 # %% [markdown]
