@@ -99,7 +99,10 @@ def test_other_parameters_keep_the_earlier_run(built, monkeypatch, capsys):
     assert len(list((built / "micro").glob("audit~*"))) == 1
 
 
-@pytest.mark.parametrize("words, n, complaint", [("2+3", 0, "--n"), ("what is 2+3", 4, "47\\+38"), ("12-45", 4, "range")])
+BAD = [("2+3", 0, "--n"), ("what is 2+3", 4, "47\\+38"), ("12-45", 4, "range")]
+
+
+@pytest.mark.parametrize("words, n, complaint", BAD)
 def test_solve_refuses_before_it_builds(tmp_path, words, n, complaint):
     with pytest.raises(WorkbenchError, match=complaint):
         pipeline.solve_cli(Namespace(problem=words, profile="micro", runs=tmp_path, n=n, seed=0))

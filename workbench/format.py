@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .types import Node, Step, Stop, Trace, WorkbenchError
+from .types import Step, Stop, Trace, WorkbenchError
 
 BREAK = "\n"
 TAGS = ("<user>", "</user>", "<reasoning>", "</reasoning>", "<assistant>", "</assistant>")
@@ -187,6 +187,3 @@ class Encoder:
             pieces = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
             self._ends = [BREAK in piece or i == self.end_id for i, piece in enumerate(pieces)]
         return self._ends
-
-    def children(self, node: Node, chunks: Iterable[tuple[Step, Stop | None]], first: int = 0) -> list[Node]:
-        return [Node((*node.path, first + i), (*node.steps, step), stop) for i, (step, stop) in enumerate(chunks)]

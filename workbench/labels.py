@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from . import tasks
 from .policies import Policy, Sampling, Want, bill, tokens_of
-from .types import Cost, Node, Problem, Step, Trace  # noqa: F401  Step: for the example
+from .types import Cost, Node, Problem, Trace
 
 
 def oracle(items: Sequence[tuple[Problem, Trace]]) -> list[list[float]]:
@@ -23,15 +23,17 @@ def oracle(items: Sequence[tuple[Problem, Trace]]) -> list[list[float]]:
 def corrected(problem: Problem, trace: Trace, labels: Sequence[float]) -> Trace:
     """The chain up to its first wrong step, which is replaced by a right one (PRM800K's human completions).
 
-    A chain without a wrong step stays as it is. The task must know how to `correct`.
+    A chain without a wrong step stays as it is, but for a last step that was never finished. The task must know how
+    to `correct`.
 
+    >>> from workbench.types import Step
     >>> p = tasks.get("arithmetic").parse("2+3*4")
     >>> [s.text for s in corrected(p, Trace((Step("3*4=12"), Step("2+12=15"), Step("15", True))), [1, 0, 0]).steps]
     ['3*4=12', '2+12=14']
     """
     first = next((i for i, label in enumerate(labels) if label < 0.5), None)
     if first is None:
-        return trace
+        return trace if trace.stop == "answer" else Trace(trace.steps[:-1], "cut")
     right = trace.steps[:first]
     return Trace((*right, tasks.get(problem.task).correct(problem, right)), "cut")
 

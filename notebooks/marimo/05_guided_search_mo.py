@@ -382,6 +382,20 @@ def _(plots, tree):
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
+    Beams cost diversity: children of one parent often say the same. How many of the nodes are different chains?
+    """)
+    return
+
+
+@app.cell
+def _(tree):
+    len(tree), len({tuple(step.text for step in node.steps) for node in tree})
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
     ## The driver does the same for all problems at once
 
     It batches the requests of every problem into one call, meters each token, and stops at a budget. By hand or driven,

@@ -344,7 +344,7 @@ def _(limit, points):
         and p.method in ("greedy", "majority", "best_of_n", "weighted_vote", "beam")
     ]
     rivals
-    return fixed, rivals
+    return fixed, price, rivals
 
 
 @app.cell(hide_code=True)
@@ -468,7 +468,7 @@ def _(mo):
     ## Before and after reinforcement learning, at test time
 
     Reinforcement learning is training too. Each policy left chains for every test problem, four of them after reward. A
-    vote over the first n of them is a test-time curve.
+    vote over groups of n of these four is a test-time curve; the groups of one problem are averaged.
     """)
     return
 
@@ -476,38 +476,55 @@ def _(mo):
 @app.cell
 def _(Record, Step, Trace, defaultdict, select):
     def votes(rows, n, name):
-        """Majority over the first n chains of each problem, as records; costs add up."""
-        groups, out = defaultdict(list), []
+        """Majority over each group of n among the first four chains of a problem, as records; costs add up."""
+        chains, out = defaultdict(list), []
         for row in sorted(rows, key=lambda r: r.seed):
-            groups[row.problem].append(row)
-        for problem, chains in groups.items():
-            some = chains[:n]
-            answer = select.majority([Trace((Step(r.answer or "", True),), "answer" if r.answer else "cut") for r in some])
-            right = answer is not None and any(r.correct for r in some if r.answer == answer)
-            cost = sum(r.cost for r in some)
-            out.append(Record("vote", problem, 0, answer, right, cost, some[0].level, {"method": name, "n": n}))
+            chains[row.problem].append(row)
+        for problem, four in chains.items():
+            for group in range(4 // n):
+                some = four[group * n : group * n + n]
+                answer = select.majority(
+                    [Trace((Step(r.answer or "", True),), "answer" if r.answer else "cut") for r in some]
+                )
+                right = answer is not None and any(r.correct for r in some if r.answer == answer)
+                knobs, cost = {"method": name, "n": n}, sum(r.cost for r in some)
+                out.append(Record("vote", problem, group, answer, right, cost, some[0].level, knobs))
         return out
 
     return (votes,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The axis is sampled tokens: both policies are equally large, and a group's prompt is read once or shared.
+    """)
+    return
 
 
 @app.cell
 def _(plots, read_records, samples, scaling, series, votes):
     sides = {"before RL": samples, "after RL": read_records(series.reinforce("outcome"))}
     voted = [r for name, rows in sides.items() for n in (1, 2, 4) for r in votes(rows, n, name)]
-    plots.accuracy_vs_flops(scaling.curve(voted))
+    plots.accuracy_vs_flops(scaling.curve(voted, x="sampled"))
     return (voted,)
 
 
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    How large a vote did the policy need *before*, to be as good as one chain *after*?
+    """)
+    return
+
+
 @app.cell
-def _(Cost, points, scaling, series, voted):
-    spent = series.reinforce("outcome").summary["cost"]
-    rl_flops = Cost(**spent).flops
+def _(points, scaling, voted):
     after = scaling.accuracy([r for r in voted if r.knobs == {"method": "after RL", "n": 1}])
     reached = next((p for p in points if p.method == "majority" and p.accuracy.value >= after.value), None)
     print(f"one chain after RL: {after}")
     print(f"reached before RL by a vote of {reached.n}" if reached else "no vote of the policy before RL reaches it")
-    return reached, rl_flops
+    return (reached,)
 
 
 @app.cell(hide_code=True)
@@ -520,12 +537,12 @@ def _(mo):
 
 
 @app.cell
-def _(reached, rl_flops, scaling, voted):
-    one = next(p.x for p in scaling.curve(voted) if (p.method, p.n) == ("after RL", 1))
-    saves = reached.x - one if reached else 0
+def _(Cost, price, reached, series):
+    rl_flops = Cost(**series.reinforce("outcome").summary["cost"]).flops
+    saves = reached.x - price["majority", 1] if reached else 0
     print(
         f"RL cost {rl_flops:.3g} FLOPs;",
-        f"paid back after {rl_flops / saves:,.0f} questions" if saves > 0 else "no saving to set against it",
+        f"paid back after {rl_flops / saves:,.0f} questions" if saves > 0 else "saves none",
     )
     return
 
@@ -535,7 +552,8 @@ def _(mo):
     mo.md(r"""
     ## Both axes side by side
 
-    The o1 picture, with numbers: training on the left, test time on the right, accuracy up.
+    The o1 picture, with numbers: training on the left (greedy, validation problems), test time on the right (test
+    problems), accuracy up.
     """)
     return
 

@@ -202,6 +202,12 @@ print(f"{problem.prompt} = {problem.answer}; beam answers {answer}")
 plots.labelled_tree(tree)
 
 # %% [markdown]
+# Beams cost diversity: children of one parent often say the same. How many of the nodes are different chains?
+
+# %%
+len(tree), len({tuple(step.text for step in node.steps) for node in tree})
+
+# %% [markdown]
 # ## The driver does the same for all problems at once
 #
 # It batches the requests of every problem into one call, meters each token, and stops at a budget. By hand or driven,

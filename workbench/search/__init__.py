@@ -27,6 +27,7 @@ from ..verifiers import Verifier
 class Grow:
     """A request: `n` children of each node. `to_end`: whole chains; the chain's last node is what is sent back.
 
+    Children are numbered from 0, so growing a node again with the same temperature gives (and bills) the same ones.
     `score` asks the verifier; `temperature` overrides the run's (0 is greedy).
     """
 

@@ -1,6 +1,7 @@
 """PRM beam search over steps, as Snell et al. 2024 define it (section 5.2)."""
 
 from ..select import aggregate_score, weighted
+from ..types import WorkbenchError
 from . import Grow
 
 
@@ -9,8 +10,10 @@ def beam(root, *, n: int = 16, width: int = 4, aggregate: str = "min", rounds: i
 
     Chains that close stay in the beam at their score, so an early finish wins nothing and is not copied; chains that
     ended without an answer leave it, and an unknown score ranks last. After at most `rounds` rounds a vote weighted by
-    score is held over the closed chains of the last beam.
+    score is held over the closed chains of the last beam. Errors: a width that does not divide n.
     """
+    if n < 1 or width < 1 or n % width:
+        raise WorkbenchError(f"beam of n={n} and width={width}: width must divide n, as in n=16, width=4")
 
     def rank(node):
         score = aggregate_score(node.trace, aggregate)
