@@ -26,12 +26,8 @@ from .types import Node, Record, Trace, WorkbenchError
 
 COLOURS = {
     "greedy": "#666666",
-    "sample": "#56B4E9",
     "sampling": "#56B4E9",
     "verifier alone": "#882255",
-    "likelihood": "#CC79A7",
-    "head": "#997700",
-    "orm": "#44AA99",
     "majority": "#0072B2",
     "best_of_n": "#E69F00",
     "best_of_n (head)": "#997700",

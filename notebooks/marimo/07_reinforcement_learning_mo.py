@@ -501,6 +501,12 @@ def _(mo):
 
 
 @app.cell
+def _(judge, rl):
+    by_sum, by_min = rl.process(judge, "sum"), rl.process(judge, "min")
+    return by_min, by_sum
+
+
+@app.cell
 def _(by_min, by_sum, evaluate, rl, sampling, seed, series, torch):
     def looked_at(policy):
         """{problem: (share of the honest sum, worst step, truth, steps)}, means over four chains."""
@@ -518,11 +524,10 @@ def _(by_min, by_sum, evaluate, rl, sampling, seed, series, torch):
 
 
 @app.cell
-def _(judge, looked_at, names, policy, rl, series):
-    by_sum, by_min = rl.process(judge, "sum"), rl.process(judge, "min")
+def _(looked_at, names, policy, series):
     seen = {"before": looked_at(policy)}
     seen |= {name: looked_at(series.policy(stage=f"reinforce-{names[name]}")) for name in ("sum", "min")}
-    return by_min, by_sum, seen
+    return (seen,)
 
 
 @app.cell

@@ -276,6 +276,9 @@ print(f"{len(never)} problems were never solved in {tries} chains each; now solv
 # since its right steps were paid before. So a gap above zero means that the judge was pleased more than the truth
 # improved.
 
+# %%
+by_sum, by_min = rl.process(judge, "sum"), rl.process(judge, "min")
+
 
 # %%
 def looked_at(policy):
@@ -292,7 +295,6 @@ def looked_at(policy):
 
 
 # %%
-by_sum, by_min = rl.process(judge, "sum"), rl.process(judge, "min")
 seen = {"before": looked_at(policy)}
 seen |= {name: looked_at(series.policy(stage=f"reinforce-{names[name]}")) for name in ("sum", "min")}
 
