@@ -84,7 +84,7 @@ class Profile:
     audit: int = 150
     rollouts: int = 8
     reinforce: Reinforce = field(default_factory=Reinforce)
-    process_steps: int = 24
+    process_steps: int = 16
     search_problems: int = 240
     search_n: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     beam_n: tuple[int, ...] = (4, 16)
@@ -522,18 +522,18 @@ def solve_cli(args) -> int:
 
 # stage -> (what it waits for, seconds of one core on a 2026 laptop, for the estimate only)
 STAGES: dict[str, tuple[tuple[str, ...], int]] = {
-    "teach": ((), 260),
-    "direct": ((), 140),
-    "chains": (("teach",), 45),
-    "judge-likelihood": (("chains",), 90),
-    "reinforce-outcome": (("teach",), 170),
-    "judge-head": (("chains",), 60),
-    "judge-orm": (("chains",), 60),
-    "search": (("judge-likelihood", "judge-head", "judge-orm"), 150),
-    "reinforce-prm-sum": (("judge-likelihood",), 100),
-    "reinforce-prm-min": (("judge-likelihood",), 100),
-    "audit": (("chains",), 25),
-    "judge-head-rollouts": (("audit",), 20),
+    "teach": ((), 320),
+    "direct": ((), 230),
+    "chains": (("teach",), 40),
+    "judge-likelihood": (("chains",), 95),
+    "reinforce-outcome": (("teach",), 200),
+    "judge-head": (("chains",), 50),
+    "judge-orm": (("chains",), 50),
+    "search": (("judge-likelihood", "judge-head", "judge-orm"), 190),
+    "reinforce-prm-sum": (("judge-likelihood",), 95),
+    "reinforce-prm-min": (("judge-likelihood",), 95),
+    "audit": (("chains",), 20),
+    "judge-head-rollouts": (("audit",), 40),
 }
 
 

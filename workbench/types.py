@@ -102,7 +102,7 @@ class Cost:
     training_seconds: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Cost)))
+        return Cost(*(getattr(self, name) + getattr(other, name) for name in _COSTS))
 
     __radd__ = lambda self, other: self if other == 0 else self + other  # so that sum() works  # noqa: E731
 
@@ -117,6 +117,9 @@ class Cost:
     @property
     def tokens(self) -> int:
         return self.sampled + self.prompt + self.judged + self.trained
+
+
+_COSTS = tuple(f.name for f in fields(Cost))  # asked for at every sum
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def _serve(asked, blind, results, policy, verifier, budget, seed, sampling, memo
         return id(verifier), seed, ids[i], end.path, tuple(step.ids or step.text for step in end.steps)
 
     ids = {i: blind[i].id for i in asked}
-    pending = dict.fromkeys(asked, Cost())
+    pending, limited = dict.fromkeys(asked, Cost()), budget != Budget()
     # 1. draw what the memo does not hold, one call a sampling setting
     missing: dict[Sampling, list[tuple[int, Node, int, bool]]] = {}
     for i, node, n, to_end, use in plan:
@@ -188,7 +188,7 @@ def _serve(asked, blind, results, policy, verifier, budget, seed, sampling, memo
     for i, node, n, to_end, use in plan:
         prefix, sampled, seconds, judging = policy.prompt_tokens(blind[i], node), [], 0.0, pending[i]
         for k in range(n):
-            if budget.spent(results[i].cost + bill(policy, prefix, sampled, seconds) + judging):
+            if limited and budget.spent(results[i].cost + bill(policy, prefix, sampled, seconds) + judging):
                 results[i].stop = "budget"
                 break
             chain, took = memo.chains[key(i, use, node, k, to_end)]
