@@ -318,20 +318,20 @@ plots.levels(rows("majority", n) + rows("weighted_vote", n) + rows("best_of_n (o
 
 # %%
 kinds = {"language model": "best_of_n"} | {kind: f"best_of_n ({kind})" for kind in ("head", "ORM", "oracle")}
-many = max(series.profile.search_n)
-_last = {kind: scaling.accuracy(rows(name, many)).value for kind, name in kinds.items()}
-_title = f"best of {many} by judge: " + ", ".join(f"{kind} {value:.0%}" for kind, value in _last.items())
+most = {kind: max(p.n for p in points if p.method == name) for kind, name in kinds.items()}
+_last = {kind: scaling.accuracy(rows(name, most[kind])).value for kind, name in kinds.items()}
+_title = "best of n by judge: " + ", ".join(f"{kind} {value:.0%} at {most[kind]}" for kind, value in _last.items())
 plots.accuracy_vs_flops([p for p in points if p.method in kinds.values()], title=_title, baseline=alone)
 
 # %% [markdown]
-# Does the curve bend down? You compare the largest n with n = 4 (or 1), on the same problems. Below zero means: the
-# more you search, the more you are fooled.
+# Does the curve bend down? You compare each judge's largest n with n = 4 (or 1), on the same problems. Below zero
+# means: the more you search, the more you are fooled.
 
 # %%
-few = 4 if many > 4 else 1
-bend = {kind: scaling.difference(rows(name, many), rows(name, few)) for kind, name in kinds.items()}
+few = 4 if min(most.values()) > 4 else 1
+bend = {kind: scaling.difference(rows(name, most[kind]), rows(name, few)) for kind, name in kinds.items()}
 for _kind, _gap in bend.items():
-    print(f"{_kind:<15} n={many} minus n={few}: {_gap}")
+    print(f"{_kind:<15} n={most[_kind]} minus n={few}: {_gap}")
 
 # %% [markdown]
 # ## What you saw
