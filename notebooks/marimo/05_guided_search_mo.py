@@ -516,6 +516,23 @@ def _(n, price, rows, scaling):
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
+    And one question spoils many a paper on judges: this judge is a language model too, taught on right and corrected
+    steps. What does it answer when *it* writes, one greedy chain, and nobody samples or votes?
+    """)
+    return
+
+
+@app.cell
+def _(n, rows, scaling):
+    over_judge = scaling.difference(rows("weighted_vote", n), rows("verifier alone", 1))
+    print(f"the judge alone: {scaling.accuracy(rows('verifier alone', 1))}")
+    print(f"weighted vote at n={n} minus the judge alone: {over_judge}")
+    return (over_judge,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
     The figure that answers the question has compute on its axis. The dashed line is one sample.
     """)
     return
@@ -523,7 +540,8 @@ def _(mo):
 
 @app.cell
 def _(gain, n, plots, points, rows, scaling):
-    main = [p for p in points if p.method in ("greedy", "majority", "best_of_n", "weighted_vote", "beam")]
+    drawn = ("greedy", "verifier alone", "majority", "best_of_n", "weighted_vote", "beam")
+    main = [p for p in points if p.method in drawn]
     alone = scaling.accuracy(rows("majority", 1))
     title = f"At equal FLOPs (n = {n}) a judge changes the vote's accuracy by {100 * gain.value:+.1f} points"
     plots.accuracy_vs_flops(main, title=title, baseline=alone)
@@ -639,6 +657,7 @@ def _(
     gain,
     n,
     over_greedy,
+    over_judge,
     same_n,
     test,
     verdict,
@@ -650,6 +669,9 @@ def _(
         f"- Greedy, one chain, is the cheap rival: at n = {n} the vote adds {over_greedy['majority'].value:+.3f} to it "
         f"({verdict(over_greedy['majority'])}), the judge {over_greedy['weighted_vote'].value:+.3f} "
         f"({verdict(over_greedy['weighted_vote'])}).\n"
+        f"- The judge alone, as a policy and greedily, is {-over_judge.value:+.3f} from the guided vote of {n} "
+        f"(guided minus alone: {verdict(over_judge)}), for a small part of its FLOPs. Where the two are close, the judge is "
+        "above all a better policy, and the search is a dear way to use it.\n"
         f"- Of {len(test)} problems the judge alone finds {found['only the judge finds it']}, the vote alone "
         f"{found['only the vote finds it']}, and {found['there, and both miss it']} right chains are missed by both.\n"
         f"- Best-of-n bends down with n for: {', '.join(_falls) or 'no judge, as far as these intervals tell'}. "
