@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from .pipeline import runs_folder
 from .scaling import Estimate
 from .types import WorkbenchError
 
@@ -89,7 +90,7 @@ def record(runs: str | Path, profile: str, notebook: str, claims: Iterable[Claim
     rows = [claim.row() for claim in claims]
     if len({row["id"] for row in rows}) < len(rows):
         raise WorkbenchError(f"{notebook} records a claim twice: {', '.join(row['id'] for row in rows)}")
-    path = Path(runs) / profile / "claims" / f"{notebook}.jsonl"
+    path = runs_folder(runs) / profile / "claims" / f"{notebook}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_suffix(f".{os.getpid()}.tmp")  # same folder, so that replacing is one move on one disk
     try:
@@ -109,7 +110,7 @@ def load(runs: str | Path, profile: str) -> list[Claim]:
     Errors: a row that cannot be read (file and line named), an id that two notebooks record.
     """
     found: dict[str, tuple[Claim, Path]] = {}
-    for path in sorted((Path(runs) / profile / "claims").glob("*.jsonl")):
+    for path in sorted((runs_folder(runs) / profile / "claims").glob("*.jsonl")):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             try:
                 row = json.loads(line)

@@ -40,7 +40,7 @@ def _():
     from IPython.display import Markdown
 
     from workbench import claims, doctor, evaluate, plots, scaling, search, select, series
-    from workbench.pipeline import read_records
+    from workbench.pipeline import read_records, runs_folder
     from workbench.policies import Want
     from workbench.policies.scripted import Scripted
     from workbench.runs import Run
@@ -71,6 +71,7 @@ def _():
         product,
         read_records,
         replace,
+        runs_folder,
         scaling,
         search,
         select,
@@ -693,8 +694,8 @@ def _(mo):
 
 
 @app.cell
-def _(Markdown, Path, Run, plots, profile, read_records, runs, scaling):
-    there = Path(runs) / profile / "search"
+def _(Markdown, Run, plots, profile, read_records, runs, runs_folder, scaling):
+    there = runs_folder(runs) / profile / "search"
     shown = ("greedy", "majority", "weighted_vote", "beam")
     real = read_records(Run.existing(there)) if (there / "DONE").exists() else []
     real_points = scaling.curve([record for record in real if record.knobs["method"] in shown]) if real else []

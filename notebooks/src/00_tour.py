@@ -32,7 +32,7 @@ from pathlib import Path
 from IPython.display import Markdown
 
 from workbench import claims, doctor, evaluate, plots, scaling, search, select, series
-from workbench.pipeline import read_records
+from workbench.pipeline import read_records, runs_folder
 from workbench.policies import Want
 from workbench.policies.scripted import Scripted
 from workbench.runs import Run
@@ -416,7 +416,7 @@ print(doctor.table(doctor.examine("nano")))
 # folder, you see it here already.
 
 # %%
-there = Path(runs) / profile / "search"
+there = runs_folder(runs) / profile / "search"
 shown = ("greedy", "majority", "weighted_vote", "beam")
 real = read_records(Run.existing(there)) if (there / "DONE").exists() else []
 real_points = scaling.curve([record for record in real if record.knobs["method"] in shown]) if real else []
