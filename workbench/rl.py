@@ -72,7 +72,7 @@ def process(verifier, form: str = "min") -> Reward:
         cost = Cost(
             judged=sum(tokens),
             verifier_calls=1,
-            verifier_flops=sum(verifier.flops(n) for n in tokens),
+            verifier_flops=sum(verifier.flops(0, n) for n in tokens),
             verifier_seconds=time.perf_counter() - begin,
         )
         closed = zip(scores, items, strict=True)

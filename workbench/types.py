@@ -14,6 +14,18 @@ class WorkbenchError(Exception):
     """A mistake that the caller can mend: the message names the thing and the remedy."""
 
 
+class ProblemError(WorkbenchError):
+    """Some problems of a batch cannot be served, whatever is tried; the others can. `problems`: id -> what and why.
+
+    >>> str(ProblemError({"p/1": "its prompt is longer than the context of 512"}))
+    'p/1: its prompt is longer than the context of 512'
+    """
+
+    def __init__(self, problems: Mapping[str, str]):
+        super().__init__("; ".join(f"{id}: {why}" for id, why in problems.items()))
+        self.problems = dict(problems)
+
+
 @dataclass(frozen=True)
 class Problem:
     """One question with its gold answer. `id` is unique inside a task; `level` grows with difficulty.
@@ -81,8 +93,9 @@ class Trace:
 class Cost:
     """What was spent. Tokens are counts, FLOPs multiply-adds times two, seconds wall time. Costs add.
 
-    `sampled`: tokens the policy drew; `prompt`: tokens it read; `judged`: tokens a verifier read;
-    `trained`: tokens that went through a forward and backward pass.
+    `sampled`: tokens the policy drew; `prompt`: tokens it read; `judged`: tokens a verifier read; `reread`: tokens that
+    either had read before and read again, because its cache had dropped them; `trained`: tokens that went through a
+    forward and backward pass. `reread_flops` come on top of the policy's and the verifier's.
 
     >>> (Cost(sampled=3, policy_flops=1.0) + Cost(judged=2, verifier_flops=4.0)).flops
     5.0
@@ -92,11 +105,13 @@ class Cost:
     prompt: int = 0
     judged: int = 0
     trained: int = 0
+    reread: int = 0
     policy_calls: int = 0
     verifier_calls: int = 0
     policy_flops: float = 0.0
     verifier_flops: float = 0.0
     training_flops: float = 0.0
+    reread_flops: float = 0.0
     policy_seconds: float = 0.0
     verifier_seconds: float = 0.0
     training_seconds: float = 0.0
@@ -108,7 +123,7 @@ class Cost:
 
     @property
     def flops(self) -> float:
-        return self.policy_flops + self.verifier_flops + self.training_flops
+        return self.policy_flops + self.verifier_flops + self.training_flops + self.reread_flops
 
     @property
     def seconds(self) -> float:
@@ -116,7 +131,7 @@ class Cost:
 
     @property
     def tokens(self) -> int:
-        return self.sampled + self.prompt + self.judged + self.trained
+        return self.sampled + self.prompt + self.judged + self.trained + self.reread
 
 
 _COSTS = tuple(f.name for f in fields(Cost))  # asked for at every sum
@@ -125,6 +140,8 @@ _COSTS = tuple(f.name for f in fields(Cost))  # asked for at every sum
 @dataclass(frozen=True)
 class Budget:
     """A limit on Cost; None means unlimited. The driver stops a search once any limit is reached.
+
+    What is read again is billed but does not count here: a tree must not depend on the size of a cache.
 
     >>> Budget(sampled=10).spent(Cost(sampled=10))
     True
@@ -135,7 +152,8 @@ class Budget:
     seconds: float | None = None
 
     def spent(self, cost: Cost) -> bool:
-        limits = ((self.sampled, cost.sampled), (self.flops, cost.flops), (self.seconds, cost.seconds))
+        flops = cost.flops - cost.reread_flops
+        limits = ((self.sampled, cost.sampled), (self.flops, flops), (self.seconds, cost.seconds))
         return any(limit is not None and value >= limit for limit, value in limits)
 
 

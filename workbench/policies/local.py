@@ -93,8 +93,8 @@ class LocalPolicy:
     def load(cls, folder: str | Path, **more) -> LocalPolicy:
         return cls(*load_model(folder), **more)
 
-    def flops(self, prefix: float, new: float) -> float:
-        return flops(self.model.config, new, prefix + (new + 1) / 2)
+    def flops(self, prefix: float, new: float, head: bool = True) -> float:
+        return flops(self.model.config, new, prefix + (new + 1) / 2, head)
 
     def prompt_tokens(self, problem, node) -> int:
         return len(self.encoder.encode(problem.prompt, node.steps).ids)

@@ -19,7 +19,8 @@ class Scripted:
     """`table`: the texts of the steps so far -> [(next line, probability)]; a line that begins with "=" answers.
 
     A character or a tag is one token. A chain whose steps are not in the table is cut. FLOPs are 1 a token.
-    Probabilities are those at temperature 1; another one sharpens or flattens them, line by line.
+    Probabilities are those at temperature 1; another one sharpens or flattens them, line by line, and top-k and top-p
+    filter lines. A chain that is told to close answers with the most likely answer of its table entry, or with "?".
 
     >>> coin = Scripted({(): [("heads", 0.5), ("tails", 0.5)], ("heads",): [("=1", 1.0)], ("tails",): [("=0", 1.0)]})
     >>> p = Problem("coin/0", "arithmetic", "toss", "1")
@@ -33,7 +34,7 @@ class Scripted:
                 raise WorkbenchError(f"the probabilities after {key} add up to {sum(p for _, p in choices)}, not 1")
         self.table = table
 
-    def flops(self, prefix: float, new: float) -> float:
+    def flops(self, prefix: float, new: float, head: bool = True) -> float:
         return float(new)
 
     def prompt_tokens(self, problem: Problem, node: Node) -> int:
@@ -47,21 +48,23 @@ class Scripted:
     def _chain(self, want: Want, k: int, seed: int, sampling: Sampling) -> list[Node]:
         node, path, chain = want.node, (*want.node.path, k), []
         while not node.finished and (want.to_end or not chain):
-            node = self._child(node, path, want.problem, seed, sampling)
+            node = self._child(node, path, want, seed, sampling)
             chain.append(node)
             path = (*path, 0)
         return chain
 
-    def _child(self, node: Node, path: tuple[int, ...], problem: Problem, seed: int, sampling: Sampling) -> Node:
-        choices = self.table.get(tuple(step.text for step in node.steps))
+    def _child(self, node: Node, path: tuple[int, ...], want: Want, seed: int, sampling: Sampling) -> Node:
+        problem, choices = want.problem, self.table.get(tuple(step.text for step in node.steps))
+        if want.close and node == want.node:
+            answers = [choice for choice in choices or () if choice[0].startswith("=")]
+            choices = [(max(answers, key=lambda choice: choice[1])[0] if answers else "=?", 1.0)]
         if not choices:
             return Node(path, (*node.steps, Step("", ids=(0,), logprobs=(0.0,))), "cut")
         point = digest("scripted", seed, problem.id, *path) / 2**64
         if sampling.temperature == 0:
             chosen = max(choices, key=lambda choice: choice[1])
         else:
-            weights = [p ** (1 / sampling.temperature) for _, p in choices]
-            choices = [(line, w / sum(weights)) for (line, _), w in zip(choices, weights, strict=True)]
+            choices = _filtered([(line, p ** (1 / sampling.temperature)) for line, p in choices], sampling)
             chosen = choices[-1]
             for choice in choices:
                 if point < choice[1]:
@@ -77,3 +80,13 @@ class Scripted:
             stop = "length"
         logprobs = (math.log(chosen[1]), *[0.0] * (len(ids) - 1))
         return Node(path, (*node.steps, replace(step, ids=ids, logprobs=logprobs)), stop)
+
+
+def _filtered(choices: Sequence[tuple[str, float]], sampling: Sampling) -> list[tuple[str, float]]:
+    """Top-k, then top-p, then probabilities that add up to 1; the order stays."""
+    kept = sorted(choices, key=lambda choice: -choice[1])[: sampling.top_k or None]
+    total, room = sum(p for _, p in kept), sampling.top_p
+    while room < 1 and len(kept) > 1 and sum(p for _, p in kept[:-1]) >= room * total:
+        kept.pop()
+    total = sum(p for _, p in kept)
+    return [(line, p / total) for line, p in choices if (line, p) in kept]

@@ -5,7 +5,8 @@
         return best(children, aggregate)     # the chosen answer, or None to abstain
 
 A search sees nodes only: never the problem's gold answer, never the meter. The driver batches the requests of
-all problems into one model call, meters every token, stops at the budget and keeps the tree.
+all problems into one model call, meters every token, stops at the budget and keeps the tree. A search that draws
+lots takes a knob `rng`, and is handed a `random.Random` that is a function of seed and problem.
 """
 
 from __future__ import annotations
@@ -15,44 +16,78 @@ import importlib
 import inspect
 import pkgutil
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby, islice
 
-from ..policies import Policy, Sampling, Want, bill, tokens_of
-from ..types import Budget, Cost, Node, Problem, WorkbenchError
+from ..policies import Policy, Sampling, Want
+from ..tasks import rng
+from ..types import Budget, Cost, Node, Problem, ProblemError, WorkbenchError
 from ..verifiers import Verifier
+
+DIGITS = 5  # scores are rounded to these: the last bits depend on the batch, and must not decide between two nodes
+PATIENCE = 100  # requests in a row that grow nothing, after which a search is taken for endless
 
 
 @dataclass(frozen=True)
 class Grow:
-    """A request: `n` children of each node. `to_end`: whole chains; the chain's last node is what is sent back.
+    """A request: `n` children of each node (or a list, one count a node). `to_end`: whole chains; the chain's last
+    node is what is sent back.
 
-    Children are numbered from 0, so growing a node again with the same temperature gives (and bills) the same ones.
-    `score` asks the verifier; `temperature` overrides the run's (0 is greedy).
+    Children are numbered from `first`. A number is a child: asking for it again gives the same one, and bills nothing.
+    `score` asks the verifier; `temperature` overrides the run's (0 is greedy); `tokens` is a lower limit for the
+    tokens of the whole chain; `close` makes the children closing answers (see `policies.Want`).
     """
 
     nodes: Sequence[Node]
-    n: int = 1
+    n: int | Sequence[int] = 1
     to_end: bool = False
     score: bool = True
     temperature: float | None = None
+    first: int = 0
+    tokens: int | None = None
+    close: bool = False
+
+    def sampling(self, run: Sampling) -> Sampling:
+        use = run if self.temperature is None else replace(run, temperature=self.temperature)
+        return use if self.tokens is None else replace(use, chain_tokens=max(1, min(self.tokens, run.chain_tokens)))
 
 
 Search = Generator[Grow, list[Node], str | None]
 
 
 @dataclass
+class Twig:
+    """A node and its story: the `round` it was grown in, how often it or a node below it was grown (`visits`), and
+    what the whole search had cost by then."""
+
+    node: Node
+    round: int
+    sampled: int
+    flops: float
+    visits: int = 0
+
+
+@dataclass
 class Result:
     """One problem searched: the answer chosen, the whole tree (root left out), what it cost, why it ended.
 
-    `stop`: `done`, or `budget` if the driver cut the search; a cut search still answers, with what it last held.
+    `stop`: `done`, or `budget` if the driver cut the search, or `error` (told in `error`) if its problem could not be
+    served; a search that was cut still answers, with what it last held. `trees.rows` tells the tree as plain rows.
     """
 
     problem: Problem
     answer: str | None = None
-    nodes: list[Node] = field(default_factory=list)
+    tree: dict[tuple[int, ...], Twig] = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
     stop: str = "done"
+    error: str | None = None
+    rounds: list[Grow] = field(default_factory=list)
+
+    @property
+    def nodes(self) -> list[Node]:
+        return [twig.node for twig in self.tree.values()]
 
     @property
     def leaves(self) -> list[Node]:
@@ -71,6 +106,11 @@ def get(name: str) -> Callable[..., Search]:
     return getattr(importlib.import_module(f"{__name__}.{name}"), name)
 
 
+def knobs(search: Callable[..., Search]) -> list[str]:
+    """What a caller may set."""
+    return [p for p in inspect.signature(search).parameters if p not in ("root", "rng")]
+
+
 class Memo:
     """What was grown and scored before, by (seed, sampling, problem, prefix, path): no token is drawn twice.
 
@@ -82,11 +122,74 @@ class Memo:
     def __init__(self):
         self.policy: Policy | None = None
         self.verifiers: dict[int, Verifier] = {}  # held, so that no later verifier is given an id that scores lie under
-        self.chains: dict[tuple, tuple[list[Node], float]] = {}
-        self.scores: dict[tuple, tuple[tuple[float, ...], float]] = {}
+        self.chains: dict[str, dict[tuple, dict[int, tuple[Node, float]]]] = {}  # problem -> family -> child
+        self.scores: dict[str, dict[tuple, tuple[tuple[float, ...], float]]] = {}
+
+    def family(self, seed: int, problem: Problem, node: Node, use: Sampling, close: bool) -> dict:
+        """The children of a node that are known."""
+        families = self.chains.setdefault(problem.id, {})
+        return families.setdefault((seed, use, close, node.path, _text(node)), {})
 
 
-def drive(
+def _text(node: Node) -> tuple:
+    return tuple(step.ids or step.text for step in node.steps)
+
+
+def _bare(node: Node) -> Node:
+    """What was scored by one verifier must not be taken for another's: the memo holds bare nodes."""
+    if all(step.score is None for step in node.steps):
+        return node
+    return replace(node, steps=tuple(replace(step, score=None) for step in node.steps))
+
+
+class _Live:
+    """A problem on its way: its generator, its result, and which prefixes the policy and the verifier have read."""
+
+    def __init__(self, problem: Problem, generator: Search):
+        self.search, self.result, self.blind = generator, Result(problem), problem.blind()
+        self.inbox: list[Node] | None = None
+        self.request: Grow | None = None
+        self.idle = 0
+        self.read: set[tuple] = set()
+        self.judged: set[tuple] = set()
+
+    def advance(self, budget: Budget) -> bool:
+        """Let the search speak; False when it has ended."""
+        try:
+            self.request = self.search.send(self.inbox)
+        except StopIteration as end:
+            self.request, self.result.answer = None, end.value
+            return False
+        if budget.spent(self.result.cost):
+            self.end("budget", None if self.result.tree else f"{budget} allows nothing: not one child was grown")
+        elif self.idle >= PATIENCE:
+            self.end("error", f"the search asked {PATIENCE} times in a row for nothing that can grow")
+        return self.request is not None
+
+    def end(self, stop: str, error: str | None = None) -> None:
+        """Tell a search that there is no more: an empty answer to its request; it may then only return."""
+        self.result.stop, self.result.error, self.request = stop, error, None
+        try:
+            self.search.send([])
+        except StopIteration as end:
+            self.result.answer = end.value
+        self.search.close()
+
+    def unread(self, node: Node, seen: set[tuple], policy: Policy) -> tuple[int, int]:
+        """(tokens in front of, tokens of) what comes after the deepest prefix that was seen; all of it is, then."""
+        depth = len(node.path)
+        while depth and node.path[:depth] not in seen:
+            depth -= 1
+        whole = policy.prompt_tokens(self.blind, node)
+        known = node.path[:depth] in seen
+        after = sum(len(step.ids) for step in node.steps[depth:]) if known else whole
+        if known and any(not step.ids for step in node.steps[depth:]):  # a search's own step, not tokenised yet
+            after = whole - policy.prompt_tokens(self.blind, Node((), node.steps[:depth]))
+        seen.update(node.path[:d] for d in range(depth, len(node.path) + 1))
+        return whole - after, after
+
+
+def stream(
     problems: Iterable[Problem],
     search: Callable[..., Search] | str,
     policy: Policy,
@@ -95,149 +198,264 @@ def drive(
     seed: int = 0,
     sampling: Sampling = Sampling(),
     memo: Memo | None = None,
-    progress: bool = False,
-    **knobs,
+    window: int = 256,
+    **given,
+) -> Iterator[Result]:
+    """Run one search on every problem, `window` of them at a time; results come as they are ready.
+
+    One batch a round over all problems in the window, and a new problem joins where one has ended, so memory does not
+    grow with their number. See `drive` for the rest.
+    """
+    search = get(search) if isinstance(search, str) else search
+    if unknown := set(given) - set(knobs(search)):
+        known = ", ".join(knobs(search)) or "none at all"
+        raise WorkbenchError(f"{search.__name__} has no knob {', '.join(sorted(unknown))}: it has {known}")
+    if window < 1:
+        raise WorkbenchError(f"window={window}: how many problems to hold at a time, at least 1")
+    if memo is not None and memo.policy not in (None, policy):
+        raise WorkbenchError("this memo holds the chains of another policy: give every policy a Memo of its own")
+    kept, memo = memo is not None, memo or Memo()
+    memo.policy, memo.verifiers[id(verifier)] = policy, verifier
+    lots = "rng" in inspect.signature(search).parameters
+    waiting, lives, seen = iter(problems), [], set()
+    while True:
+        for problem in islice(waiting, window - len(lives)):
+            if problem.id in seen:
+                raise WorkbenchError("two problems share an id: randomness is drawn by id, so ids must be unique")
+            seen.add(problem.id)
+            more = {"rng": rng("search", seed, problem.id)} if lots else {}
+            lives.append(_Live(problem, search(Node(), **given, **more)))
+        if not lives:
+            return
+        asked = [live for live in lives if live.advance(budget)]
+        _Round(asked, policy, verifier, budget, seed, sampling, memo, billed=not kept).serve()
+        for live in lives:
+            if live.request is None:
+                if not kept:
+                    memo.chains.pop(live.blind.id, None), memo.scores.pop(live.blind.id, None)
+                yield live.result
+        lives = [live for live in asked if live.request is not None]
+
+
+def drive(
+    problems: Iterable[Problem], search: Callable[..., Search] | str, *args, progress: bool = False, **more
 ) -> list[Result]:
-    """Run one search on every problem; one batch a round over all of them.
+    """Run one search on every problem; results in the order of the problems.
+
+        drive(problems, search, policy, verifier=None, budget=Budget(), seed=0, sampling=Sampling(), memo=None,
+              window=256, progress=False, **knobs of the search)
 
     Every search gets the same proposals from the same seed (see `policies`), so two searches can be compared
     problem by problem. A budget holds for each problem: no request is started once it is spent, and a request
-    is granted only as many children as the sampled-token limit leaves room for.
+    is granted only as many children as the limits leave room for. A problem that cannot be served (a prompt longer
+    than the context, a score of NaN) ends with stop `error` and the others go on; when none could be served, that is
+    a WorkbenchError.
+
+    The bill is that of an engine which reads every prefix once: a prompt, then each sampled token, then each judged
+    token. What the engine had to read again, since its cache is small, is added as `reread`.
     """
-    search = get(search) if isinstance(search, str) else search
-    choices = [p for p in inspect.signature(search).parameters if p != "root"]
-    if unknown := set(knobs) - set(choices):
-        raise WorkbenchError(f"{search.__name__} has no knob {', '.join(sorted(unknown))}: it has {', '.join(choices)}")
-    memo = memo or Memo()
-    if memo.policy is not None and memo.policy is not policy:
-        raise WorkbenchError("this memo holds the chains of another policy: give every policy a Memo of its own")
-    memo.policy, memo.verifiers[id(verifier)] = policy, verifier
-    results = [Result(p) for p in problems]
-    ids = [r.problem.id for r in results]
-    if len(set(ids)) < len(ids):
-        raise WorkbenchError("two problems share an id: randomness is drawn by id, so ids must be unique")
-    blind = [r.problem.blind() for r in results]
-    live = {i: search(Node(), **knobs) for i in range(len(results))}
-    inbox: dict[int, list[Node] | None] = dict.fromkeys(live)
-    bar = _bar(len(results), search.__name__) if progress else None
-    while live:
-        asked: dict[int, Grow] = {}
-        for i in list(live):
-            try:
-                request = live[i].send(inbox[i])
-                if budget.spent(results[i].cost):
-                    results[i].stop = "budget"
-                    results[i].answer = _close(live[i])
-                else:
-                    asked[i] = request
-                    continue
-            except StopIteration as end:
-                results[i].answer = end.value
-            del live[i]
-            if bar:
-                bar.update()
-        for i, grown in _serve(asked, blind, results, policy, verifier, budget, seed, sampling, memo).items():
-            inbox[i] = grown
-    if bar:
-        bar.close()
+    problems = list(problems)
+    name = search if isinstance(search, str) else search.__name__
+    found = {}
+    for result in _bar(stream(problems, search, *args, **more), len(problems), name, progress):
+        found[result.problem.id] = result
+    results = [found[problem.id] for problem in problems]
+    if failed := [result for result in results if result.stop == "error"]:
+        first = f"{failed[0].problem.id}: {failed[0].error}"
+        if len(failed) == len(results):
+            raise WorkbenchError(first)
+        warnings.warn(f"{len(failed)} of {len(results)} problems could not be served, the first: {first}", stacklevel=2)
     return results
 
 
-def _close(generator) -> str | None:
-    """Tell a search that its budget is spent: an empty answer to its request; it may then only return."""
-    try:
-        generator.send([])
-    except StopIteration as end:
-        return end.value
-    generator.close()
-    return None
-
-
-def _serve(asked, blind, results, policy, verifier, budget, seed, sampling, memo) -> dict[int, list[Node]]:
+@dataclass
+class _Round:
     """One round: grow what every problem asked for, meter it, score it."""
-    plan: list[tuple[int, Node, int, bool, Sampling]] = []
-    for i, grow in asked.items():
-        use = sampling if grow.temperature is None else replace(sampling, temperature=grow.temperature)
-        plan += [(i, node, grow.n, grow.to_end, use) for node in grow.nodes if not node.finished]
 
-    def key(i, use, node, k, to_end):
-        return seed, use, ids[i], node.path, k, tuple(step.ids or step.text for step in node.steps), to_end
+    asked: list[_Live]
+    policy: Policy
+    verifier: Verifier | None
+    budget: Budget
+    seed: int
+    sampling: Sampling
+    memo: Memo
+    billed: bool  # whether re-reading is: with a memo of the caller's, what was read when is an accident
+    called: set = field(default_factory=set)
+    judging: dict = field(default_factory=dict)
 
-    def score_key(i, end):
-        return id(verifier), seed, ids[i], end.path, tuple(step.ids or step.text for step in end.steps)
+    def serve(self) -> None:
+        if any(live.request.score for live in self.asked) and self.verifier is None:
+            raise WorkbenchError("this search asks for scores: pass a verifier")
+        jobs = [job for live in self.asked for job in self._jobs(live)]
+        self._draw(jobs)
+        granted: list[tuple[_Live, Node, list[Node]]] = []
+        for live, node, k, use in jobs:
+            if live.request is not None:
+                chain, _ = self._known(live, node, k, use)
+                if self._grant(live, node, chain):
+                    granted.append((live, node, [child for child, _ in chain]))
+        self._score([(live, chain[-1]) for live, _, chain in granted if live.request.score])
+        for live in self.asked:
+            live.inbox = []
+        for live, node, chain in granted:
+            if live.request is not None:
+                live.inbox.append(self._plant(live, node, chain))
+        for live in self.asked:
+            live.idle = 0 if live.inbox else live.idle + 1
 
-    ids = {i: blind[i].id for i in asked}
-    pending, limited = dict.fromkeys(asked, Cost()), budget != Budget()
-    # 1. draw what the memo does not hold, one call a sampling setting
-    missing: dict[Sampling, list[tuple[int, Node, int, bool]]] = {}
-    for i, node, n, to_end, use in plan:
-        absent = [k for k in range(n) if key(i, use, node, k, to_end) not in memo.chains]
-        if absent:  # children are numbered, so the absent ones are a tail
-            missing.setdefault(use, []).append((i, node, absent[0], n, to_end))
-    for use, rows in missing.items():
-        wants = [Want(blind[i], _unscored(node), n - first, to_end, first) for i, node, first, n, to_end in rows]
-        begin = time.perf_counter()
-        drawn = policy.extend(wants, seed, use)
-        spent = time.perf_counter() - begin
-        total = sum(tokens_of(chain) for chains in drawn for chain in chains) or 1
-        for (i, node, first, _, to_end), chains in zip(rows, drawn, strict=True):
-            for k, chain in enumerate(chains):
-                memo.chains[key(i, use, node, first + k, to_end)] = chain, spent * tokens_of(chain) / total
-    # 2. meter, and hand out; what judging a child will cost counts before it is granted
-    served: dict[int, list[list[Node]]] = {i: [] for i in asked}
-    for i, node, n, to_end, use in plan:
-        prefix, sampled, seconds, judging = policy.prompt_tokens(blind[i], node), [], 0.0, pending[i]
-        for k in range(n):
-            if limited and budget.spent(results[i].cost + bill(policy, prefix, sampled, seconds) + judging):
-                results[i].stop = "budget"
-                break
-            chain, took = memo.chains[key(i, use, node, k, to_end)]
-            sampled.append(tokens_of(chain))
-            seconds += took
-            served[i].append(chain)
-            if asked[i].score and verifier is not None:
-                judging += Cost(verifier_flops=verifier.flops(prefix + sampled[-1]))
-        pending[i] = judging
-        if sampled:
-            results[i].cost += bill(policy, prefix, sampled, seconds)
-    # 3. score the ends of the chains (a chain is read once, all its steps are scored)
-    wanted = [i for i, grow in asked.items() if grow.score and verifier is not None]
-    if any(grow.score for grow in asked.values()) and verifier is None:
-        raise WorkbenchError("this search asks for scores: pass a verifier")
-    ends = [(i, chain[-1]) for i in wanted for chain in served[i]]
-    absent = list({score_key(i, end): (i, end) for i, end in ends if score_key(i, end) not in memo.scores}.values())
-    if absent:
-        begin = time.perf_counter()
-        scored = verifier.score([(blind[i], end.trace) for i, end in absent])
-        share = (time.perf_counter() - begin) / len(absent)
-        for (i, end), scores in zip(absent, scored, strict=True):
-            if len(scores) != len(end.steps) or any(s is not None and not 0 <= s <= 1 for s in scores):
-                raise WorkbenchError(f"{type(verifier).__name__} gave {scores} for {len(end.steps)} steps of {ids[i]}")
-            memo.scores[score_key(i, end)] = tuple(scores), share
-    out: dict[int, list[Node]] = {}
-    for i, chains in served.items():
-        out[i] = []
-        for chain in chains:
-            end = chain[-1]
-            if i in wanted:
-                scores, seconds = memo.scores[score_key(i, end)]
-                read = policy.prompt_tokens(blind[i], end)
-                results[i].cost += Cost(
-                    judged=read, verifier_calls=1, verifier_flops=verifier.flops(read), verifier_seconds=seconds
-                )
-                steps = tuple(replace(s, score=v) for s, v in zip(end.steps, scores, strict=True))
-                chain = [replace(x, steps=steps[: len(x.steps)]) for x in chain]
-            results[i].nodes += chain
-            out[i].append(chain[-1])
-    return out
+    def _jobs(self, live: _Live) -> Iterator[tuple[_Live, Node, int, Sampling]]:
+        """One a child. Every growth is a visit to the node and to all above it."""
+        grow, use = live.request, live.request.sampling(self.sampling)
+        counts = [grow.n] * len(grow.nodes) if isinstance(grow.n, int) else grow.n
+        live.result.rounds.append(grow)
+        for node, n in zip(grow.nodes, counts, strict=True):
+            if node.finished:
+                continue
+            for depth in range(1, len(node.path) + 1):
+                if twig := live.result.tree.get(node.path[:depth]):
+                    twig.visits += 1
+            yield from ((live, node, k, use) for k in range(grow.first, grow.first + n))
+
+    def _known(self, live: _Live, node: Node, k: int, use: Sampling) -> tuple[list[tuple[Node, float]], bool]:
+        """The part of a chain that is known already, as (node, seconds), and whether that is all of it."""
+        chain, family = [], self.memo.family(self.seed, live.blind, node, use, live.request.close)
+        while k in family:
+            chain.append(family[k])
+            node = family[k][0]
+            if node.finished or not live.request.to_end:
+                return chain, True
+            k, family = 0, self.memo.family(self.seed, live.blind, node, use, False)
+        return chain, False
+
+    def _draw(self, jobs) -> None:
+        """Draw what is not known: one call to the policy for each sampling."""
+        missing: dict[Sampling, list[tuple[_Live, Want]]] = {}
+        for live, node, k, use in jobs:
+            known, whole = self._known(live, node, k, use)
+            if not whole:
+                at, first = (known[-1][0], 0) if known else (node, k)
+                want = Want(live.blind, at, 1, live.request.to_end, first, live.request.close and not known)
+                missing.setdefault(use, []).append((live, want))
+        for use, rows in missing.items():
+            wants = []  # children in a row of one node are one want: its prefix is looked up once
+            for (live, _), group in groupby(rows, lambda row: (row[0], id(row[1].node))):
+                run = [want for _, want in group]
+                if [want.first for want in run] == list(range(run[0].first, run[0].first + len(run))):
+                    run = [replace(run[0], n=len(run))]
+                wants += [(live, replace(want, node=_bare(want.node))) for want in run]
+            for live, want, chains, seconds, read in self._extend(wants, use):
+                self._reread(live, self.policy, *live.unread(want.node, set(live.read), self.policy), read)
+                total = sum(len(child.steps[-1].ids) for chain in chains for child in chain) or 1
+                for k, chain in enumerate(chains, want.first):
+                    family = self.memo.family(self.seed, live.blind, want.node, use, want.close)
+                    for child in chain:
+                        if not child.steps[-1].ids:
+                            self._fail({live.blind.id: "the policy wrote a step without a token, and would for ever"})
+                            break
+                        family[k] = child, seconds * len(child.steps[-1].ids) / total
+                        k, family = 0, self.memo.family(self.seed, live.blind, child, use, False)
+
+    def _extend(self, wants: list[tuple[_Live, Want]], use: Sampling):
+        """(live, want, chains, seconds, tokens read) for every want whose problem can be served."""
+        while wants := [(live, want) for live, want in wants if live.request is not None]:
+            begin = time.perf_counter()
+            try:
+                drawn = self.policy.extend([want for _, want in wants], self.seed, use)
+            except ProblemError as error:
+                self._fail(error.problems)
+                continue
+            share = (time.perf_counter() - begin) / len(wants)
+            read = getattr(self.policy, "read", None) or [0] * len(wants)
+            return [(*row, chains, share, n) for row, chains, n in zip(wants, drawn, read, strict=True)]
+        return []
+
+    def _fail(self, problems: dict[str, str]) -> None:
+        for live in self.asked:
+            if live.blind.id in problems and live.request is not None:
+                live.end("error", problems.pop(live.blind.id))
+        if problems:
+            raise WorkbenchError(str(ProblemError(problems)))
+
+    def _reread(self, live: _Live, reader: Policy | Verifier, before: int, new: int, read: int) -> None:
+        """Bill what was read beyond the `new` tokens that had not been read before."""
+        if self.billed and read > new:
+            flops = reader.flops(0, before, head=False) - reader.flops(0, before + new - read, head=False)
+            live.result.cost += Cost(reread=read - new, reread_flops=flops)
+
+    def _grant(self, live: _Live, node: Node, chain: list[tuple[Node, float]]) -> bool:
+        """Bill a chain's new nodes, and judging its end; False when the budget was spent before."""
+        result, policy, end = live.result, self.policy, chain[-1][0]
+        new = [(child, seconds) for child, seconds in chain if child.path not in live.read]
+        judge = live.request.score and end.path not in live.judged
+        if (new or judge) and self.budget.spent(result.cost):
+            result.stop = "budget"
+            return False
+        for child, seconds in new:
+            parent = Node(child.path[:-1], child.steps[:-1])
+            before, prefix = live.unread(parent, live.read, policy)
+            sampled = len(child.steps[-1].ids)
+            flops = policy.flops(0, before + prefix, head=False) - policy.flops(0, before, head=False)
+            flops += policy.flops(before + prefix, sampled)
+            call = (id(live), node.path) not in self.called
+            self.called.add((id(live), node.path))
+            live.read.add(child.path)
+            result.cost += Cost(
+                sampled=sampled, prompt=prefix, policy_calls=int(call), policy_flops=flops, policy_seconds=seconds
+            )
+        if judge:
+            self.judging[live.blind.id, end.path] = before, tokens = live.unread(end, live.judged, policy)
+            prompt = 0 if before else policy.prompt_tokens(live.blind, Node())
+            flops = self.verifier.flops(0, prompt, head=False) if prompt else 0.0
+            flops += self.verifier.flops(before + prompt, tokens - prompt)
+            result.cost += Cost(judged=tokens, verifier_calls=1, verifier_flops=flops)
+        return True
+
+    def _score(self, ends: list[tuple[_Live, Node]]) -> None:
+        """Judge what no one has judged; equal chains are read once."""
+        absent = {}
+        for live, end in ends:
+            key = (id(self.verifier), _text(end))
+            if key not in self.memo.scores.setdefault(live.blind.id, {}):
+                absent[live.blind.id, key] = live, end
+        while rows := [(*at, *row) for at, row in absent.items() if row[0].request is not None]:
+            begin = time.perf_counter()
+            try:
+                scored = self.verifier.score([(live.blind, end.trace) for _, _, live, end in rows])
+            except ProblemError as error:
+                self._fail(error.problems)
+                continue
+            share = (time.perf_counter() - begin) / len(rows)
+            read = getattr(self.verifier, "read", None) or [0] * len(rows)
+            for (id_, key, live, end), scores, tokens in zip(rows, scored, read, strict=True):
+                self._reread(live, self.verifier, *self.judging.get((id_, end.path), (0, 0)), tokens)
+                if len(scores) != len(end.steps) or any(s is not None and not 0 <= s <= 1 for s in scores):
+                    name = type(self.verifier).__name__
+                    self._fail({id_: f"{name} gave {scores} for {len(end.steps)} steps, not a number in 0-1 for each"})
+                    continue
+                self.memo.scores[id_][key] = tuple(s if s is None else round(s, DIGITS) for s in scores), share
+                live.result.cost += Cost(verifier_seconds=share)
+            return
+
+    def _plant(self, live: _Live, node: Node, chain: list[Node]) -> Node:
+        """Put a chain into the tree, with the scores that its steps have by now; returns its end."""
+        result, steps = live.result, [*node.steps, *(child.steps[-1] for child in chain)]
+        if live.request.score:
+            scores, _ = self.memo.scores[live.blind.id][id(self.verifier), _text(chain[-1])]
+            steps = [replace(step, score=score) for step, score in zip(steps, scores, strict=True)]
+        for child in chain:
+            child = replace(child, steps=tuple(steps[: len(child.steps)]))
+            twig = result.tree.get(child.path)
+            if twig is None:
+                cost = result.cost
+                result.tree[child.path] = Twig(child, len(result.rounds), cost.sampled, cost.flops)
+            elif _text(twig.node) != _text(child):
+                raise WorkbenchError(f"two children have the name {child.path}: number them apart with Grow's `first`")
+            elif live.request.score:
+                twig.node = child
+        return child
 
 
-def _unscored(node: Node) -> Node:
-    """What was scored by one verifier must not be taken for another's: the memo holds bare nodes."""
-    return replace(node, steps=tuple(replace(step, score=None) for step in node.steps))
-
-
-def _bar(total: int, name: str):
+def _bar(results: Iterator[Result], total: int, name: str, progress: bool) -> Iterator[Result]:
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, desc=name, unit="problem")
+    return tqdm(results, total=total, desc=name, unit="problem", disable=not progress)

@@ -1,8 +1,9 @@
 """Verifiers: one file = one verifier behind one protocol.
 
     score(items)   -> for every (problem, trace), one score in 0-1 a step (the closing answer is a step too)
-    flops(tokens)  -> FLOPs of reading a chain of `tokens` tokens
+    flops(prefix, new, head)  -> FLOPs of `new` tokens behind `prefix` tokens: judged (`head`), or only read
     aggregate      -> the aggregation over steps that suits its scores (see `select.AGGREGATES`)
+    read           -> optional: how many tokens of each item the last call had to read
 
 The problem comes without its gold answer; only `oracle` is given the problems it may know beforehand.
 """
@@ -21,4 +22,4 @@ class Verifier(Protocol):
 
     def score(self, items: Sequence[tuple[Problem, Trace]]) -> list[tuple[float | None, ...]]: ...
 
-    def flops(self, tokens: float) -> float: ...
+    def flops(self, prefix: float, new: float, head: bool = True) -> float: ...

@@ -50,8 +50,8 @@ class Likelihood:
     def load(cls, folder: str | Path, **more) -> Likelihood:
         return cls(*load_model(folder), **more)
 
-    def flops(self, tokens: float) -> float:
-        return flops(self.model.config, tokens, (tokens + 1) / 2)
+    def flops(self, prefix: float, new: float, head: bool = True) -> float:
+        return flops(self.model.config, new, prefix + (new + 1) / 2, head)
 
     @torch.inference_mode()
     def score(self, items: Sequence[tuple[Problem, Trace]]) -> list[tuple[float, ...]]:

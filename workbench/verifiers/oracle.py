@@ -23,7 +23,7 @@ class Oracle:
     def __init__(self, problems: Sequence[Problem]):
         self.problems = {p.id: p for p in problems}
 
-    def flops(self, tokens: float) -> float:
+    def flops(self, prefix: float, new: float, head: bool = True) -> float:
         return 0.0
 
     def score(self, items: Sequence[tuple[Problem, Trace]]) -> list[tuple[float, ...]]:

@@ -124,8 +124,8 @@ class PRM:
     def load(cls, folder: str | Path, **more) -> PRM:
         return cls(*load_model(folder, "AutoModelForTokenClassification"), **more)
 
-    def flops(self, tokens: float) -> float:
-        return flops(self.model.config, tokens, (tokens + 1) / 2, head=False)
+    def flops(self, prefix: float, new: float, head: bool = True) -> float:
+        return flops(self.model.config, new, prefix + (new + 1) / 2, head=False)  # one number a step: nothing
 
     @torch.inference_mode()
     def score(self, items: Sequence[tuple[Problem, Trace]]) -> list[tuple[float, ...]]:
