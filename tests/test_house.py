@@ -23,6 +23,7 @@ FLOORS = (
     ("F0", "types"),
     ("F1", "format grading runs tasks"),
     ("F1", "models"),
+    ("F1", "kv"),
     ("F2", "policies select"),
     ("F3", "labels verifiers"),
     ("F3", "search"),

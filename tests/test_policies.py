@@ -3,12 +3,13 @@
 import copy
 import pkgutil
 
+import numpy as np
 import pytest
 import torch
 
 from workbench import policies
 from workbench.policies import Policy, Sampling, Want, bill, tokens_of
-from workbench.policies.local import LocalPolicy, gumbel
+from workbench.policies.local import LocalPolicy, draw, log_probabilities, uniform
 from workbench.policies.scripted import Scripted
 from workbench.types import Node, Step, WorkbenchError
 
@@ -144,7 +145,7 @@ def test_a_bill_reads_the_prefix_once(backend, sums):
     prefix = backend.prompt_tokens(sums[0], Node())
     cost = bill(backend, prefix, [3, 5])
     assert (cost.prompt, cost.sampled, cost.policy_calls) == (prefix, 8, 1)
-    whole = backend.flops(0, prefix) + backend.flops(prefix, 3) + backend.flops(prefix, 5)
+    whole = backend.flops(0, prefix, head=False) + backend.flops(prefix, 3) + backend.flops(prefix, 5)
     assert cost.policy_flops == whole
     assert backend.flops(0, prefix) + backend.flops(prefix, 5) == pytest.approx(backend.flops(0, prefix + 5))
     step = backend.extend([Want(sums[0], Node())], 0, SAMPLING)[0][0][0]
@@ -206,24 +207,42 @@ def test_positions_are_counted_from_the_first_real_token(tokenizer, sums):
     assert [drawn(chains) for chains in policy.extend(wants, 0, SAMPLING)] == alone
 
 
-def test_gumbel_samples_the_softmax():
-    """Bug: noise that is not Gumbel, correlated over the vocabulary, or the same at every position."""
-    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -3.0, 0.5])
-    p, n = logits.softmax(0), 40_000
-    keys = torch.arange(n) * 977 - 12345
-    for place in (0, 1):
-        tokens = (logits + gumbel(keys, torch.full((n,), place), len(p))).argmax(1)
-        counts = torch.bincount(tokens, minlength=len(p)).double()
+def test_draws_follow_the_softmax():
+    """Bug: noise correlated over the vocabulary, with the place, or the same at every place."""
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0, -3.0, 0.5]])
+    p, n = logits[0].softmax(0), 40_000
+    keys, rows = (np.arange(n) * 977 + 12345).astype(np.uint64), np.zeros(n, dtype=np.int64)
+    tokens = [draw(logits.log_softmax(-1), rows, keys, np.full(n, place)) for place in (0, 1)]
+    for drawn in tokens:
+        counts = torch.bincount(drawn, minlength=6).double()
         assert ((counts - n * p).square() / (n * p)).sum() < 22.0  # chi-square, 5 degrees of freedom, p = .0005
-    one = (logits + gumbel(keys, torch.zeros(n, dtype=torch.long), len(p))).argmax(1)
-    both = torch.zeros(6, 6).index_put((one, tokens), torch.ones(n), accumulate=True)
+    both = torch.zeros(6, 6).index_put(tuple(tokens), torch.ones(n), accumulate=True)
     assert ((both - n * p[:, None] * p).square() / (n * p[:, None] * p)).sum() < 70.0  # 35 degrees of freedom
 
 
-def test_gumbel_is_finite():
-    """Bug: the largest uniform number rounds to 1, its noise is infinite, and one token in 60,000 is pure chance."""
-    keys = torch.arange(131_840, 131_850)  # among them one whose 24 highest bits are all set
-    assert torch.isfinite(gumbel(keys, torch.zeros_like(keys), 263)).all()
+def test_a_uniform_number_is_never_0_or_1():
+    """Bug: a number rounded up to 1 draws past the last token, one rounded to 0 draws a token without probability."""
+    u = uniform(np.arange(200_000).astype(np.uint64), np.arange(200_000) % 7)
+    assert 0 < u.min() < 1e-4 and 1 - 1e-4 < u.max() < 1 and abs(u.mean() - 0.5) < 0.002
+    edge = torch.tensor([[-torch.inf, 0.0, -torch.inf]])
+    assert set(draw(edge, np.zeros(999, dtype=np.int64), np.arange(999).astype(np.uint64), np.zeros(999)).tolist()) == {
+        1
+    }
+
+
+def test_filters_by_hand():
+    """Bugs: top-p that drops the token that crosses the line, or the likeliest; log-probs of the unfiltered softmax."""
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+
+    def kept(**filters):
+        return log_probabilities(logits, Sampling(**filters))[0].exp().tolist()
+
+    assert kept() == pytest.approx([0.5, 0.3, 0.15, 0.05])
+    assert kept(top_k=2) == pytest.approx([0.625, 0.375, 0, 0])
+    assert kept(top_p=0.81) == pytest.approx([0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0])
+    assert kept(top_p=0.79) == pytest.approx([0.625, 0.375, 0, 0]) and kept(top_p=1e-9) == [1, 0, 0, 0]
+    assert kept(top_k=3, top_p=0.6) == pytest.approx([0.625, 0.375, 0, 0]), "top-p of what top-k left"
+    assert kept(temperature=0.5, top_k=2) == pytest.approx([25 / 34, 9 / 34, 0, 0])
 
 
 def test_a_full_context_is_an_error(policy, tokenizer, sums):

@@ -10,7 +10,7 @@ from transformers import AutoModelForTokenClassification
 
 from workbench import tasks, verifiers
 from workbench.policies import Sampling, Want
-from workbench.types import Node, Problem, Step, Trace, WorkbenchError
+from workbench.types import Node, Problem, ProblemError, Step, Trace, WorkbenchError
 from workbench.verifiers import Verifier, likelihood, prm
 from workbench.verifiers.likelihood import Likelihood
 from workbench.verifiers.oracle import Oracle
@@ -66,7 +66,7 @@ def rows(chains, encoder, label=1.0):
 
 def test_training_and_scoring_read_the_same_positions(head, tokenizer, encoder, chains):
     """Bug: labels on one position, scores from another. Score in training = score at inference, to the bit."""
-    verifier = PRM(head, tokenizer)
+    verifier = PRM(head, tokenizer, cache=0)
     for item, row in zip(chains, rows(chains, encoder), strict=True):
         with torch.no_grad():
             logits = prm.step_logits(head, prm.collate([row], tokenizer.pad_token_id))
@@ -77,7 +77,60 @@ def test_likelihood_in_training_is_likelihood_in_scoring(micro, tokenizer, encod
     for item, row in zip(chains, rows(chains, encoder), strict=True):
         with torch.no_grad():
             worst = likelihood.step_logprobs(micro, prm.collate([row], tokenizer.pad_token_id))
-        assert Likelihood(micro, tokenizer).score([item]) == [tuple(worst.exp()[0].tolist())]
+        assert Likelihood(micro, tokenizer, cache=0).score([item]) == [tuple(worst.exp()[0].tolist())]
+
+
+@pytest.mark.parametrize("cache", [1 << 24, 40_000, 1])
+def test_reading_a_step_is_reading_the_chain(head, micro, tokenizer, chains, cache):
+    """Bug: a verifier that keeps what it read scores otherwise: growing chains, shared beginnings, a small cache."""
+    for kind, model in ((PRM, head), (Likelihood, micro)):
+        whole, step = kind(model, tokenizer, cache=0), kind(model, tokenizer, cache=cache)
+        want = whole.score(chains)
+        for upto in (1, 2, 9):  # as a search asks: the first steps, then the next ones, then all
+            grown = [(p, Trace(trace.steps[:upto], "cut")) for p, trace in chains]
+            got = step.score(grown)
+            assert got == [pytest.approx(scores[:upto], abs=1e-5) for scores in want]
+        assert step.score(chains[::-1]) == [pytest.approx(s, abs=1e-5) for s in reversed(want)]
+
+
+def test_a_step_is_read_once(head, micro, tokenizer, chains):
+    """Bug: scoring a step reads the trace; what two chains share is read for each of them."""
+    for kind, model, lag in ((PRM, head, 0), (Likelihood, micro, 1)):
+        verifier, seen = kind(model, tokenizer), set()
+        for upto in (1, 2, 9):
+            grown = [(p, Trace(trace.steps[:upto], "cut")) for p, trace in chains]
+            verifier.score(grown)
+            fresh = 0
+            for p, trace in grown:
+                for depth in range(len(trace.steps) + 1):
+                    ids = tuple(verifier.encoder.encode(p.prompt, trace.steps[:depth]).ids)
+                    last = trace.steps[depth - 1] if depth else None
+                    fresh += 0 if ids in seen else len(verifier.encoder.step(last)) if depth else len(ids) - lag
+                    seen.add(ids)
+            assert sum(verifier.read) == fresh
+        verifier.score(chains)
+        assert sum(verifier.read) == 0, "nothing was new"
+
+
+def test_a_weight_that_changes_empties_the_cache(head, tokenizer, chains):
+    """Bug: after an update the verifier goes on from what the old weights made."""
+    model = copy.deepcopy(head)
+    verifier = PRM(model, tokenizer)
+    before = verifier.score(chains)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.mul_(-1)
+    after = verifier.score(chains)
+    assert after != before and after == [
+        pytest.approx(s, abs=1e-5) for s in PRM(model, tokenizer, cache=0).score(chains)
+    ]
+
+
+def test_a_chain_longer_than_the_context_is_named(head, tokenizer, chains):
+    """Bug: positions past what the model was trained on, silently."""
+    long = (chains[0][0], Trace((Step("1+1=2" * 200),), "cut"))
+    for cache in (0, 1 << 20):
+        with pytest.raises(ProblemError, match=f"{chains[0][0].id}.*context of 512"):
+            PRM(head, tokenizer, cache=cache).score([chains[1], long])
 
 
 def test_the_head_reads_the_last_token_of_every_step(head, tokenizer, encoder, chains):
@@ -230,10 +283,12 @@ def test_a_verifier_is_an_ordinary_checkpoint(head, micro, tokenizer, chains, tm
 def test_what_a_verifier_costs(backends, micro):
     """Bug: a verifier whose compute nobody counts, or counts with a head it does not use."""
     thin, lm = PRM(prm.from_policy(micro), backends["prm"].encoder.tokenizer), backends["likelihood"]
-    assert 0 < thin.flops(50) < backends["prm"].flops(50), "deeper is dearer"
+    assert 0 < thin.flops(0, 50) < backends["prm"].flops(0, 50), "deeper is dearer"
     head = 2 * 50 * micro.config.hidden_size * micro.config.vocab_size
-    assert lm.flops(50) - thin.flops(50) == pytest.approx(head)
-    assert backends["oracle"].flops(50) == 0
+    assert lm.flops(0, 50) - thin.flops(0, 50) == pytest.approx(head)
+    assert lm.flops(0, 50, head=False) == thin.flops(0, 50)
+    assert thin.flops(0, 20) + thin.flops(20, 30) == pytest.approx(thin.flops(0, 50)), "a step costs the step"
+    assert backends["oracle"].flops(0, 50) == 0
 
 
 # --- the oracle ---------------------------------------------------------------------------------------------------

@@ -162,8 +162,11 @@ class Encoder:
             return list(step.ids)
         if not step.final:
             return self.text(escape(step.text) + BREAK)
-        head = [self.tag_ids[END_REASONING], self.tag_ids[ASSISTANT]] if self.reasoning else []
-        return [*head, *self.text(escape(step.text)), self.end_id]
+        return [*self.closing(), *self.text(escape(step.text)), self.end_id]
+
+    def closing(self) -> list[int]:
+        """The tags in front of a closing answer."""
+        return [self.tag_ids[END_REASONING], self.tag_ids[ASSISTANT]] if self.reasoning else []
 
     def encode(self, prompt: str, steps: Iterable[Step]) -> Encoded:
         """Ids and step ends of a prompt and its steps (a Trace's or a Node's)."""

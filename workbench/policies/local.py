@@ -1,205 +1,292 @@
-"""The local policy: any transformers causal LM, one batch over all wants, KV cache grown in place."""
+"""The local policy: any transformers causal LM, one continuous batch over all wants, keys and values kept by node."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
 
 from ..format import Encoder
+from ..kv import Pool, Rows, core, reading
 from ..models import flops, load_model
 from ..tasks import digest
-from ..types import Node, WorkbenchError
+from ..types import Node, ProblemError, Step, WorkbenchError
 from . import Sampling, Want
 
-_LOW = {shift: (1 << (64 - shift)) - 1 for shift in (30, 27, 31)}
 
+def uniform(keys: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Numbers in (0, 1) from counters alone, by splitmix64 (Steele et al. 2014).
 
-def _mix(x: torch.Tensor) -> torch.Tensor:
-    """splitmix64's finaliser on int64 tensors (Steele et al. 2014); torch shifts are arithmetic, hence the masks."""
-    x = (x ^ ((x >> 30) & _LOW[30])) * -4658895280553007687
-    x = (x ^ ((x >> 27) & _LOW[27])) * -7723592293110705685
-    return x ^ ((x >> 31) & _LOW[31])
+    keys: uint64 (rows,), one a node; places: (rows,), the token's place in its step. The same pair gives the same
+    number in every batch, order and process.
 
-
-def gumbel(keys: torch.Tensor, positions: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """Gumbel noise (rows, vocabulary) from counters alone: argmax(logits / T + noise) is a sample.
-
-    keys: int64 (rows,), one a node; positions: int64 (rows,), the token's place in its step.
+    >>> uniform(np.array([7, 7, 8], dtype=np.uint64), np.array([0, 1, 0])).round(3).tolist()
+    [0.39, 0.017, 0.75]
     """
-    row = _mix(keys + positions * -7046029254386353131)
-    bits = _mix(row[:, None] + torch.arange(vocabulary, device=keys.device) * -7046029254386353131)
-    uniform = (((bits >> 41) & 0x7FFFFF).float() + 0.5) / (1 << 23)  # 24 bits exactly: never rounded up to 1
-    return -torch.log(-torch.log(uniform))
+    x = keys + (places.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x = x ^ (x >> np.uint64(31))
+    return ((x >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53
 
 
 def node_key(seed: int, problem: str, path: tuple[int, ...]) -> int:
-    return digest("token", seed, problem, *path) - (1 << 63)
+    return digest("token", seed, problem, *path)
 
 
-class GrowingLayer(DynamicLayer):
-    """transformers' dynamic cache layer with room to grow, since concatenating at every token costs half the time."""
+def log_probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """(rows, vocabulary) log-probs of the distribution that samples: temperature, then top-k, then top-p.
 
-    length = 0
+    At temperature 0 the model's own. What the filters drop has -inf, and the rest adds up to 1.
+    """
+    logits = logits.float() / (sampling.temperature or 1.0)
+    if sampling.temperature and sampling.top_k and sampling.top_k < logits.shape[-1]:
+        least = logits.topk(sampling.top_k, -1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if sampling.temperature and sampling.top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+        chance = ordered.softmax(-1)
+        late = chance.cumsum(-1) - chance >= sampling.top_p  # the likeliest token always stays
+        logits = logits.masked_fill(torch.zeros_like(late).scatter(-1, order, late), -torch.inf)
+    return logits.log_softmax(-1)
 
-    def update(self, key_states, value_states, *args, **kwargs):
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        end = self.length + key_states.shape[-2]
-        if self.length == 0 or end > self.room_keys.shape[-2]:
-            shape = (*key_states.shape[:-2], end + max(32, end // 2), key_states.shape[-1])
-            room_keys, room_values = key_states.new_empty(shape), value_states.new_empty(shape)
-            if self.length:
-                room_keys[..., : self.length, :] = self.keys
-                room_values[..., : self.length, :] = self.values
-            self.room_keys, self.room_values = room_keys, room_values
-        self.room_keys[..., self.length : end, :] = key_states
-        self.room_values[..., self.length : end, :] = value_states
-        self.length = end
-        self.keys, self.values = self.room_keys[..., :end, :], self.room_values[..., :end, :]
-        return self.keys, self.values
 
-    def select(self, rows: torch.Tensor) -> None:
-        """Keep (or repeat) these rows of the batch."""
-        room = self.room_keys.shape[-2]
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            new = old.new_empty((len(rows), old.shape[1], room, old.shape[3]))
-            new[..., : self.length, :] = old[rows]
-            setattr(self, "room_" + name, new)
-            setattr(self, name, new[..., : self.length, :])
+def draw(logprobs: torch.Tensor, rows: np.ndarray, keys: np.ndarray, places: np.ndarray) -> torch.Tensor:
+    """One token a walker by inversion: walker w stands on row rows[w] of (rows, vocabulary) `logprobs`."""
+    sums = logprobs.exp().cumsum(-1)
+    at = torch.as_tensor(rows, device=sums.device)
+    point = torch.as_tensor(uniform(keys, places), dtype=sums.dtype, device=sums.device)
+    sums = sums[at]
+    point = torch.minimum(point * sums[:, -1], torch.nextafter(sums[:, -1], sums.new_zeros(())))
+    return torch.searchsorted(sums, point[:, None], right=True)[:, 0]
 
 
 class LocalPolicy:
-    """A causal LM in this process.
+    """A causal LM in this process, fp32 or bf16, 4-bit or with adapters, on a CPU or one GPU.
 
-    `batch` bounds the rows of one forward pass. The prefix of a node is read once for all its children;
-    rows leave the batch when they stop. Keeping the cache between calls is left out: a call reads its prefixes.
+    All wants share one batch of at most `batch` chains: a chain leaves it when it stops, and the next one joins. Chains
+    whose tokens are the same so far are one row of the forward pass; where they part, the row is copied. What was read
+    is kept by prefix in at most `cache` bytes; `read` tells how many tokens of each want's prefix the last call had to
+    read. `adapter` names a LoRA adapter of the model (`model.load_adapter`), which is switched on for each call.
+    Results do not depend on batch, order or cache, up to the rounding of the forward pass: in fp32 one token in about a
+    million lies that close to its neighbour; bf16 makes no such promise. Left out: sliding-window attention, several
+    GPUs.
+
+    Errors: a prompt that with its chain is longer than the context is a ProblemError; others can be asked again.
 
     >>> policy = LocalPolicy(*load_model("runs/nano/teach/model"))          # doctest: +SKIP
     >>> policy.extend([Want(problem, Node(), n=4, to_end=True)], seed=0)    # doctest: +SKIP
     """
 
-    def __init__(self, model, tokenizer, reasoning: bool = True, batch: int = 512):
-        self.model, self.encoder, self.batch = model, Encoder(tokenizer, reasoning), batch
-        self.pad = tokenizer.pad_token_id
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        reasoning: bool = True,
+        batch: int = 512,
+        cache: int = 1 << 29,
+        adapter: str | None = None,
+    ):
+        self.model, self.encoder, self.batch, self.adapter = model, Encoder(tokenizer, reasoning), batch, adapter
+        if batch < 1:
+            raise WorkbenchError(f"batch={batch}: how many chains to grow at a time, at least 1")
+        self.pad, self.config = tokenizer.pad_token_id, core(model).config
+        self.rows, self.pool = Rows(model), Pool(model, cache)
+        self.read: list[int] = []
         ends = self.encoder.ends_step()
-        ends = ends + [False] * (model.config.vocab_size - len(ends))  # embeddings may be padded past the tokenizer
-        self._ends = torch.tensor(ends, device=model.device)
+        ends = ends + [False] * (self.config.vocab_size - len(ends))  # embeddings may be padded past the tokenizer
+        self.ends = np.array(ends)
 
     @classmethod
     def load(cls, folder: str | Path, **more) -> LocalPolicy:
         return cls(*load_model(folder), **more)
 
     def flops(self, prefix: float, new: float, head: bool = True) -> float:
-        return flops(self.model.config, new, prefix + (new + 1) / 2, head)
+        return flops(self.config, new, prefix + (new + 1) / 2, head)
 
     def prompt_tokens(self, problem, node) -> int:
         return len(self.encoder.encode(problem.prompt, node.steps).ids)
 
-    @torch.inference_mode()
     def extend(self, wants: Sequence[Want], seed: int = 0, sampling: Sampling | None = None) -> list[list[list[Node]]]:
-        sampling = sampling or Sampling()
-        was_training = self.model.training
-        self.model.eval()
-        chains: list[list[list[Node]]] = [[[] for _ in range(want.n)] for want in wants]
-        prefixes = [self.encoder.encode(want.problem.prompt, want.node.steps).ids for want in wants]
-        limit = self.model.config.max_position_embeddings
-        for want, ids in zip(wants, prefixes, strict=True):
-            left = sampling.chain_tokens - sum(len(step.ids) for step in want.node.steps)
-            room = max(1, left if want.to_end else min(left, sampling.step_tokens))
+        if self.adapter is not None:
+            core(self.model).set_adapter(self.adapter)
+        with reading(core(self.model)):
+            self.pool.refresh()
+            batch = _Batch(self, wants, seed, sampling or Sampling())
+            batch.run()
+        self.read = batch.read
+        return batch.chains
+
+
+class _Batch:
+    """The walkers of one call. A walker writes one chain; walkers that have written the same stand on one row.
+
+    Arrays over walkers: `row`, `key` and `place` (its noise), `spent` (tokens of the chain before this step), `count`
+    (tokens of this step). Arrays over rows: `feed` and `at` (the token to be read next, and its column).
+    """
+
+    def __init__(self, policy: LocalPolicy, wants: Sequence[Want], seed: int, sampling: Sampling):
+        self.policy, self.wants, self.seed, self.sampling = policy, wants, seed, sampling
+        self.rows, self.pool, self.encoder = policy.rows, policy.pool, policy.encoder
+        self.chains: list[list[list[Node]]] = [[[] for _ in range(want.n)] for want in wants]
+        self.read = [0] * len(wants)
+        self.starts = [self._start(want) for want in wants]
+        self._check()
+        order = sorted(range(len(wants)), key=lambda i: len(self.starts[i][0]), reverse=True)
+        self.waiting = [
+            (i, k) for i in order for k in reversed(range(wants[i].n))
+        ]  # short prefixes first, from the end
+        most = max(sampling.step_tokens, 3) + 3
+        self.who: list[tuple[int, int]] = []
+        self.nodes: list[Node] = []
+        self.paths: list[tuple[int, ...]] = []
+        self.before: list[tuple[int, ...]] = []  # the tokens before this step
+        self.row, self.spent, self.count = (np.zeros(0, dtype=np.int64) for _ in range(3))
+        self.key = np.zeros(0, dtype=np.uint64)
+        self.tokens, self.logprobs = np.zeros((0, most), dtype=np.int64), np.zeros((0, most), dtype=np.float32)
+        self.feed, self.at = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+
+    def _start(self, want: Want) -> tuple[tuple[int, ...], list[int], tuple[int, ...]]:
+        """(tokens before the first one that is drawn, where its nodes end, those of the closing tags)."""
+        code = self.encoder.encode(want.problem.prompt, want.node.steps)
+        closing = tuple(self.encoder.closing()) if want.close else ()
+        cuts = [code.prompt_length - 1, *code.step_ends]  # the last token of a node is read by its children
+        return (*code.ids, *closing), cuts, closing
+
+    def _check(self) -> None:
+        limit, bad = self.policy.config.max_position_embeddings, {}
+        for want, (ids, _, _) in zip(self.wants, self.starts, strict=True):
+            left = self.sampling.chain_tokens - sum(len(step.ids) for step in want.node.steps)
+            room = max(1, left if want.to_end else min(left, self.sampling.step_tokens))
             if len(ids) + room > limit:
-                raise WorkbenchError(
-                    f"{want.problem.id}: {len(ids)} tokens leave no room for {room} more in a context of {limit}"
-                )
-        # Long and short prefixes apart, so that padding is small; whole wants only, so that a prefix is read once.
-        order, group, rows = sorted((i for i, w in enumerate(wants) if w.n), key=lambda i: len(prefixes[i])), [], 0
-        for i in order:
-            if group and rows + wants[i].n > self.batch:
-                self._extend(wants, prefixes, group, seed, sampling, chains)
-                group, rows = [], 0
-            group.append(i)
-            rows += wants[i].n
-        if group:
-            self._extend(wants, prefixes, group, seed, sampling, chains)
-        self.model.train(was_training)
-        return chains
+                bad[want.problem.id] = f"{len(ids)} tokens leave no room for {room} more in a context of {limit}"
+        if bad:
+            raise ProblemError(bad)
 
-    def _extend(self, wants, prefixes, group, seed, sampling, chains) -> None:
-        device, pad = self.model.device, self.pad
-        width = max(len(prefixes[i]) for i in group)
-        ids = torch.tensor([[pad] * (width - len(prefixes[i])) + prefixes[i] for i in group], device=device)
-        real = torch.tensor([[0] * (width - len(prefixes[i])) + [1] * len(prefixes[i]) for i in group], device=device)
-        cache = Cache(layer_class_to_replicate=GrowingLayer)
-        logits = self._forward(ids, real, cache, (real.cumsum(1) - 1).clamp(min=0))
+    def run(self) -> None:
+        while self.waiting or self.who:
+            free = self.policy.batch - len(self.who)
+            if self.waiting and free >= min(len(self.waiting), max(1, self.policy.batch // 4)):
+                self._admit([self.waiting.pop() for _ in range(min(free, len(self.waiting)))])
+            self._advance()
 
-        rows = [(i, k) for i in group for k in range(wants[i].n)]  # which chain a row of the batch writes
-        source = torch.tensor([r for r, i in enumerate(group) for _ in range(wants[i].n)], device=device)
-        logits, real = logits[source], real[source]
-        for layer in cache.layers:
-            layer.select(source)
-        nodes = [wants[i].node for i, _ in rows]
-        paths = [(*wants[i].node.path, wants[i].first + k) for i, k in rows]
-        keys = torch.tensor(
-            [node_key(seed, wants[i].problem.id, p) for (i, _), p in zip(rows, paths, strict=True)], device=device
-        )
-        spent = [sum(len(s.ids) for s in node.steps) for node in nodes]
-        tokens: list[list[int]] = [[] for _ in rows]
-        logprobs: list[list[float]] = [[] for _ in rows]
-        place, position = torch.zeros_like(keys), real.sum(1)
-        while rows:
-            scaled = logits.float() / (sampling.temperature or 1.0)
-            noisy = scaled + gumbel(keys, place, scaled.shape[1]) if sampling.temperature else scaled
-            token = noisy.argmax(1)
-            chosen = (scaled.gather(1, token[:, None])[:, 0] - scaled.logsumexp(1)).tolist()
-            ends = self._ends[token].tolist()
-            place += 1
-            alive, new_keys = [], {}
-            for r, (t, lp, end) in enumerate(zip(token.tolist(), chosen, ends, strict=True)):
-                tokens[r].append(t)
-                logprobs[r].append(lp)
-                i, k = rows[r]
-                full = len(tokens[r]) >= sampling.step_tokens or spent[r] + len(tokens[r]) >= sampling.chain_tokens
-                if not (end or full):
-                    alive.append(r)
-                    continue
-                step, stop = self.encoder.decode_step(tokens[r], logprobs[r])
-                if not end or (full and stop is None and spent[r] + len(tokens[r]) >= sampling.chain_tokens):
+    # --- joining ---
+
+    def _admit(self, who: list[tuple[int, int]]) -> None:
+        """New walkers: one row for each different start, with what the pool holds of it, the rest read."""
+        fresh: dict[tuple[int, ...], int] = {}
+        begin = len(self.feed)
+        for i, _ in who:
+            fresh.setdefault(self.starts[i][0], i)
+        held = [self.pool.deepest(ids[:-1], self.starts[i][1]) for ids, i in fresh.items()]
+        longest = max(len(ids) for ids in fresh) + self.sampling.step_tokens
+        self.rows.reserve(begin + len(fresh), longest)
+        self.pool.load(self.rows, [(begin + r, prefix) for r, prefix in enumerate(held)])
+        todo = []  # (row, tokens to have in the pool, how many of them are)
+        for r, ((ids, i), prefix) in enumerate(zip(fresh.items(), held, strict=True)):
+            known = len(prefix.tokens) if prefix else 0
+            self.read[i] += len(ids) - 1 - known
+            if known < len(ids) - 1:
+                todo.append((begin + r, ids[:-1], known, prefix))
+        if todo:
+            self.rows.prefill([r for r, *_ in todo], [ids[n:] for _, ids, n, _ in todo], [n for _, _, n, _ in todo])
+            self.pool.keep(self.rows, [(ids, r, prefix) for r, ids, _, prefix in todo])
+        where = {ids: begin + r for r, ids in enumerate(fresh)}
+        self.feed = np.append(self.feed, [ids[-1] for ids in fresh])
+        self.at = np.append(self.at, [len(ids) - 1 for ids in fresh])
+        tokens = np.zeros((len(who), self.tokens.shape[1]), dtype=np.int64)
+        count = np.zeros(len(who), dtype=np.int64)
+        for w, (i, k) in enumerate(who):
+            want, (ids, _, closing) = self.wants[i], self.starts[i]
+            self.paths.append((*want.node.path, want.first + k))
+            self.before.append(ids[: len(ids) - len(closing)])
+            self.nodes.append(want.node)
+            tokens[w, : len(closing)], count[w] = closing, len(closing)
+        self.who += who
+        self.row = np.append(self.row, [where[self.starts[i][0]] for i, _ in who])
+        self.spent = np.append(self.spent, [sum(len(s.ids) for s in self.wants[i].node.steps) for i, _ in who])
+        self.count = np.append(self.count, count)
+        names = zip(who, self.paths[-len(who) :], strict=True)
+        keys = [node_key(self.seed, self.wants[i].problem.id, path) for (i, _), path in names]
+        self.key = np.append(self.key, np.array(keys, dtype=np.uint64))
+        self.tokens = np.concatenate([self.tokens, tokens])
+        self.logprobs = np.concatenate([self.logprobs, np.zeros(tokens.shape, dtype=np.float32)])
+
+    # --- writing ---
+
+    def _advance(self) -> None:
+        """One token for every walker; those whose chain stops leave."""
+        sampling = self.sampling
+        logprobs = log_probabilities(self.rows.forward(self.feed[:, None], self.at[:, None]), sampling)
+        if sampling.temperature:
+            token = draw(logprobs, self.row, self.key, self.count)
+        else:
+            token = logprobs.argmax(1)[torch.as_tensor(self.row, device=logprobs.device)]
+        chosen = logprobs[torch.as_tensor(self.row, device=logprobs.device), token].cpu().numpy()
+        token = token.cpu().numpy()
+        walkers = np.arange(len(token))
+        self.tokens[walkers, self.count], self.logprobs[walkers, self.count] = token, chosen
+        self.count += 1
+        whole = self.spent + self.count
+        full = whole >= sampling.chain_tokens
+        ended = self.policy.ends[token]
+        over = np.nonzero(ended | full | (self.count >= sampling.step_tokens))[0]
+        alive = np.ones(len(token), dtype=bool)
+        if len(over):
+            alive[over] = self._close(over, token, ended, full)
+        self._regroup(alive, token)
+
+    def _close(self, over: np.ndarray, token: np.ndarray, ended: np.ndarray, full: np.ndarray) -> np.ndarray:
+        """Make nodes of the steps that are over; which of their walkers go on with the next step."""
+        steps: dict[tuple, tuple[Step, str | None, tuple[int, ...]]] = {}
+        kept, on = [], np.zeros(len(over), dtype=bool)
+        for place, w in enumerate(over.tolist()):
+            twin = (self.row[w], token[w], self.count[w])  # has written the same
+            if twin not in steps:
+                ids, values = self.tokens[w, : self.count[w]].tolist(), self.logprobs[w, : self.count[w]].tolist()
+                step, stop = self.encoder.decode_step(ids, values)
+                if not ended[w] or (full[w] and stop is None):
                     stop = "length"
-                nodes[r] = Node(paths[r], (*nodes[r].steps, step), stop)
-                chains[i][k].append(nodes[r])
-                spent[r] += len(tokens[r])
-                tokens[r], logprobs[r] = [], []
-                if stop is None and wants[i].to_end:
-                    paths[r] = (*paths[r], 0)
-                    new_keys[r] = node_key(seed, wants[i].problem.id, paths[r])
-                    alive.append(r)
-            if new_keys:
-                where = torch.tensor(list(new_keys), device=device)
-                keys[where] = torch.tensor(list(new_keys.values()), device=device)
-                place[where] = 0
-            if len(alive) < len(rows):
-                keep = torch.tensor(alive, device=device, dtype=torch.long)
-                rows, nodes, paths = [rows[r] for r in alive], [nodes[r] for r in alive], [paths[r] for r in alive]
-                tokens, logprobs = [tokens[r] for r in alive], [logprobs[r] for r in alive]
-                spent = [spent[r] for r in alive]
-                token, keys, place, real, position = (x[keep] for x in (token, keys, place, real, position))
-                for layer in cache.layers if rows else ():
-                    layer.select(keep)
-            if rows:
-                real = torch.cat([real, real.new_ones(len(rows), 1)], 1)
-                logits = self._forward(token[:, None], real, cache, position[:, None])
-                position = position + 1
+                steps[twin] = step, stop, (*self.before[w], *ids)
+                if stop is None:
+                    kept.append((steps[twin][2][:-1], self.row[w], self.pool.find(self.before[w][:-1])))
+            step, stop, before = steps[twin]
+            (i, k), path = self.who[w], self.paths[w]
+            self.nodes[w] = Node(path, (*self.nodes[w].steps, step), stop)
+            self.chains[i][k].append(self.nodes[w])
+            if stop is None and self.wants[i].to_end:
+                on[place] = True
+                self.paths[w], self.before[w] = (*path, 0), before
+                self.spent[w] += self.count[w]
+                self.count[w] = 0
+                self.key[w] = node_key(self.seed, self.wants[i].problem.id, self.paths[w])
+        self.pool.keep(self.rows, kept)
+        return on
 
-    def _forward(self, ids, real, cache, position) -> torch.Tensor:
-        out = self.model(
-            input_ids=ids,
-            attention_mask=real,
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return out.logits[:, -1]
+    def _regroup(self, alive: np.ndarray, token: np.ndarray) -> None:
+        """Walkers that took the same token stay together; the first group of a row keeps it, others get a copy."""
+        if not alive.all():
+            for name in ("row", "key", "spent", "count", "tokens", "logprobs"):
+                setattr(self, name, getattr(self, name)[alive])
+            token, stay = token[alive], np.nonzero(alive)[0].tolist()
+            for name in ("who", "nodes", "paths", "before"):
+                old = getattr(self, name)
+                setattr(self, name, [old[w] for w in stay])
+        groups, self.row = np.unique(self.row * len(self.policy.ends) + token, return_inverse=True)
+        old, self.feed = np.divmod(groups, len(self.policy.ends))
+        columns, self.at = self.at, self.at[old] + 1
+        first = np.ones(len(old), dtype=bool)
+        first[1:] = old[1:] != old[:-1]
+        target = np.where(first & (old < len(old)), old, -1)
+        free = np.setdiff1d(np.arange(len(old)), target)
+        moves = target < 0
+        target[moves] = free
+        if moves.any():
+            self.rows.reserve(len(old), 1)
+            self.rows.copy(old[moves], target[moves], int(columns.max()) + 1)
+        order = np.argsort(target)
+        self.feed, self.at, self.row = self.feed[order], self.at[order], target[self.row]
+        if len(self.at):
+            self.rows.reserve(1, int(self.at.max()) + 1)

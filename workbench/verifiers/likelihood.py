@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from ..format import Encoder
+from ..kv import Reader
 from ..models import flops, load_model
 from ..types import Problem, Trace
-from .prm import in_batches
+from .prm import by_step, in_batches
 
 
 def step_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -39,12 +40,14 @@ class Likelihood:
     A linear head must redo a step's work below its own layer to compare; a language model's next-token prediction
     *is* that work. So the verifier is a policy of its own, fine-tuned on steps that a labeller accepted or wrote
     (`labels.corrected`), and every token of them teaches it. Suits tasks with about one good wording of a step.
+    `cache`: as a PRM's.
     Left out: the log-ratio to a reference model (implicit PRM, Yuan et al. 2024), which would lift that limit.
     """
 
-    def __init__(self, model, tokenizer, aggregate: str = "min", batch: int = 256):
+    def __init__(self, model, tokenizer, aggregate: str = "min", batch: int = 256, cache: int = 1 << 28):
         self.model, self.encoder, self.aggregate, self.batch = model.eval(), Encoder(tokenizer), aggregate, batch
-        self.pad = tokenizer.pad_token_id
+        self.pad, self.read = tokenizer.pad_token_id, []
+        self.reader = Reader(model, cache) if cache else None
 
     @classmethod
     def load(cls, folder: str | Path, **more) -> Likelihood:
@@ -55,4 +58,12 @@ class Likelihood:
 
     @torch.inference_mode()
     def score(self, items: Sequence[tuple[Problem, Trace]]) -> list[tuple[float, ...]]:
-        return in_batches(self, items, lambda batch: step_logprobs(self.model, batch).exp())
+        if self.reader is None:
+            return in_batches(self, items, lambda batch: step_logprobs(self.model, batch).exp())
+        return by_step(self, items, self._judge, ahead=1)
+
+    def _judge(self, hidden: list[torch.Tensor], after: list[tuple[int, ...]]) -> list[float]:
+        logits = self.model.get_output_embeddings()(torch.cat(hidden)).float()
+        tokens = torch.tensor([t for step in after for t in step], device=logits.device)
+        values = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+        return [step.min().exp().item() for step in values.split([len(step) for step in after])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from ..format import Encoder
+from ..kv import Reader
 from ..models import flops, load_model
-from ..types import Problem, Trace, WorkbenchError
+from ..types import Problem, ProblemError, Trace, WorkbenchError
 
 UNKNOWN = -1.0  # a step without a label: after the first error, or never judged
 
@@ -113,12 +115,14 @@ def from_policy(policy, extra_layers: int = 0):
 class PRM:
     """Scores every step in 0-1 with a trained token classifier.
 
-    `aggregate`: `min` suits labels of correctness; Monte-Carlo labels are values and want `last`.
+    `aggregate`: `min` suits labels of correctness; Monte-Carlo labels are values and want `last`. `cache` bytes are
+    kept of what was read, so that scoring a step reads the step; 0 reads chains whole, to the bit as training does.
     """
 
-    def __init__(self, model, tokenizer, aggregate: str = "min", batch: int = 256):
+    def __init__(self, model, tokenizer, aggregate: str = "min", batch: int = 256, cache: int = 1 << 28):
         self.model, self.encoder, self.aggregate, self.batch = model.eval(), Encoder(tokenizer), aggregate, batch
-        self.pad = tokenizer.pad_token_id
+        self.pad, self.read = tokenizer.pad_token_id, []
+        self.reader = Reader(model, cache) if cache else None
 
     @classmethod
     def load(cls, folder: str | Path, **more) -> PRM:
@@ -129,16 +133,45 @@ class PRM:
 
     @torch.inference_mode()
     def score(self, items: Sequence[tuple[Problem, Trace]]) -> list[tuple[float, ...]]:
-        return in_batches(self, items, lambda batch: step_logits(self.model, batch).sigmoid())
+        if self.reader is None:
+            return in_batches(self, items, lambda batch: step_logits(self.model, batch).sigmoid())
+        return by_step(self, items, self._judge, ahead=0)
+
+    def _judge(self, hidden: list[torch.Tensor], after) -> list[float]:
+        ends = torch.stack([states[-1] for states in hidden])
+        return self.model.score(ends)[:, 0].float().sigmoid().tolist()
+
+
+def fits(verifier, items: Sequence[tuple[Problem, Trace]]) -> list:
+    """The items encoded; a chain that is longer than the context is a ProblemError."""
+    codes = [verifier.encoder.encode(problem.prompt, trace.steps) for problem, trace in items]
+    limit = getattr(verifier.model.config, "max_position_embeddings", None) or math.inf
+    bad = [
+        (problem.id, len(code.ids)) for (problem, _), code in zip(items, codes, strict=True) if len(code.ids) > limit
+    ]
+    if bad:
+        raise ProblemError(
+            {id: f"a chain of {n} tokens does not fit the verifier's context of {limit}" for id, n in bad}
+        )
+    return codes
+
+
+def by_step(verifier, items: Sequence[tuple[Problem, Trace]], judge, ahead: int) -> list[tuple[float, ...]]:
+    """Chains through the verifier's reader; a step is judged where it ends, or `ahead` tokens before that."""
+    codes = fits(verifier, items)
+    cuts = [[code.prompt_length - ahead, *(end + 1 - ahead for end in code.step_ends)] for code in codes]
+    chains = [(tuple(code.ids), cut) for code, cut in zip(codes, cuts, strict=True)]
+    scores, verifier.read = verifier.reader.notes(chains, judge)
+    return scores
 
 
 def in_batches(verifier, items: Sequence[tuple[Problem, Trace]], judge) -> list[tuple[float, ...]]:
     """Chains of like length together through `judge(batch) -> (rows, steps)`, back in the order they came."""
     rows = []
-    for problem, trace in items:
-        code = verifier.encoder.encode(problem.prompt, trace.steps)
+    for code in fits(verifier, items):
         unknown = [UNKNOWN] * len(code.step_ends)
         rows.append(Judged(code.ids, code.prompt_length, code.step_ends, unknown))
+    verifier.read = [len(row.ids) for row in rows]
     out: list[tuple[float, ...]] = [()] * len(rows)
     order = sorted((i for i in range(len(rows)) if rows[i].ends), key=lambda i: len(rows[i].ids))
     for first in range(0, len(order), verifier.batch):

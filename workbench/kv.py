@@ -1,0 +1,332 @@
+"""Keys and values of token prefixes: read once, kept by prefix, shared by all that go on from there.
+
+`Rows` are the working tensors of one batch, `Pool` is the memory between calls. The policy decodes in rows, a verifier
+reads in them; both find what they have read before in a pool of their own.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .types import WorkbenchError
+
+CHUNK = 8192  # tokens of one forward pass over prefixes, which bounds its memory
+BATCH = 512  # rows that are held at a time to read prefixes
+
+
+def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
+    """Attention for one new token a row: the queries that share a key head are one product, so nothing is repeated."""
+    rows, heads, new, width = query.shape
+    groups = key.shape[1]
+    scaling = width**-0.5 if scaling is None else scaling
+    if new > 1:
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=heads != groups
+        )
+        return out.transpose(1, 2), None
+    weights = (query * scaling).view(rows, groups, heads // groups, width) @ key.transpose(-1, -2)
+    out = (weights + attention_mask).softmax(-1) @ value
+    return out.view(rows, 1, heads, width), None
+
+
+ALL_ATTENTION_FUNCTIONS.register("workbench", _attend)
+
+
+@contextmanager
+def reading(model) -> Iterator[None]:
+    """The model in eval mode, its attention as `Rows` need it; left as it was found."""
+    mode, before = model.training, model.config._attn_implementation
+    windows = getattr(model.config, "layer_types", None) or []
+    if set(windows) - {"full_attention"}:
+        raise WorkbenchError(f"layers of type {', '.join(sorted(set(windows)))} are not supported: full attention only")
+    model.eval()
+    model.config._attn_implementation = "workbench"
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.config._attn_implementation = before
+        model.train(mode)
+
+
+def core(model):
+    """The transformers model inside a PEFT wrapper; any other model as it is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def version(model) -> int:
+    """A number that changes whenever a weight is changed in place, so that no stale key is ever used."""
+    return sum(p._version for p in model.parameters() if not p.is_inference())
+
+
+class Rows(Cache):
+    """One batch on its way: row r holds the keys and values of its tokens at columns 0, 1, 2, …, so that a column is a
+    position and rows of any length stand side by side.
+
+    A transformers `Cache`, given to the model as it is. Tensors are (rows, key heads, columns, width), a pair a layer,
+    made at the first forward pass from the shapes that the model brings.
+    """
+
+    def __init__(self, model):
+        super().__init__(layers=[])  # transformers is told of none: all are alike, and live here
+        self.model = core(model)
+        self.trunk = self.model.base_model
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        self.size, self.columns = 1, 1
+        self.device = self.model.device
+
+    def reserve(self, size: int, columns: int) -> None:
+        """Room for so many rows and columns; what is held stays."""
+        if size <= self.size and columns <= self.columns:
+            return
+        self.size, self.columns = max(size, self.size), max(columns, -(-columns // 32) * 32, self.columns)
+        for tensors in (self.keys, self.values):
+            for layer, old in enumerate(tensors):
+                new = old.new_zeros((self.size, old.shape[1], self.columns, old.shape[3]))
+                new[: old.shape[0], :, : old.shape[2]] = old
+                tensors[layer] = new
+
+    # --- what transformers calls ---
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        if layer_idx == len(self.keys):
+            shape = (self.size, key_states.shape[1], self.columns, key_states.shape[3])
+            self.keys.append(key_states.new_zeros(shape))
+            self.values.append(value_states.new_zeros(shape))
+        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        keys[self.where[:, None], :, self.at] = key_states.transpose(1, 2)
+        values[self.where[:, None], :, self.at] = value_states.transpose(1, 2)
+        return keys[self.rows, :, : self.width], values[self.rows, :, : self.width]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0  # positions are always given
+
+    # --- what we call ---
+
+    def forward(self, ids: np.ndarray, at: np.ndarray, rows: np.ndarray | None = None) -> torch.Tensor:
+        """Feed ids (rows, new) at columns `at`: logits of the last token (rows, vocabulary).
+
+        `rows`: hidden states of all tokens (rows, new, width) instead, of these rows; else the first rows are meant.
+        """
+        self.at = torch.as_tensor(at, device=self.device)
+        self.where = torch.arange(len(at), device=self.device) if rows is None else torch.as_tensor(rows)
+        self.rows = slice(len(at)) if rows is None else self.where  # a slice is a view, and copies nothing
+        self.width = int(at.max()) + 1
+        late = torch.arange(self.width, device=self.device) > self.at[:, None, :, None]
+        mask = torch.zeros(late.shape, dtype=self.model.dtype, device=self.device)
+        mask.masked_fill_(late, torch.finfo(mask.dtype).min)
+        inputs = {"input_ids": torch.as_tensor(ids, device=self.device), "attention_mask": mask}
+        inputs |= {"position_ids": self.at, "past_key_values": self, "use_cache": True}
+        if rows is None:
+            return self.model(**inputs, logits_to_keep=1).logits[:, -1]
+        return self.trunk(**inputs).last_hidden_state
+
+    def prefill(self, rows: Sequence[int], texts: Sequence[Sequence[int]], starts: Sequence[int]) -> list[torch.Tensor]:
+        """Read each text into its row, from its start column on; the hidden states of its tokens (new, width)."""
+        out: list[torch.Tensor | None] = [None] * len(rows)
+        order = sorted(range(len(rows)), key=lambda r: len(texts[r]))
+        while order:
+            some = [order.pop()]  # the longest, and as many more as fit beside it
+            width = len(texts[some[0]])
+            while order and (len(some) + 1) * width <= CHUNK:
+                some.append(order.pop())
+            # What stands behind a row's end is written over before anything may look at it.
+            at = np.array([starts[r] for r in some])[:, None] + np.arange(width)
+            self.reserve(max(rows) + 1, int(at.max()) + 1)
+            ids = np.array([[*texts[r], *[0] * (width - len(texts[r]))] for r in some])
+            for r, hidden in zip(some, self.forward(ids, at, np.array([rows[r] for r in some])), strict=True):
+                out[r] = hidden[: len(texts[r])]
+        return out
+
+    def copy(self, sources: np.ndarray, targets: np.ndarray, columns: int) -> None:
+        sources, targets = (torch.as_tensor(x, device=self.device) for x in (sources, targets))
+        for tensor in (*self.keys, *self.values):
+            tensor[targets, :, :columns] = tensor[sources, :, :columns]
+
+
+@dataclass(eq=False)
+class Prefix:
+    """A prefix that was read: `slots` of the pool for each of its tokens, the last `own` of them its own.
+
+    `note` is for the reader's use: a verifier keeps the step's score there.
+    """
+
+    tokens: tuple[int, ...]
+    slots: np.ndarray
+    own: int
+    parent: Prefix | None
+    note: float | None = None
+
+
+class Pool:
+    """Keys and values of prefixes, at most `limit` bytes of them; the least recently used go first.
+
+    A prefix holds the slots of its own tokens only, and its parent's for the rest. Using one uses all above it, so a
+    parent is never older than its children, and what is dropped is always a leaf.
+    """
+
+    def __init__(self, model, limit: int):
+        self.model, self.limit = core(model), limit
+        self.held: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        self.free: list[int] = []
+        self.size, self.version = 0, None
+        config = self.model.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.token_bytes = 2 * config.num_hidden_layers * heads * width * self.model.dtype.itemsize
+        self.capacity = limit // self.token_bytes  # in tokens
+
+    def refresh(self) -> None:
+        """Forget everything if a weight has changed since."""
+        if (now := version(self.model)) != self.version:
+            self.held.clear()
+            self.free, self.version = list(range(self.size)), now
+
+    def find(self, tokens: tuple[int, ...]) -> Prefix | None:
+        found = self.held.get(tokens)
+        above = found
+        while above is not None:  # ends with the root, the most recent of all
+            self.held.move_to_end(above.tokens)
+            above = above.parent
+        return found
+
+    def deepest(self, tokens: tuple[int, ...], cuts: Sequence[int]) -> Prefix | None:
+        """The longest prefix that is held, of those that end at one of the `cuts` (ascending)."""
+        return next((p for cut in reversed(cuts) if cut > 0 and (p := self.find(tokens[:cut])) is not None), None)
+
+    def keep(self, rows: Rows, read: Sequence[tuple[tuple[int, ...], int, Prefix | None]]) -> list[Prefix | None]:
+        """Copy prefixes out of rows: (tokens, row, parent); None for one that there is no room for."""
+        made: list[tuple[Prefix | None, int]] = []
+        for tokens, row, parent in read:
+            parent = parent if parent is None or parent.tokens in self.held else None
+            if (known := self.find(tokens)) is not None:
+                made.append((known, -1))
+                continue
+            own = len(tokens) - (len(parent.tokens) if parent else 0)
+            slots = self._take(rows, own, parent)
+            if slots is None:
+                made.append((None, -1))
+                continue
+            every = np.concatenate([parent.slots, slots]) if parent else slots
+            self.held[tokens] = Prefix(tokens, every, own, parent)
+            made.append((self.find(tokens), row))
+        new = [(p, row) for p, row in made if row >= 0 and p.tokens in self.held]  # one may have made way for another
+        if new:
+            slot = torch.as_tensor(np.concatenate([p.slots[-p.own :] for p, _ in new]), device=rows.device)
+            row, column = self._places(rows, [(row, len(p.tokens) - p.own, len(p.tokens)) for p, row in new])
+            for mine, theirs in ((self.keys, rows.keys), (self.values, rows.values)):
+                for pool, work in zip(mine, theirs, strict=True):
+                    pool[slot] = work[row, :, column]
+        return [p for p, _ in made]
+
+    def load(self, rows: Rows, wanted: Sequence[tuple[int, Prefix | None]]) -> None:
+        """Copy prefixes into rows: (row, prefix)."""
+        wanted = [(row, prefix) for row, prefix in wanted if prefix is not None]
+        if not wanted:
+            return
+        slot = torch.as_tensor(np.concatenate([prefix.slots for _, prefix in wanted]), device=rows.device)
+        row, column = self._places(rows, [(row, 0, len(prefix.tokens)) for row, prefix in wanted])
+        if not rows.keys:
+            shape = (rows.size, self.keys[0].shape[1], rows.columns, self.keys[0].shape[2])
+            rows.keys = [pool.new_zeros(shape) for pool in self.keys]
+            rows.values = [pool.new_zeros(shape) for pool in self.values]
+        for mine, theirs in ((self.keys, rows.keys), (self.values, rows.values)):
+            for pool, work in zip(mine, theirs, strict=True):
+                work[row, :, column] = pool[slot]
+
+    def _places(self, rows: Rows, spans: Sequence[tuple[int, int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        row = np.repeat([row for row, _, _ in spans], [stop - start for _, start, stop in spans])
+        column = np.concatenate([np.arange(start, stop) for _, start, stop in spans])
+        return torch.as_tensor(row, device=rows.device), torch.as_tensor(column, device=rows.device)
+
+    def _take(self, rows: Rows, count: int, parent: Prefix | None) -> np.ndarray | None:
+        while len(self.free) < count:
+            if self.size < self.capacity and rows.keys:
+                self._grow(rows, min(self.capacity, max(2 * self.size, self.size + count, 4096)))
+                continue
+            oldest = next(iter(self.held.values()), None)
+            if oldest is None or oldest is parent:
+                return None
+            self.free += self.held.pop(oldest.tokens).slots[-oldest.own :].tolist()
+        slots = np.array(self.free[len(self.free) - count :], dtype=np.int64)
+        del self.free[len(self.free) - count :]
+        return slots
+
+    def _grow(self, rows: Rows, size: int) -> None:
+        for mine, theirs in ((self.keys, rows.keys), (self.values, rows.values)):
+            for layer, work in enumerate(theirs):
+                new = work.new_empty((size, work.shape[1], work.shape[3]))
+                if self.size:
+                    new[: self.size] = mine[layer]
+                    mine[layer] = new
+                else:
+                    mine.append(new)
+        self.free += range(self.size, size)
+        self.size = size
+
+
+class Reader:
+    """Reads chains through a pool, each step once, and asks `judge` about the new ones.
+
+    A chain is (tokens, cuts): its prompt is tokens[:cuts[0]], its steps end at the other cuts. Chains with the same
+    beginning share it, and chains are read a step at a time, so that what is read at once is of like length.
+    """
+
+    def __init__(self, model, limit: int):
+        self.rows, self.pool = Rows(model), Pool(model, limit)
+
+    def notes(self, chains: Sequence[tuple[tuple[int, ...], Sequence[int]]], judge) -> tuple[list[tuple], list[int]]:
+        """(a note a step for every chain, how many of its tokens had to be read).
+
+        judge(hidden, after) -> notes: for every step the hidden states of its tokens (tokens, width), and the tokens
+        that stand one place after each of them. What two chains share is read for the first.
+        """
+        with reading(self.rows.model):
+            self.pool.refresh()
+            known: dict[tuple[int, ...], float | None] = {}
+            read = [0] * len(chains)
+            for depth in range(max((len(cuts) for _, cuts in chains), default=0)):
+                fresh: dict[tuple[int, ...], int] = {}
+                for i, (tokens, cuts) in enumerate(chains):
+                    if depth < len(cuts) and (prefix := tokens[: cuts[depth]]) not in known:
+                        if (held := self.pool.find(prefix)) is not None:
+                            known[prefix] = held.note
+                        else:
+                            fresh.setdefault(prefix, i)
+                todo = sorted(fresh, key=len)
+                for first in range(0, len(todo), BATCH):
+                    self._read(todo[first : first + BATCH], fresh, chains, depth, judge, known, read)
+        return [tuple(known[tokens[:cut]] for cut in cuts[1:]) for tokens, cuts in chains], read
+
+    def _read(self, prefixes, fresh, chains, depth, judge, known, read) -> None:
+        starts = [chains[fresh[p]][1][depth - 1] if depth else 0 for p in prefixes]
+        above = [self.pool.find(p[:start]) if start else None for p, start in zip(prefixes, starts, strict=True)]
+        begin = [len(parent.tokens) if parent else 0 for parent in above]
+        self.rows.reserve(len(prefixes), max(map(len, prefixes)))
+        self.pool.load(self.rows, list(enumerate(above)))
+        texts = [p[at:] for p, at in zip(prefixes, begin, strict=True)]
+        hidden = self.rows.prefill(range(len(prefixes)), texts, begin)
+        for p, text in zip(prefixes, texts, strict=True):
+            read[fresh[p]] += len(text)
+        scores = [None] * len(prefixes)
+        if depth:
+            new = [h[start - at :] for h, start, at in zip(hidden, starts, begin, strict=True)]
+            after = [chains[fresh[p]][0][start + 1 : len(p) + 1] for p, start in zip(prefixes, starts, strict=True)]
+            scores = judge(new, after)
+        kept = self.pool.keep(self.rows, [(p, r, above[r]) for r, p in enumerate(prefixes)])
+        for p, prefix, score in zip(prefixes, kept, scores, strict=True):
+            known[p] = score
+            if prefix is not None:
+                prefix.note = score
