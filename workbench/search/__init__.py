@@ -299,7 +299,7 @@ class _Round:
             live.inbox = []
         for live, node, chain in granted:
             if live.request is not None:
-                live.inbox.append(self._plant(live, node, chain))
+                live.inbox.append(self._plant(live, node, chain, live.request.score))
         for live in self.asked:
             live.idle = 0 if live.inbox else live.idle + 1
 
@@ -311,6 +311,8 @@ class _Round:
         for node, n in zip(grow.nodes, counts, strict=True):
             if node.finished:
                 continue
+            if node.path and node.path not in live.result.tree:  # the search wrote a step of its own
+                self._plant(live, Node(node.path[:-1], node.steps[:-1]), [node], scored=False)
             for depth in range(1, len(node.path) + 1):
                 if twig := live.result.tree.get(node.path[:depth]):
                     twig.visits += 1
@@ -436,10 +438,10 @@ class _Round:
                 live.result.cost += Cost(verifier_seconds=share)
             return
 
-    def _plant(self, live: _Live, node: Node, chain: list[Node]) -> Node:
+    def _plant(self, live: _Live, node: Node, chain: list[Node], scored: bool) -> Node:
         """Put a chain into the tree, with the scores that its steps have by now; returns its end."""
         result, steps = live.result, [*node.steps, *(child.steps[-1] for child in chain)]
-        if live.request.score:
+        if scored:
             scores, _ = self.memo.scores[live.blind.id][id(self.verifier), _text(chain[-1])]
             steps = [replace(step, score=score) for step, score in zip(steps, scores, strict=True)]
         for child in chain:
@@ -450,7 +452,7 @@ class _Round:
                 result.tree[child.path] = Twig(child, len(result.rounds), cost.sampled, cost.flops)
             elif _text(twig.node) != _text(child):
                 raise WorkbenchError(f"two children have the name {child.path}: number them apart with Grow's `first`")
-            elif live.request.score:
+            elif scored:
                 twig.node = child
         return child
 
