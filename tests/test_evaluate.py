@@ -1,12 +1,18 @@
 """Records: each test names the mistake it pins."""
 
+import itertools
+import json
+import tracemalloc
+
 import pytest
 
-from workbench import evaluate
+from workbench import evaluate, trees
 from workbench.policies import Want
 from workbench.policies.scripted import Scripted
+from workbench.runs import Run
 from workbench.search import Memo, Result
-from workbench.types import Node, Record
+from workbench.tasks import get
+from workbench.types import Node, ProblemError, Record
 
 COIN = Scripted({(): [("1+2=3", 0.5), ("=0", 0.5)], ("1+2=3",): [("=1", 0.5), ("?", 0.5)]})
 
@@ -72,3 +78,80 @@ def test_search_records(asked):
     assert [r.seed for r in fresh] == [0] * 20 + [1] * 20
     assert [r.answer for r in fresh[:20]] != [r.answer for r in fresh[20:]]
     assert set(memos) == {0, 1} and all(isinstance(memo, Memo) and memo.chains for memo in memos.values())
+
+
+# --- records that go to disk as they come ---
+
+
+class Dies(Scripted):
+    """A policy whose machine goes down in the middle of the work."""
+
+    def __init__(self, table, calls):
+        super().__init__(table)
+        self.calls = calls
+
+    def extend(self, *args):
+        self.calls -= 1
+        if self.calls < 0:
+            raise KeyboardInterrupt
+        return super().extend(*args)
+
+
+def told(run, name):
+    rows = run.read(name)
+    for row in rows:
+        row.get("cost", {}).pop("policy_seconds", None)
+    return sorted(json.dumps(row, sort_keys=True) for row in rows)
+
+
+def test_a_run_that_was_killed_goes_on(asked, tmp_path):
+    """Bugs: records twice or lost after a crash; other results than without it; a tree without its record."""
+    whole, cut = (Run.open(tmp_path / name / "run", {}, {}) for name in ("whole", "cut"))
+    more = {"seed": 2, "tree": True, "every": 4, "n": 6, "batch": 2, "label": "vote", "confidence": 0.9}
+    assert evaluate.into(whole, asked(40), "adaptive", COIN, **more) == 40
+    for calls in (3, 6, 2):
+        with pytest.raises(KeyboardInterrupt):
+            evaluate.into(cut, asked(40), "adaptive", Dies(COIN.table, calls), **more, window=9)
+    assert 0 < len(cut.read("records")) < 40
+    left = 40 - len(cut.read("records"))
+    assert evaluate.into(cut, asked(40), "adaptive", COIN, **more) == left
+    assert [told(cut, "records"), told(cut, "trees")] == [told(whole, "records"), told(whole, "trees")]
+    assert evaluate.into(cut, asked(40), "adaptive", COIN, **more) == 0
+    assert evaluate.into(cut, asked(40), "adaptive", COIN, **{**more, "seed": 3}) == 40, (
+        "another seed is another record"
+    )
+    assert {branch.problem for branch in trees.load(cut.path / "trees.jsonl")} == {p.id for p in asked(40)}
+
+
+def test_a_problem_that_fails_is_a_record_that_says_why(asked, tmp_path):
+    """Bug: one bad problem ends a run of thousands, or vanishes from it."""
+
+    class Picky(Scripted):
+        def extend(self, wants, *args):
+            if bad := {w.problem.id: "too long for the context of 8" for w in wants if w.problem.id.endswith("/7")}:
+                raise ProblemError(bad)
+            return super().extend(wants, *args)
+
+    run = Run.open(tmp_path / "run", {}, {})
+    assert evaluate.into(run, asked(20), "majority", Picky(COIN.table), n=2) == 20
+    failed = [row for row in run.read("records") if "error" in row["knobs"]]
+    assert [(row["problem"], row["answer"], row["correct"]) for row in failed] == [("toss/7", None, False)]
+    assert failed[0]["knobs"]["error"] == "too long for the context of 8"
+    assert evaluate.into(run, asked(20), "majority", Picky(COIN.table), n=2) == 0, "it is not tried again"
+
+
+def test_memory_does_not_grow_with_the_problems(tmp_path):
+    """Bug: every tree is kept until the last problem is done."""
+
+    def peak(n):
+        run = Run.open(tmp_path / str(n), {}, {})
+        problems = itertools.islice(get("countdown").load("train", n), n)
+        tracemalloc.start()
+        evaluate.into(run, problems, "majority", COIN, n=8, window=32)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    peak(64)
+    few, many = peak(128), peak(2048)
+    assert many < 2 * few + 4_000_000, "problems and their records' keys, and no trees"

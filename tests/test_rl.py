@@ -69,8 +69,8 @@ class Flat:
     def __init__(self, encoder):
         self.encoder = encoder
 
-    def flops(self, tokens):
-        return 2.0 * tokens
+    def flops(self, prefix, new, head=True):
+        return 2.0 * new
 
     def score(self, items):
         assert all(p.answer is None for p, _ in items), "a verifier saw the gold answer"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 
+from tqdm.auto import tqdm
+
+from . import trees
 from .labels import right_answer
 from .policies import Policy, Sampling, bill
-from .search import Memo, Result, drive
+from .runs import Run
+from .search import Memo, Result, drive, stream
 from .tasks import get
 from .types import Cost, Problem, Record
 
@@ -42,8 +47,67 @@ def search(
         results = drive(
             problems, method, policy, verifier, seed=seed, sampling=sampling, memo=memo, progress=progress, **knobs
         )
-        out += [record(run, r, seed, **{"method": label or method, "n": 1, **knobs}) for r in results]
+        out += [record(run, r, seed, **_knobs(method, label, knobs)) for r in results]
     return out
+
+
+def into(
+    run: Run,
+    problems: Iterable[Problem],
+    method: str,
+    policy: Policy,
+    verifier=None,
+    seed: int = 0,
+    memo: Memo | None = None,
+    sampling: Sampling = Sampling(),
+    label: str | None = None,
+    tree: bool = False,
+    every: int = 64,
+    window: int = 256,
+    progress: bool = False,
+    **knobs,
+) -> int:
+    """The records of `search`, written to `run` as they come, `every` at a time; returns how many were made.
+
+    Problems whose record lies in the run are skipped, so a run that was killed goes on where it was, and memory does
+    not grow with the number of problems. `tree`: whole trees too, a line a node, in trees.jsonl. A problem that could
+    not be served has a record without an answer, and the reason in its knobs. Errors: as `search.drive`.
+
+    >>> into(run, problems, "beam", policy, verifier, n=16, width=4)  # doctest: +SKIP
+    4096
+    """
+    about = _knobs(method, label, knobs)
+    key = json.dumps(about, sort_keys=True)
+    there = {row["problem"] for row in run.read("records") if (row["seed"], _plain(row["knobs"])) == (seed, key)}
+    todo = (problem for problem in problems if problem.id not in there)
+    made, held = 0, []
+
+    def write():
+        if tree:  # first, so that a record never stands without its tree
+            run.append("trees", (line for result in held for line in trees.lines(result, seed)))
+        run.append("records", (record(run.path.name, r, seed, **about, **_error(r)).to_json() for r in held))
+        held.clear()
+
+    found = stream(todo, method, policy, verifier, seed=seed, sampling=sampling, memo=memo, window=window, **knobs)
+    for result in tqdm(found, desc=label or method, unit="problem", disable=not progress):
+        held.append(result)
+        made += 1
+        if len(held) >= every:
+            write()
+    write()
+    return made
+
+
+def _knobs(method: str, label: str | None, knobs: dict) -> dict:
+    return {"method": label or method, "n": 1, **knobs}
+
+
+def _error(result: Result) -> dict:
+    return {"error": result.error} if result.error else {}
+
+
+def _plain(knobs: dict) -> str:
+    return json.dumps({name: value for name, value in knobs.items() if name != "error"}, sort_keys=True)
 
 
 def samples(

@@ -89,7 +89,10 @@ class Rows(Cache):
         """Room for so many rows and columns; what is held stays."""
         if size <= self.size and columns <= self.columns:
             return
-        self.size, self.columns = max(size, self.size), max(columns, -(-columns // 32) * 32, self.columns)
+        if size > self.size:
+            self.size = max(size, 2 * self.size)
+        if columns > self.columns:
+            self.columns = -(-columns // 32) * 32
         for tensors in (self.keys, self.values):
             for layer, old in enumerate(tensors):
                 new = old.new_zeros((self.size, old.shape[1], self.columns, old.shape[3]))

@@ -89,6 +89,15 @@ def load_model(folder: str | Path, kind: str = "AutoModelForCausalLM", **more):
     return model.eval(), transformers.AutoTokenizer.from_pretrained(folder)
 
 
+def rates(config, head: bool = True) -> tuple[float, float]:
+    """(FLOPs a token, FLOPs a token and token of context) of a forward pass; see `flops`."""
+    d, layers, ff = config.hidden_size, config.num_hidden_layers, config.intermediate_size
+    heads, dim = config.num_attention_heads, getattr(config, "head_dim", None) or d // config.num_attention_heads
+    kv = getattr(config, "num_key_value_heads", None) or heads
+    matrices = layers * (2 * d * heads * dim + 2 * d * kv * dim + 3 * d * ff) + (d * config.vocab_size if head else 0)
+    return 2.0 * matrices, 4.0 * layers * heads * dim
+
+
 def flops(config, tokens: float, context: float, head: bool = True) -> float:
     """FLOPs of a forward pass over `tokens` tokens that see `context` tokens each on average.
 
@@ -101,8 +110,5 @@ def flops(config, tokens: float, context: float, head: bool = True) -> float:
     ...         num_key_value_heads=1, head_dim=2, vocab_size=5), tokens=1, context=1)
     96.0
     """
-    d, layers, ff = config.hidden_size, config.num_hidden_layers, config.intermediate_size
-    heads, dim = config.num_attention_heads, getattr(config, "head_dim", None) or d // config.num_attention_heads
-    kv = getattr(config, "num_key_value_heads", None) or heads
-    matrices = layers * (2 * d * heads * dim + 2 * d * kv * dim + 3 * d * ff) + (d * config.vocab_size if head else 0)
-    return tokens * (2.0 * matrices + 4.0 * layers * heads * dim * context)
+    token, seen = rates(config, head)
+    return tokens * (token + seen * context)

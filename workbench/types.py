@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from operator import add, attrgetter
 from typing import Any, Literal
 
 Stop = Literal["answer", "length", "cut"]
@@ -117,7 +118,7 @@ class Cost:
     training_seconds: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(*(getattr(self, name) + getattr(other, name) for name in _COSTS))
+        return Cost(*map(add, _AMOUNTS(self), _AMOUNTS(other)))
 
     __radd__ = lambda self, other: self if other == 0 else self + other  # so that sum() works  # noqa: E731
 
@@ -134,7 +135,7 @@ class Cost:
         return self.sampled + self.prompt + self.judged + self.trained + self.reread
 
 
-_COSTS = tuple(f.name for f in fields(Cost))  # asked for at every sum
+_AMOUNTS = attrgetter(*(f.name for f in fields(Cost)))  # asked for at every sum
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 
 from ..format import Encoder
 from ..kv import Pool, Rows, core, reading
-from ..models import flops, load_model
+from ..models import load_model, rates
 from ..tasks import digest
 from ..types import Node, ProblemError, Step, WorkbenchError
 from . import Sampling, Want
@@ -93,6 +93,7 @@ class LocalPolicy:
         if batch < 1:
             raise WorkbenchError(f"batch={batch}: how many chains to grow at a time, at least 1")
         self.pad, self.config = tokenizer.pad_token_id, core(model).config
+        self.rates = rates(self.config, False), rates(self.config, True)
         self.rows, self.pool = Rows(model), Pool(model, cache)
         self.read: list[int] = []
         ends = self.encoder.ends_step()
@@ -104,7 +105,8 @@ class LocalPolicy:
         return cls(*load_model(folder), **more)
 
     def flops(self, prefix: float, new: float, head: bool = True) -> float:
-        return flops(self.config, new, prefix + (new + 1) / 2, head)
+        token, seen = self.rates[head]
+        return new * (token + seen * (prefix + (new + 1) / 2))
 
     def prompt_tokens(self, problem, node) -> int:
         return len(self.encoder.encode(problem.prompt, node.steps).ids)

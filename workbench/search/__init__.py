@@ -150,6 +150,7 @@ class _Live:
         self.inbox: list[Node] | None = None
         self.request: Grow | None = None
         self.idle = 0
+        self.prompt: int | None = None
         self.read: set[tuple] = set()
         self.judged: set[tuple] = set()
 
@@ -180,13 +181,18 @@ class _Live:
         depth = len(node.path)
         while depth and node.path[:depth] not in seen:
             depth -= 1
-        whole = policy.prompt_tokens(self.blind, node)
-        known = node.path[:depth] in seen
-        after = sum(len(step.ids) for step in node.steps[depth:]) if known else whole
-        if known and any(not step.ids for step in node.steps[depth:]):  # a search's own step, not tokenised yet
-            after = whole - policy.prompt_tokens(self.blind, Node((), node.steps[:depth]))
+        before = self.tokens(node, depth, policy) if node.path[:depth] in seen else 0
         seen.update(node.path[:d] for d in range(depth, len(node.path) + 1))
-        return whole - after, after
+        return before, self.tokens(node, len(node.path), policy) - before
+
+    def tokens(self, node: Node, depth: int, policy: Policy) -> int:
+        """Tokens of the prompt and the first `depth` steps."""
+        steps = node.steps[:depth]
+        if not all(step.ids for step in steps):  # a search's own step, not tokenised yet
+            return policy.prompt_tokens(self.blind, Node((), steps))
+        if self.prompt is None:
+            self.prompt = policy.prompt_tokens(self.blind, Node())
+        return self.prompt + sum(len(step.ids) for step in steps)
 
 
 def stream(
@@ -392,6 +398,7 @@ class _Round:
         if (new or judge) and self.budget.spent(result.cost):
             result.stop = "budget"
             return False
+        bill = Cost()
         for child, seconds in new:
             parent = Node(child.path[:-1], child.steps[:-1])
             before, prefix = live.unread(parent, live.read, policy)
@@ -401,15 +408,16 @@ class _Round:
             call = (id(live), node.path) not in self.called
             self.called.add((id(live), node.path))
             live.read.add(child.path)
-            result.cost += Cost(
+            bill += Cost(
                 sampled=sampled, prompt=prefix, policy_calls=int(call), policy_flops=flops, policy_seconds=seconds
             )
         if judge:
             self.judging[live.blind.id, end.path] = before, tokens = live.unread(end, live.judged, policy)
-            prompt = 0 if before else policy.prompt_tokens(live.blind, Node())
+            prompt = 0 if before else live.tokens(end, 0, policy)
             flops = self.verifier.flops(0, prompt, head=False) if prompt else 0.0
             flops += self.verifier.flops(before + prompt, tokens - prompt)
-            result.cost += Cost(judged=tokens, verifier_calls=1, verifier_flops=flops)
+            bill += Cost(judged=tokens, verifier_calls=1, verifier_flops=flops)
+        result.cost += bill
         return True
 
     def _score(self, ends: list[tuple[_Live, Node]]) -> None:
