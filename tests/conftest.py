@@ -64,3 +64,20 @@ def policy(micro, tokenizer):
 def asked():
     """`asked(n)`: n problems whose right answer is 1, for scripted policies."""
     return lambda n: [Problem(f"toss/{i}", "arithmetic", "3-2", "1") for i in range(n)]
+
+
+@pytest.fixture(scope="session")
+def double(micro, encoder):
+    """A server on loopback, backed by `micro`."""
+    from openai_double import Double
+
+    server = Double(micro, encoder)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def served(double, tokenizer):
+    from workbench.policies.server import Server
+
+    return Server(double.url, "micro", tokenizer, double.model.config, "vllm", in_flight=8)

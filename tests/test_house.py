@@ -42,7 +42,9 @@ FLOORS = (
 )
 FLOOR = {unit: number for number, (_, units) in enumerate(FLOORS) for unit in units.split()}
 # what runs when a figure is drawn again or a finished series is looked at must not wait for torch
-LIGHT = "types format grading runs tasks select search trees scaling claims plots doctor series gallery __main__".split()
+LIGHT = (
+    "types format grading runs tasks select search trees scaling claims plots doctor series gallery __main__".split()
+)
 
 
 def unit(path: Path) -> str:

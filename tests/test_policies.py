@@ -28,6 +28,7 @@ class Endless(dict):
 BACKENDS = {
     "local": lambda request: LocalPolicy(request.getfixturevalue("micro"), request.getfixturevalue("tokenizer")),
     "scripted": lambda request: Scripted(Endless()),
+    "server": lambda request: request.getfixturevalue("served"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,6 @@ class LocalPolicy:
         if batch < 1:
             raise WorkbenchError(f"batch={batch}: how many chains to grow at a time, at least 1")
         self.pad, self.config = tokenizer.pad_token_id, core(model).config
-        self.rates = rates(self.config, False), rates(self.config, True)
         self.rows, self.pool = Rows(model), Pool(model, cache)
         self.read: list[int] = []
         ends = self.encoder.ends_step()
@@ -103,6 +103,10 @@ class LocalPolicy:
     @classmethod
     def load(cls, folder: str | Path, **more) -> LocalPolicy:
         return cls(*load_model(folder), **more)
+
+    @cached_property
+    def rates(self):
+        return rates(self.config, False), rates(self.config, True)
 
     def flops(self, prefix: float, new: float, head: bool = True) -> float:
         token, seen = self.rates[head]
