@@ -24,18 +24,16 @@ BATCH = 512  # rows that are held at a time to read prefixes
 
 
 def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
-    """Attention for one new token a row: the queries that share a key head are one product, so nothing is repeated."""
+    """Attention whose query heads share key heads without a copy of them: with one new token a row, the queries of a
+    key head stand where several tokens' would."""
     rows, heads, new, width = query.shape
     groups = key.shape[1]
-    scaling = width**-0.5 if scaling is None else scaling
-    if new > 1:
-        out = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=heads != groups
-        )
-        return out.transpose(1, 2), None
-    weights = (query * scaling).view(rows, groups, heads // groups, width) @ key.transpose(-1, -2)
-    out = (weights + attention_mask).softmax(-1) @ value
-    return out.view(rows, 1, heads, width), None
+    shared = new == 1 and heads != groups
+    if shared:
+        query = query.view(rows, groups, heads // groups, width)
+    repeat = not shared and heads != groups
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=repeat)
+    return out.reshape(rows, heads, new, width).transpose(1, 2), None
 
 
 ALL_ATTENTION_FUNCTIONS.register("workbench", _attend)
@@ -68,6 +66,14 @@ def version(model) -> int:
     return sum(p._version for p in model.parameters() if not p.is_inference())
 
 
+def _zeros(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Zeros. On a CPU from calloc, which costs nothing for the pages that are never written."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    raw = np.zeros(int(np.prod(shape)) * like.dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(raw).view(like.dtype).view(shape)
+
+
 class Rows(Cache):
     """One batch on its way: row r holds the keys and values of its tokens at columns 0, 1, 2, …, so that a column is a
     position and rows of any length stand side by side.
@@ -82,21 +88,22 @@ class Rows(Cache):
         self.trunk = self.model.base_model
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
-        self.size, self.columns = 1, 1
+        self.size, self.columns, self.width = 1, 1, 0  # rows and columns there are, columns in use
         self.device = self.model.device
 
     def reserve(self, size: int, columns: int) -> None:
         """Room for so many rows and columns; what is held stays."""
         if size <= self.size and columns <= self.columns:
             return
+        held = self.size, self.width
         if size > self.size:
-            self.size = max(size, 2 * self.size)
+            self.size = max(size, 2 * self.size, 64)
         if columns > self.columns:
-            self.columns = -(-columns // 32) * 32
+            self.columns = max(columns, 2 * self.columns, 64)
         for tensors in (self.keys, self.values):
             for layer, old in enumerate(tensors):
-                new = old.new_zeros((self.size, old.shape[1], self.columns, old.shape[3]))
-                new[: old.shape[0], :, : old.shape[2]] = old
+                new = _zeros(old, (self.size, old.shape[1], self.columns, old.shape[3]))
+                new[: held[0], :, : held[1]] = old[:, :, : held[1]]
                 tensors[layer] = new
 
     # --- what transformers calls ---
@@ -104,51 +111,56 @@ class Rows(Cache):
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
         if layer_idx == len(self.keys):
             shape = (self.size, key_states.shape[1], self.columns, key_states.shape[3])
-            self.keys.append(key_states.new_zeros(shape))
-            self.values.append(value_states.new_zeros(shape))
+            self.keys.append(_zeros(key_states, shape))
+            self.values.append(_zeros(value_states, shape))
         keys, values = self.keys[layer_idx], self.values[layer_idx]
-        keys[self.where[:, None], :, self.at] = key_states.transpose(1, 2)
-        values[self.where[:, None], :, self.at] = value_states.transpose(1, 2)
-        return keys[self.rows, :, : self.width], values[self.rows, :, : self.width]
+        keys[self.where, :, self.at] = key_states.transpose(1, 2)
+        values[self.where, :, self.at] = value_states.transpose(1, 2)
+        return keys[self.span, :, : self.seen], values[self.span, :, : self.seen]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0  # positions are always given
 
     # --- what we call ---
 
-    def forward(self, ids: np.ndarray, at: np.ndarray, rows: np.ndarray | None = None) -> torch.Tensor:
-        """Feed ids (rows, new) at columns `at`: logits of the last token (rows, vocabulary).
+    def forward(self, ids: np.ndarray, at: np.ndarray, first: int | None = None) -> torch.Tensor:
+        """Feed ids (rows, new) at columns `at`, to rows 0, 1, …: logits of the last token (rows, vocabulary).
 
-        `rows`: hidden states of all tokens (rows, new, width) instead, of these rows; else the first rows are meant.
+        With `first`, to rows first, first + 1, …: hidden states of all tokens (rows, new, width) instead.
         """
+        begin = first or 0
         self.at = torch.as_tensor(at, device=self.device)
-        self.where = torch.arange(len(at), device=self.device) if rows is None else torch.as_tensor(rows)
-        self.rows = slice(len(at)) if rows is None else self.where  # a slice is a view, and copies nothing
-        self.width = int(at.max()) + 1
-        late = torch.arange(self.width, device=self.device) > self.at[:, None, :, None]
+        self.where = torch.arange(begin, begin + len(at), device=self.device)[:, None]
+        self.span, self.seen = slice(begin, begin + len(at)), int(at.max()) + 1
+        self.width = max(self.width, self.seen)
+        late = torch.arange(self.seen, device=self.device) > self.at[:, None, :, None]
         mask = torch.zeros(late.shape, dtype=self.model.dtype, device=self.device)
         mask.masked_fill_(late, torch.finfo(mask.dtype).min)
         inputs = {"input_ids": torch.as_tensor(ids, device=self.device), "attention_mask": mask}
         inputs |= {"position_ids": self.at, "past_key_values": self, "use_cache": True}
-        if rows is None:
+        if first is None:
             return self.model(**inputs, logits_to_keep=1).logits[:, -1]
         return self.trunk(**inputs).last_hidden_state
 
-    def prefill(self, rows: Sequence[int], texts: Sequence[Sequence[int]], starts: Sequence[int]) -> list[torch.Tensor]:
-        """Read each text into its row, from its start column on; the hidden states of its tokens (new, width)."""
-        out: list[torch.Tensor | None] = [None] * len(rows)
-        order = sorted(range(len(rows)), key=lambda r: len(texts[r]))
-        while order:
-            some = [order.pop()]  # the longest, and as many more as fit beside it
-            width = len(texts[some[0]])
-            while order and (len(some) + 1) * width <= CHUNK:
-                some.append(order.pop())
+    def prefill(self, first: int, texts: Sequence[Sequence[int]], starts: Sequence[int]) -> list[torch.Tensor]:
+        """Read texts into rows first, first + 1, …, from their start columns on; the hidden states of their tokens.
+
+        Texts of like length should stand together: they are read in the order given, as many at once as CHUNK allows.
+        """
+        out: list[torch.Tensor] = []
+        while len(out) < len(texts):
+            done, width, count = len(out), 0, 0
+            for text in texts[done:]:
+                if count and max(width, len(text)) * (count + 1) > CHUNK:
+                    break
+                width, count = max(width, len(text)), count + 1
+            some = texts[done : done + count]
             # What stands behind a row's end is written over before anything may look at it.
-            at = np.array([starts[r] for r in some])[:, None] + np.arange(width)
-            self.reserve(max(rows) + 1, int(at.max()) + 1)
-            ids = np.array([[*texts[r], *[0] * (width - len(texts[r]))] for r in some])
-            for r, hidden in zip(some, self.forward(ids, at, np.array([rows[r] for r in some])), strict=True):
-                out[r] = hidden[: len(texts[r])]
+            at = np.array(starts[done : done + count])[:, None] + np.arange(width)
+            self.reserve(first + len(texts), int(at.max()) + 1)
+            ids = np.array([[*text, *[0] * (width - len(text))] for text in some])
+            hidden = self.forward(ids, at, first + done)
+            out += [states[: len(text)] for states, text in zip(hidden, some, strict=True)]
         return out
 
     def copy(self, sources: np.ndarray, targets: np.ndarray, columns: int) -> None:
@@ -241,10 +253,11 @@ class Pool:
             return
         slot = torch.as_tensor(np.concatenate([prefix.slots for _, prefix in wanted]), device=rows.device)
         row, column = self._places(rows, [(row, 0, len(prefix.tokens)) for row, prefix in wanted])
+        rows.width = max(rows.width, max(len(prefix.tokens) for _, prefix in wanted))
         if not rows.keys:
             shape = (rows.size, self.keys[0].shape[1], rows.columns, self.keys[0].shape[2])
-            rows.keys = [pool.new_zeros(shape) for pool in self.keys]
-            rows.values = [pool.new_zeros(shape) for pool in self.values]
+            rows.keys = [_zeros(pool, shape) for pool in self.keys]
+            rows.values = [_zeros(pool, shape) for pool in self.values]
         for mine, theirs in ((self.keys, rows.keys), (self.values, rows.values)):
             for pool, work in zip(mine, theirs, strict=True):
                 work[row, :, column] = pool[slot]
@@ -257,7 +270,7 @@ class Pool:
     def _take(self, rows: Rows, count: int, parent: Prefix | None) -> np.ndarray | None:
         while len(self.free) < count:
             if self.size < self.capacity and rows.keys:
-                self._grow(rows, min(self.capacity, max(2 * self.size, self.size + count, 4096)))
+                self._grow(rows, min(self.capacity, max(4 * self.size, self.size + count, 16384)))
                 continue
             oldest = next(iter(self.held.values()), None)
             if oldest is None or oldest is parent:
@@ -320,7 +333,7 @@ class Reader:
         self.rows.reserve(len(prefixes), max(map(len, prefixes)))
         self.pool.load(self.rows, list(enumerate(above)))
         texts = [p[at:] for p, at in zip(prefixes, begin, strict=True)]
-        hidden = self.rows.prefill(range(len(prefixes)), texts, begin)
+        hidden = self.rows.prefill(0, texts, begin)
         for p, text in zip(prefixes, texts, strict=True):
             read[fresh[p]] += len(text)
         scores = [None] * len(prefixes)

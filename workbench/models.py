@@ -98,6 +98,25 @@ def rates(config, head: bool = True) -> tuple[float, float]:
     return 2.0 * matrices, 4.0 * layers * heads * dim
 
 
+class Price:
+    """FLOPs of a model's tokens, its shape looked up once: price(prefix, new, head) as policies and verifiers give it.
+
+    >>> from types import SimpleNamespace as C
+    >>> config = C(hidden_size=2, num_hidden_layers=1, intermediate_size=3, num_attention_heads=1,
+    ...            num_key_value_heads=1, head_dim=2, vocab_size=5)
+    >>> price = Price(config)
+    >>> price(0, 2) == flops(config, tokens=2, context=1.5), price(0, 2) == price(0, 1) + price(1, 1)
+    (True, True)
+    """
+
+    def __init__(self, config, head: bool = True):
+        self.rates = rates(config, False), rates(config, head)
+
+    def __call__(self, prefix: float, new: float, head: bool = True) -> float:
+        token, seen = self.rates[head]
+        return new * (token + seen * (prefix + (new + 1) / 2))
+
+
 def flops(config, tokens: float, context: float, head: bool = True) -> float:
     """FLOPs of a forward pass over `tokens` tokens that see `context` tokens each on average.
 

@@ -11,7 +11,7 @@ import torch
 
 from ..format import Encoder
 from ..kv import Pool, Rows, core, reading
-from ..models import load_model, rates
+from ..models import Price, load_model
 from ..tasks import digest
 from ..types import Node, ProblemError, Step, WorkbenchError
 from . import Sampling, Want
@@ -105,12 +105,8 @@ class LocalPolicy:
         return cls(*load_model(folder), **more)
 
     @cached_property
-    def rates(self):
-        return rates(self.config, False), rates(self.config, True)
-
-    def flops(self, prefix: float, new: float, head: bool = True) -> float:
-        token, seen = self.rates[head]
-        return new * (token + seen * (prefix + (new + 1) / 2))
+    def flops(self) -> Price:
+        return Price(self.config)
 
     def prompt_tokens(self, problem, node) -> int:
         return len(self.encoder.encode(problem.prompt, node.steps).ids)
@@ -182,23 +178,23 @@ class _Batch:
 
     def _admit(self, who: list[tuple[int, int]]) -> None:
         """New walkers: one row for each different start, with what the pool holds of it, the rest read."""
-        fresh: dict[tuple[int, ...], int] = {}
         begin = len(self.feed)
+        first: dict[tuple[int, ...], int] = {}
         for i, _ in who:
-            fresh.setdefault(self.starts[i][0], i)
-        held = [self.pool.deepest(ids[:-1], self.starts[i][1]) for ids, i in fresh.items()]
-        longest = max(len(ids) for ids in fresh) + self.sampling.step_tokens
-        self.rows.reserve(begin + len(fresh), longest)
-        self.pool.load(self.rows, [(begin + r, prefix) for r, prefix in enumerate(held)])
-        todo = []  # (row, tokens to have in the pool, how many of them are)
-        for r, ((ids, i), prefix) in enumerate(zip(fresh.items(), held, strict=True)):
-            known = len(prefix.tokens) if prefix else 0
-            self.read[i] += len(ids) - 1 - known
-            if known < len(ids) - 1:
-                todo.append((begin + r, ids[:-1], known, prefix))
-        if todo:
-            self.rows.prefill([r for r, *_ in todo], [ids[n:] for _, ids, n, _ in todo], [n for _, _, n, _ in todo])
-            self.pool.keep(self.rows, [(ids, r, prefix) for r, ids, _, prefix in todo])
+            first.setdefault(self.starts[i][0], i)
+        held = {ids: self.pool.deepest(ids[:-1], self.starts[i][1]) for ids, i in first.items()}
+        missing = {ids: len(ids) - 1 - (len(prefix.tokens) if prefix else 0) for ids, prefix in held.items()}
+        fresh = sorted(first, key=missing.__getitem__)  # those with nothing to read stand in front
+        for ids, i in first.items():
+            self.read[i] += missing[ids]
+        self.rows.reserve(begin + len(fresh), max(map(len, fresh)) + self.sampling.step_tokens)
+        self.pool.load(self.rows, [(begin + r, held[ids]) for r, ids in enumerate(fresh)])
+        known = sum(missing[ids] == 0 for ids in fresh)
+        if todo := fresh[known:]:
+            starts = [len(ids) - 1 - missing[ids] for ids in todo]
+            texts = [ids[at:-1] for ids, at in zip(todo, starts, strict=True)]
+            self.rows.prefill(begin + known, texts, starts)
+            self.pool.keep(self.rows, [(ids[:-1], begin + known + r, held[ids]) for r, ids in enumerate(todo)])
         where = {ids: begin + r for r, ids in enumerate(fresh)}
         self.feed = np.append(self.feed, [ids[-1] for ids in fresh])
         self.at = np.append(self.at, [len(ids) - 1 for ids in fresh])

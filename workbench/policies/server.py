@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..format import ASSISTANT, BREAK, CLOSING, END_ASSISTANT, Encoder, parse_step, render_prompt, render_step
-from ..models import rates
+from ..models import Price
 from ..tasks import digest
 from ..types import Node, Problem, ProblemError, Step, Trace, WorkbenchError
 from . import Sampling, Want
@@ -94,17 +94,16 @@ class Server:
             from transformers import AutoConfig
 
             config = AutoConfig.from_pretrained(config)
-        self.rates = None if config is None else (rates(config, False), rates(config, True))
+        self.price = None if config is None else Price(config)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_connections=in_flight)
         self.client = httpx.Client(timeout=timeout, headers=headers, limits=limits, trust_env=False)
         self._warned: set[str] = set()
 
     def flops(self, prefix: float, new: float, head: bool = True) -> float:
-        if self.rates is None:
+        if self.price is None:
             raise WorkbenchError(f"what a token of {self.model} costs is unknown: Server(config=…) takes its config")
-        token, seen = self.rates[head]
-        return new * (token + seen * (prefix + (new + 1) / 2))
+        return self.price(prefix, new, head)
 
     def prompt_tokens(self, problem: Problem, node: Node) -> int:
         return len(self.encoder.encode(problem.prompt, node.steps).ids)

@@ -295,9 +295,9 @@ class _Round:
         jobs = [job for live in self.asked for job in self._jobs(live)]
         self._draw(jobs)
         granted: list[tuple[_Live, Node, list[Node]]] = []
-        for live, node, k, use in jobs:
+        for live, node, k, use, family in jobs:
             if live.request is not None:
-                chain, _ = self._known(live, node, k, use)
+                chain, _ = self._known(live, family, k, use)
                 if self._grant(live, node, chain):
                     granted.append((live, node, [child for child, _ in chain]))
         self._score([(live, chain[-1]) for live, _, chain in granted if live.request.score])
@@ -309,8 +309,8 @@ class _Round:
         for live in self.asked:
             live.idle = 0 if live.inbox else live.idle + 1
 
-    def _jobs(self, live: _Live) -> Iterator[tuple[_Live, Node, int, Sampling]]:
-        """One a child. Every growth is a visit to the node and to all above it."""
+    def _jobs(self, live: _Live) -> Iterator[tuple[_Live, Node, int, Sampling, dict]]:
+        """One a child, with its family in the memo. Every growth is a visit to the node and to all above it."""
         grow, use = live.request, live.request.sampling(self.sampling)
         counts = [grow.n] * len(grow.nodes) if isinstance(grow.n, int) else grow.n
         live.result.rounds.append(grow)
@@ -322,14 +322,15 @@ class _Round:
             for depth in range(1, len(node.path) + 1):
                 if twig := live.result.tree.get(node.path[:depth]):
                     twig.visits += 1
-            yield from ((live, node, k, use) for k in range(grow.first, grow.first + n))
+            family = self.memo.family(self.seed, live.blind, node, use, grow.close)
+            yield from ((live, node, k, use, family) for k in range(grow.first, grow.first + n))
 
-    def _known(self, live: _Live, node: Node, k: int, use: Sampling) -> tuple[list[tuple[Node, float]], bool]:
+    def _known(self, live: _Live, family: dict, k: int, use: Sampling) -> tuple[list[tuple[Node, float]], bool]:
         """The part of a chain that is known already, as (node, seconds), and whether that is all of it."""
-        chain, family = [], self.memo.family(self.seed, live.blind, node, use, live.request.close)
+        chain = []
         while k in family:
             chain.append(family[k])
-            node = family[k][0]
+            node, _ = family[k]
             if node.finished or not live.request.to_end:
                 return chain, True
             k, family = 0, self.memo.family(self.seed, live.blind, node, use, False)
@@ -338,8 +339,8 @@ class _Round:
     def _draw(self, jobs) -> None:
         """Draw what is not known: one call to the policy for each sampling."""
         missing: dict[Sampling, list[tuple[_Live, Want]]] = {}
-        for live, node, k, use in jobs:
-            known, whole = self._known(live, node, k, use)
+        for live, node, k, use, family in jobs:
+            known, whole = self._known(live, family, k, use)
             if not whole:
                 at, first = (known[-1][0], 0) if known else (node, k)
                 want = Want(live.blind, at, 1, live.request.to_end, first, live.request.close and not known)
@@ -354,14 +355,16 @@ class _Round:
             for live, want, chains, seconds, read in self._extend(wants, use):
                 self._reread(live, self.policy, *live.unread(want.node, set(live.read), self.policy), read)
                 total = sum(len(child.steps[-1].ids) for chain in chains for child in chain) or 1
+                family_of_want = self.memo.family(self.seed, live.blind, want.node, use, want.close)
                 for k, chain in enumerate(chains, want.first):
-                    family = self.memo.family(self.seed, live.blind, want.node, use, want.close)
+                    family = family_of_want
                     for child in chain:
                         if not child.steps[-1].ids:
                             self._fail({live.blind.id: "the policy wrote a step without a token, and would for ever"})
                             break
                         family[k] = child, seconds * len(child.steps[-1].ids) / total
-                        k, family = 0, self.memo.family(self.seed, live.blind, child, use, False)
+                        if want.to_end and not child.finished:
+                            k, family = 0, self.memo.family(self.seed, live.blind, child, use, False)
 
     def _extend(self, wants: list[tuple[_Live, Want]], use: Sampling):
         """(live, want, chains, seconds, tokens read) for every want whose problem can be served."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from ..format import Encoder
 from ..kv import Reader
-from ..models import flops, load_model
+from ..models import Price, load_model
 from ..types import Problem, Trace
 from .prm import by_step, in_batches
 
@@ -53,8 +54,9 @@ class Likelihood:
     def load(cls, folder: str | Path, **more) -> Likelihood:
         return cls(*load_model(folder), **more)
 
-    def flops(self, prefix: float, new: float, head: bool = True) -> float:
-        return flops(self.model.config, new, prefix + (new + 1) / 2, head)
+    @cached_property
+    def flops(self) -> Price:
+        return Price(self.model.config)
 
     @torch.inference_mode()
     def score(self, items: Sequence[tuple[Problem, Trace]]) -> list[tuple[float, ...]]:

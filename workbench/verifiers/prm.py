@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 
 from ..format import Encoder
 from ..kv import Reader
-from ..models import flops, load_model
+from ..models import Price, load_model
 from ..types import Problem, ProblemError, Trace, WorkbenchError
 
 UNKNOWN = -1.0  # a step without a label: after the first error, or never judged
@@ -128,8 +129,9 @@ class PRM:
     def load(cls, folder: str | Path, **more) -> PRM:
         return cls(*load_model(folder, "AutoModelForTokenClassification"), **more)
 
-    def flops(self, prefix: float, new: float, head: bool = True) -> float:
-        return flops(self.model.config, new, prefix + (new + 1) / 2, head=False)  # one number a step: nothing
+    @cached_property
+    def flops(self) -> Price:
+        return Price(self.model.config, head=False)  # one number a step: nothing
 
     @torch.inference_mode()
     def score(self, items: Sequence[tuple[Problem, Trace]]) -> list[tuple[float, ...]]:
