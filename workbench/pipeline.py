@@ -88,6 +88,7 @@ class Profile:
     search_problems: int = 240
     search_n: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     beam_n: tuple[int, ...] = (4, 16)
+    caps: tuple[int, ...] = (16, 32, 48)
 
     @property
     def sampling(self):
@@ -332,61 +333,61 @@ class Series:
         """Every method at every n on the test problems, from one set of proposals; a record a problem and setting."""
         p = self.profile
         inputs = {"policy": self.teach().path, **{k: self.judge(k).path for k in ("likelihood", "head", "orm")}}
-        run = self._open("search", inputs, problems=p.search_problems, n=p.search_n, beam_n=p.beam_n)
+        run = self._open("search", inputs, problems=p.search_problems, n=p.search_n, beam_n=p.beam_n, caps=p.caps)
         if run.done:
             return run
         from . import evaluate
         from .policies.local import LocalPolicy
+        from .search import Memo
         from .verifiers.oracle import Oracle
 
-        _fresh(run, "records", "samples")
         problems, policy = self.test(), self.policy()
-        oracle, prm = Oracle(problems), self.verifier()
-        head, orm = self.verifier("head"), self.verifier("orm")
-        memos: dict = {}
-        plan = [("greedy", "greedy", None, {})]
-        for n in p.search_n:
-            plan += [
-                ("majority", "majority", None, {"n": n}),
-                ("best_of_n", "best_of_n", prm, {"n": n}),
-                ("weighted_vote", "weighted_vote", prm, {"n": n}),
-                ("best_of_n (oracle)", "best_of_n", oracle, {"n": n}),
-            ]
-        for n in [n for n in p.search_n if n <= 16]:
-            plan += [
-                ("best_of_n (head)", "best_of_n", head, {"n": n}),
-                ("best_of_n (ORM)", "best_of_n", orm, {"n": n, "aggregate": "last"}),
-            ]
-        plan += [("beam", "beam", prm, {"n": n, "width": 4}) for n in p.beam_n]
-        for label, method, verifier, knobs in _tqdm(plan, "search", self.progress):
-            run.append(
-                "records",
-                (
-                    r.to_json()
-                    for r in evaluate.search(
-                        "search",
-                        problems,
-                        method,
-                        policy,
-                        verifier,
-                        (self.seed,),
-                        memos,
-                        p.sampling,
-                        label=label,
-                        **knobs,
-                    )
-                ),
-            )
+        prm, oracle = self.verifier(), Oracle(problems)
         # The judge is a language model too: what it answers alone, greedily, is a baseline that must be drawn.
         alone = LocalPolicy(prm.model, prm.encoder.tokenizer)
-        records = evaluate.search(
-            "search", problems, "greedy", alone, None, (self.seed,), None, p.sampling, label="verifier alone"
-        )
-        run.append("records", (r.to_json() for r in records))
+        judges = {"head": self.verifier("head"), "ORM": self.verifier("orm"), "oracle": oracle, "prm": prm, None: None}
+        memos = {id(policy): Memo(), id(alone): Memo()}
+        for label, method, judge, knobs, who in _tqdm(self._methods(policy, alone), "search", self.progress):
+            evaluate.into(
+                run,
+                problems,
+                method,
+                who,
+                judges[judge],
+                self.seed,
+                memos[id(who)],
+                p.sampling,
+                label,
+                tree=method == "beam",
+                **knobs,
+            )
+        _fresh(run, "samples")
         records, _ = evaluate.samples("search", problems, policy, max(p.search_n), self.seed, p.sampling)
         run.append("samples", (r.to_json() for r in records))
         run.finish(problems=len(problems))
         return run
+
+    def _methods(self, policy, alone) -> list[tuple]:
+        """What `search` runs: (label, search, judge, knobs, policy); a stage that was killed goes on where it was."""
+        p, min_ = self.profile, {"aggregate": "min"}
+        plan = [("greedy", "greedy", None, {}, policy), ("verifier alone", "greedy", None, {}, alone)]
+        for n in p.search_n:
+            plan.append(("majority", "majority", None, {"n": n}, policy))
+            plan += [(name, name, "prm", {"n": n, **min_}, policy) for name in ("best_of_n", "weighted_vote")]
+            plan.append(("best_of_n (oracle)", "best_of_n", "oracle", {"n": n, **min_}, policy))
+        for n in [n for n in p.search_n if n <= 16]:
+            plan.append(("best_of_n (head)", "best_of_n", "head", {"n": n, **min_}, policy))
+            plan.append(("best_of_n (ORM)", "best_of_n", "ORM", {"n": n, "aggregate": "last"}, policy))
+        for n in p.beam_n:
+            for name in ("beam", "lookahead", "dvts", "mcts"):
+                plan.append((name, name, "prm", {"n": n, "width": 4, **min_}, policy))
+            plan += [(name, name, "prm", {"n": n, **min_}, policy) for name in ("particle", "revisions")]
+            plan.append(("hybrid", "hybrid", "prm", {"n": n, "width": 4, "probe": min(4, n), **min_}, policy))
+            plan.append(("beam (oracle)", "beam", "oracle", {"n": n, "width": 4, **min_}, policy))
+        plan += [("adaptive", "adaptive", None, {"n": n}, policy) for n in p.search_n if n > 4]
+        plan += [(f"budget_forcing (cap {cap})", "budget_forcing", None, {"cap": cap}, policy) for cap in p.caps]
+        plan.append(("budget_forcing (extend 1)", "budget_forcing", None, {"extend": 1}, policy))
+        return plan
 
     # --- reinforce ---
 

@@ -20,11 +20,11 @@ def _(mo):
     give *one* answer. A vote trusts the crowd; a judge may trust a single chain. You find out which is worth more when
     both are charged for every token that they read or write.
 
-    - **You will know** what a search is (a generator that asks for steps), how beam search decides, what a driver meters,
-      and how far a good judge, a weak judge and a perfect one are apart.
+    - **You will know** what a search is (a generator that asks for steps), how beams, lookahead, tree search, particles
+      and revisions decide, what a driver meters, and how far a good judge, a weak judge and a perfect one are apart.
     - **Time and memory.** `nano`: 1 min and 1 GB when the earlier stages are on disk. What is missing is built here, with
       a progress bar.
-    - **Modules.** `search`, `verifiers`, `select`, `scaling`, `plots`, `claims`.
+    - **Modules.** `search`, `trees`, `verifiers`, `select`, `scaling`, `plots`, `claims`.
     """)
     return
 
@@ -37,7 +37,7 @@ def _():
 
     from IPython.display import Markdown
 
-    from workbench import claims, plots, scaling, tasks
+    from workbench import claims, plots, scaling, search, tasks, trees
     from workbench.pipeline import Series, read_records
     from workbench.policies import Want
     from workbench.policies.scripted import Scripted
@@ -71,7 +71,9 @@ def _():
         read_records,
         replace,
         scaling,
+        search,
         tasks,
+        trees,
         weighted,
         weighted_vote,
     )
@@ -226,7 +228,7 @@ def _(Series, profile, read_records, runs, seed):
     run = series.search()
     records = read_records(run)
     len(records), sorted({r.knobs["method"] for r in records})
-    return records, series
+    return records, run, series
 
 
 @app.cell(hide_code=True)
@@ -245,7 +247,7 @@ def _(records, scaling):
     n = 16 if 16 in fits else max(fits)
     price = {(point.method, point.n): point.x for point in points}
     n
-    return n, points, price
+    return n, points, price, reach
 
 
 @app.cell(hide_code=True)
@@ -286,8 +288,11 @@ def _(mo):
 @app.cell
 def _(Want, blind, judge, policy, replace, sampling, seed):
     def serve(request):
-        wants = [Want(blind, node, request.n) for node in request.nodes]
-        ends = [chain[-1] for chains in policy.extend(wants, seed, sampling) for chain in chains]
+        counts = request.n if isinstance(request.n, list) else [request.n] * len(request.nodes)
+        more = {"to_end": request.to_end, "first": request.first, "close": request.close}
+        wants = [Want(blind, node, n, **more) for node, n in zip(request.nodes, counts, strict=True)]
+        drawn = policy.extend(wants, seed, request.sampling(sampling))
+        ends = [chain[-1] for chains in drawn for chain in chains]
         scored = judge.score([(blind, end.trace) for end in ends])
         return [
             replace(end, steps=tuple(replace(s, score=v) for s, v in zip(end.steps, scores, strict=True)))
@@ -396,6 +401,67 @@ def _(tree):
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
+    ## Every method is a row of wishes
+
+    Step the others by hand too, with the same two helpers, and write down what each one wishes for: how many nodes it
+    grows, how many children in all, and whether by a step or to the end.
+    """)
+    return
+
+
+@app.function
+def wish(request):
+    children = sum(request.n) if isinstance(request.n, list) else request.n * len(request.nodes)
+    how = "closed" if request.close else "whole chains" if request.to_end else "steps"
+    heat = "" if request.temperature is None else f", temperature {request.temperature:g}"
+    return f"{len(request.nodes)} → {children} {how}{heat}"
+
+
+@app.cell
+def _(Node, search, seed, serve, tasks):
+    def story(name, **knobs):
+        lots = {"rng": tasks.rng(name, seed)} if name == "particle" else {}
+        walk = search.get(name)(Node(), **knobs, **lots)
+        wishes, (asked, found) = [], (next(walk), None)
+        while asked:
+            wishes.append(wish(asked))
+            asked, found = send(walk, serve(asked))
+        return wishes, found
+
+    return (story,)
+
+
+@app.cell
+def _(story):
+    small = {"beam": {"n": 4, "width": 2}, "lookahead": {"n": 4, "width": 2}, "dvts": {"n": 4, "width": 2}}
+    small |= {"mcts": {"n": 3, "width": 2}, "particle": {"n": 4}, "revisions": {"n": 3}, "adaptive": {"n": 8, "batch": 2}}
+    small |= {"budget_forcing": {"cap": 16}, "hybrid": {"n": 4, "width": 2, "probe": 2}, "weighted_vote": {"n": 4}}
+    for _name, _knobs in small.items():
+        _wishes, _found = story(_name, **_knobs)
+        print(f"{_name:>14} ({_found}): " + "; ".join(_wishes[:5]) + (f"; … {len(_wishes)} in all" * (len(_wishes) > 5)))
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Lookahead wishes at temperature 0 before it decides: it values a step by where the step leads. DVTS grows as many
+    steps as the beam, but its subtrees never compete. MCTS grows one node at a time. Particles are *drawn* in proportion
+    to their score where the beam cuts, so counts differ from node to node. Revisions and the adaptive vote wish for whole
+    chains, one after another. Each file is about as long as its docstring; look at one.
+    """)
+    return
+
+
+@app.cell
+def _(plots, search):
+    plots.show_source(search.get("particle"))
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
     ## The driver does the same for all problems at once
 
     It batches the requests of every problem into one call, meters each token, and stops at a budget. By hand or driven,
@@ -423,6 +489,40 @@ def _(mo):
 def _(driven):
     print(f"sampled {driven.cost.sampled}, prompt {driven.cost.prompt}, judged {driven.cost.judged} tokens")
     print(f"policy {driven.cost.policy_flops:.3g} FLOPs, judge {driven.cost.verifier_flops:.3g} FLOPs")
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    A judge of the same size that reads each step once costs what the policy costs. Read every trace whole, as many
+    programs do, and it costs several times as much. You reckon it from the tree: the tokens in front of each node.
+    """)
+    return
+
+
+@app.cell
+def _(blind, driven, policy):
+    reads = sum(policy.prompt_tokens(blind, node) for node in driven.nodes)
+    print(
+        f"judged once: {driven.cost.judged} tokens; every trace read whole: {reads}, {reads / driven.cost.judged:.1f} times"
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The tree is data: a line a node, with what became of it and why. The beam searches of this series are on disk.
+    """)
+    return
+
+
+@app.cell
+def _(problem, run, trees):
+    grown = [branch for branch in trees.load(run.path / "trees.jsonl") if branch.problem == problem.id]
+    for _branch in sorted({b.path: b for b in grown}.values(), key=lambda b: b.path)[:12]:
+        print(f"{'  ' * len(_branch.path)}{_branch.text:<14} {_branch.score:.3f}  {_branch.fate}")
     return
 
 
@@ -499,6 +599,38 @@ def _(n, records, rows, scaling):
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
+    The same comparison for every guided method, at the largest n whose bill the vote's curve reaches. An interval that
+    leaves out zero is a difference; ten intervals look at the same problems, so expect one of them in twenty to be luck.
+    """)
+    return
+
+
+@app.cell
+def _(points, reach, records, scaling):
+    def beside_the_vote(method):
+        ns = [point.n for point in points if point.method == method and point.x <= reach]
+        return max(ns), scaling.paired_at_equal_flops(records, method, "majority", n=max(ns))
+
+    return (beside_the_vote,)
+
+
+@app.cell
+def _(Markdown, beside_the_vote, n, price):
+    guided = ("best_of_n", "weighted_vote", "beam", "lookahead", "dvts", "mcts", "particle", "revisions", "hybrid")
+    versus = {method: beside_the_vote(method) for method in guided}
+    Markdown(
+        "| method | n | minus the vote at equal FLOPs | FLOPs of the vote of 16 |\n|---|---|---|---|\n"
+        + "\n".join(
+            f"| {method} | {at} | {gap} | {price[method, at] / price['majority', n]:.2f} |"
+            for method, (at, gap) in sorted(versus.items(), key=lambda row: -row[1][1].value)
+        )
+    )
+    return guided, versus
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
     One rival needs neither vote nor judge: greedy, a single chain without dice.
     """)
     return
@@ -539,8 +671,8 @@ def _(mo):
 
 
 @app.cell
-def _(gain, n, plots, points, rows, scaling):
-    drawn = ("greedy", "verifier alone", "majority", "best_of_n", "weighted_vote", "beam")
+def _(gain, guided, n, plots, points, rows, scaling):
+    drawn = ("greedy", "verifier alone", "majority", "adaptive", *guided)
     main = [p for p in points if p.method in drawn]
     alone = scaling.accuracy(rows("majority", 1))
     title = f"At equal FLOPs (n = {n}) a judge changes the vote's accuracy by {100 * gain.value:+.1f} points"
@@ -590,6 +722,26 @@ def _(mo):
 def _(n, plots, rows):
     plots.levels(rows("majority", n) + rows("weighted_vote", n) + rows("best_of_n (oracle)", n))
     return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Thinking to order
+
+    Budget forcing (Muennighoff et al., arXiv 2501.19393) needs no judge. A *cap* makes the policy answer when its tokens
+    are up; *extend* writes "Wait" where it wanted to answer. The paper's model got better when it was made to go on.
+    Yours has never seen a "Wait".
+    """)
+    return
+
+
+@app.cell
+def _(points):
+    forced = sorted((p for p in points if p.method.startswith("budget_forcing")), key=lambda p: p.x)
+    for _point in [*forced, *(p for p in points if p.method == "majority" and p.n == 1)]:
+        print(f"{_point.method.replace('majority', 'not forced'):<26} {_point.accuracy} at {_point.x / 1e6:.0f} MFLOP")
+    return (forced,)
 
 
 @app.cell(hide_code=True)
@@ -653,6 +805,7 @@ def _(
     Markdown,
     bend,
     claims,
+    forced,
     found,
     gain,
     n,
@@ -661,8 +814,10 @@ def _(
     same_n,
     test,
     verdict,
+    versus,
 ):
     _falls = [kind for kind, gap in bend.items() if claims.decide(gap, "< 0") == "holds"]
+    _best = max(versus, key=lambda method: versus[method][1].value)
     Markdown(
         f"- At equal FLOPs (n = {n}) the judge adds {gain.value:+.3f} accuracy to the vote: {verdict(gain)}. "
         f"At equal n it looks like {same_n.value:+.3f}; the difference is the judge's own bill.\n"
@@ -676,6 +831,10 @@ def _(
         f"{found['only the vote finds it']}, and {found['there, and both miss it']} right chains are missed by both.\n"
         f"- Best-of-n bends down with n for: {', '.join(_falls) or 'no judge, as far as these intervals tell'}. "
         "Lightman et al. (arXiv 2305.20050) report their best at n = 1860, Cobbe et al. peak near 400: judges differ.\n"
+        f"- Of {len(versus)} guided methods {sum(claims.decide(gap, '> 0') == 'holds' for _, gap in versus.values())} beat "
+        f"the vote at equal FLOPs beyond doubt; the best of them by value is {_best}, {versus[_best][1].value:+.3f}.\n"
+        f"- Budget forcing: {max(p.accuracy.value for p in forced):.0%} at most, {forced[-1].accuracy.value:.0%} for the "
+        "dearest. A policy must *learn* to stop early, or to go on from a marker.\n"
         "- Training the judge is in the ledger below and in no curve; it is paid once."
     )
     return
