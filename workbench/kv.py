@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from .types import WorkbenchError
 
 CHUNK = 8192  # tokens of one forward pass over prefixes, which bounds its memory
 BATCH = 512  # rows that are held at a time to read prefixes
+FEW = 512  # tokens that are read at once whatever their padding: fewer would cost a pass as much
 
 
 def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
@@ -39,8 +40,49 @@ def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0
 ALL_ATTENTION_FUNCTIONS.register("workbench", _attend)
 
 
+class Packed:
+    """The linear layers of a bf16 model on a CPU, their weights laid out once for oneDNN instead of at every call.
+
+    That costs a second copy of them in memory and makes small batches about twice as fast. Elsewhere it does nothing.
+    The same numbers as before but for the order of summation.
+    """
+
+    def __init__(self, model):
+        self.model, self.version, self.forwards = model, None, {}
+        self.useful = (
+            model.device.type == "cpu"
+            and model.dtype == torch.bfloat16
+            and torch.backends.mkldnn.is_available()
+            and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        )
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        if not self.useful:
+            yield
+            return
+        layers = [m for m in self.model.modules() if type(m) is torch.nn.Linear and m.weight.dtype == torch.bfloat16]
+        if self.version != (now := (version(self.model), len(layers))):  # another weight, or an adapter that wraps some
+            self.version, self.forwards = now, {id(layer): self._forward(layer) for layer in layers}
+        try:
+            for layer in layers:
+                layer.forward = self.forwards[id(layer)]
+            yield
+        finally:
+            for layer in layers:
+                del layer.forward  # the class's own again
+
+    @staticmethod
+    def _forward(layer):
+        weight, linear = (
+            torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach()),
+            torch.ops.mkldnn._linear_pointwise,
+        )
+        return lambda x: linear(x, weight, layer.bias, "none", [], "")
+
+
 @contextmanager
-def reading(model) -> Iterator[None]:
+def reading(model, packed: Packed | None = None) -> Iterator[None]:
     """The model in eval mode, its attention as `Rows` need it; left as it was found."""
     mode, before = model.training, model.config._attn_implementation
     windows = getattr(model.config, "layer_types", None) or []
@@ -49,7 +91,7 @@ def reading(model) -> Iterator[None]:
     model.eval()
     model.config._attn_implementation = "workbench"
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), packed.swapped() if packed else nullcontext():
             yield
     finally:
         model.config._attn_implementation = before
@@ -85,7 +127,7 @@ class Rows(Cache):
     def __init__(self, model):
         super().__init__(layers=[])  # transformers is told of none: all are alike, and live here
         self.model = core(model)
-        self.trunk = self.model.base_model
+        self.trunk, self.packed = self.model.base_model, Packed(self.model)
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
         self.size, self.columns, self.width = 1, 1, 0  # rows and columns there are, columns in use
@@ -145,15 +187,16 @@ class Rows(Cache):
     def prefill(self, first: int, texts: Sequence[Sequence[int]], starts: Sequence[int]) -> list[torch.Tensor]:
         """Read texts into rows first, first + 1, …, from their start columns on; the hidden states of their tokens.
 
-        Texts of like length should stand together: they are read in the order given, as many at once as CHUNK allows.
+        They are read in the order given: many at once while they are of like length, so that little is padding.
         """
         out: list[torch.Tensor] = []
         while len(out) < len(texts):
-            done, width, count = len(out), 0, 0
+            done, width, count, real = len(out), 0, 0, 0
             for text in texts[done:]:
-                if count and max(width, len(text)) * (count + 1) > CHUNK:
+                padded = max(width, len(text)) * (count + 1)
+                if padded > CHUNK and count or real > FEW and padded > 1.25 * (real + len(text)):
                     break
-                width, count = max(width, len(text)), count + 1
+                width, count, real = max(width, len(text)), count + 1, real + len(text)
             some = texts[done : done + count]
             # What stands behind a row's end is written over before anything may look at it.
             at = np.array(starts[done : done + count])[:, None] + np.arange(width)
@@ -309,7 +352,7 @@ class Reader:
         judge(hidden, after) -> notes: for every step the hidden states of its tokens (tokens, width), and the tokens
         that stand one place after each of them. What two chains share is read for the first.
         """
-        with reading(self.rows.model):
+        with reading(self.rows.model, self.rows.packed):
             self.pool.refresh()
             known: dict[tuple[int, ...], float | None] = {}
             read = [0] * len(chains)
@@ -321,7 +364,8 @@ class Reader:
                             known[prefix] = held.note
                         else:
                             fresh.setdefault(prefix, i)
-                todo = sorted(fresh, key=len)
+                begin = {prefix: chains[i][1][depth - 1] if depth else 0 for prefix, i in fresh.items()}
+                todo = sorted(fresh, key=lambda prefix: len(prefix) - begin[prefix])
                 for first in range(0, len(todo), BATCH):
                     self._read(todo[first : first + BATCH], fresh, chains, depth, judge, known, read)
         return [tuple(known[tokens[:cut]] for cut in cuts[1:]) for tokens, cuts in chains], read

@@ -57,9 +57,9 @@ def log_probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 def draw(logprobs: torch.Tensor, rows: np.ndarray, keys: np.ndarray, places: np.ndarray) -> torch.Tensor:
     """One token a walker by inversion: walker w stands on row rows[w] of (rows, vocabulary) `logprobs`."""
     sums = logprobs.exp().cumsum(-1)
-    at = torch.as_tensor(rows, device=sums.device)
     point = torch.as_tensor(uniform(keys, places), dtype=sums.dtype, device=sums.device)
-    sums = sums[at]
+    if not np.array_equal(rows, np.arange(len(sums))):  # one walker a row: nothing to copy
+        sums = sums[torch.as_tensor(rows, device=sums.device)]
     point = torch.minimum(point * sums[:, -1], torch.nextafter(sums[:, -1], sums.new_zeros(())))
     return torch.searchsorted(sums, point[:, None], right=True)[:, 0]
 
@@ -114,7 +114,7 @@ class LocalPolicy:
     def extend(self, wants: Sequence[Want], seed: int = 0, sampling: Sampling | None = None) -> list[list[list[Node]]]:
         if self.adapter is not None:
             core(self.model).set_adapter(self.adapter)
-        with reading(core(self.model)):
+        with reading(self.rows.model, self.rows.packed):
             self.pool.refresh()
             batch = _Batch(self, wants, seed, sampling or Sampling())
             batch.run()
