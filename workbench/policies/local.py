@@ -16,6 +16,8 @@ from ..tasks import digest
 from ..types import Node, ProblemError, Step, WorkbenchError
 from . import Sampling, Want
 
+BLOCK = 256
+
 
 def uniform(keys: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Numbers in (0, 1) from counters alone, by splitmix64 (Steele et al. 2014).
@@ -42,7 +44,9 @@ def log_probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
     At temperature 0 the model's own. What the filters drop has -inf, and the rest adds up to 1.
     """
-    logits = logits.float() / (sampling.temperature or 1.0)
+    logits = logits.float()
+    if sampling.temperature not in (0.0, 1.0):
+        logits = logits / sampling.temperature
     if sampling.temperature and sampling.top_k and sampling.top_k < logits.shape[-1]:
         least = logits.topk(sampling.top_k, -1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
@@ -55,13 +59,31 @@ def log_probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 
 def draw(logprobs: torch.Tensor, rows: np.ndarray, keys: np.ndarray, places: np.ndarray) -> torch.Tensor:
-    """One token a walker by inversion: walker w stands on row rows[w] of (rows, vocabulary) `logprobs`."""
-    sums = logprobs.exp().cumsum(-1)
-    point = torch.as_tensor(uniform(keys, places), dtype=sums.dtype, device=sums.device)
-    if not np.array_equal(rows, np.arange(len(sums))):  # one walker a row: nothing to copy
-        sums = sums[torch.as_tensor(rows, device=sums.device)]
-    point = torch.minimum(point * sums[:, -1], torch.nextafter(sums[:, -1], sums.new_zeros(())))
-    return torch.searchsorted(sums, point[:, None], right=True)[:, 0]
+    """One token a walker by inversion: walker w stands on row rows[w] of (rows, vocabulary) `logprobs`.
+
+    First the block of BLOCK tokens is found in which the number falls, then the token in it, so that a large vocabulary
+    is summed once and not accumulated.
+    """
+    chance = logprobs.exp()
+    size, device = chance.shape[1], chance.device
+    whole = size // BLOCK * BLOCK
+    sums = chance[:, :whole].view(len(chance), -1, BLOCK).sum(-1)
+    if whole < size:
+        sums = torch.cat([sums, chance[:, whole:].sum(-1, keepdim=True)], 1)
+    at = torch.as_tensor(rows, device=device)
+    total = sums.cumsum(-1)[at]
+    point = torch.as_tensor(uniform(keys, places), dtype=chance.dtype, device=device)[:, None]
+    block = _find(total, point * total[:, -1:])
+    before = torch.where(block > 0, total.gather(1, (block - 1).clamp(min=0)), 0.0)
+    token = block * BLOCK + torch.arange(BLOCK, device=device)
+    inside = chance[at[:, None], token.clamp(max=size - 1)].masked_fill(token >= size, 0.0).cumsum(-1)
+    return (block * BLOCK + _find(inside, point * total[:, -1:] - before))[:, 0]
+
+
+def _find(sums: torch.Tensor, point: torch.Tensor) -> torch.Tensor:
+    """Where `point` falls among growing sums, never past the last one that grows."""
+    top = torch.nextafter(sums[:, -1:], sums.new_zeros(()))
+    return torch.searchsorted(sums, torch.minimum(point.clamp(min=0), top), right=True)
 
 
 class LocalPolicy:
