@@ -221,6 +221,20 @@ def test_draws_follow_the_softmax():
     assert ((both - n * p[:, None] * p).square() / (n * p[:, None] * p)).sum() < 70.0  # 35 degrees of freedom
 
 
+def test_a_large_vocabulary_is_drawn_by_blocks_as_it_would_be_whole():
+    """Bug: a block's edge drawn twice or never, a token without probability, the vocabulary's ragged end."""
+    size, n = 5 * 256 + 77, 4000
+    torch.manual_seed(0)
+    logits = torch.randn(3, size, dtype=torch.float64) * 2
+    logits[:, ::3] = -torch.inf
+    logits[1, 300:] = -torch.inf
+    logprobs, rows = logits.log_softmax(-1), np.arange(n) % 3
+    keys, places = (np.arange(n) * 31).astype(np.uint64), np.zeros(n, dtype=np.int64)
+    sums = logprobs.exp().cumsum(-1)[torch.as_tensor(rows)]
+    want = torch.searchsorted(sums, torch.as_tensor(uniform(keys, places))[:, None] * sums[:, -1:], right=True)[:, 0]
+    assert torch.equal(draw(logprobs, rows, keys, places), want)
+
+
 def test_a_uniform_number_is_never_0_or_1():
     """Bug: a number rounded up to 1 draws past the last token, one rounded to 0 draws a token without probability."""
     u = uniform(np.arange(200_000).astype(np.uint64), np.arange(200_000) % 7)

@@ -61,18 +61,21 @@ def log_probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 def draw(logprobs: torch.Tensor, rows: np.ndarray, keys: np.ndarray, places: np.ndarray) -> torch.Tensor:
     """One token a walker by inversion: walker w stands on row rows[w] of (rows, vocabulary) `logprobs`.
 
-    First the block of BLOCK tokens is found in which the number falls, then the token in it, so that a large vocabulary
-    is summed once and not accumulated.
+    In a large vocabulary first the block of BLOCK tokens is found in which the number falls, then the token in it, so
+    that most of it is summed and not accumulated.
     """
     chance = logprobs.exp()
     size, device = chance.shape[1], chance.device
+    at = torch.as_tensor(rows, device=device)
+    point = torch.as_tensor(uniform(keys, places), dtype=chance.dtype, device=device)[:, None]
+    if size <= 4 * BLOCK:
+        sums = chance.cumsum(-1)[at]
+        return _find(sums, point * sums[:, -1:])[:, 0]
     whole = size // BLOCK * BLOCK
     sums = chance[:, :whole].view(len(chance), -1, BLOCK).sum(-1)
     if whole < size:
         sums = torch.cat([sums, chance[:, whole:].sum(-1, keepdim=True)], 1)
-    at = torch.as_tensor(rows, device=device)
     total = sums.cumsum(-1)[at]
-    point = torch.as_tensor(uniform(keys, places), dtype=chance.dtype, device=device)[:, None]
     block = _find(total, point * total[:, -1:])
     before = torch.where(block > 0, total.gather(1, (block - 1).clamp(min=0)), 0.0)
     token = block * BLOCK + torch.arange(BLOCK, device=device)

@@ -454,7 +454,8 @@ class _Round:
         result, steps = live.result, [*node.steps, *(child.steps[-1] for child in chain)]
         if scored:
             scores, _ = self.memo.scores[live.blind.id][id(self.verifier), _text(chain[-1])]
-            steps = [replace(step, score=score) for step, score in zip(steps, scores, strict=True)]
+            pairs = zip(steps, scores, strict=True)
+            steps = [step if step.score == score else replace(step, score=score) for step, score in pairs]
         for child in chain:
             child = replace(child, steps=tuple(steps[: len(child.steps)]))
             twig = result.tree.get(child.path)
