@@ -1,61 +1,20 @@
-"""Law tests of every search, and exact values on policies with known probabilities."""
+"""Law tests of every search and of the driver."""
 
-import functools
 import gc
-import inspect
-import itertools
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import replace
 
 import pytest
+from searching import JUDGE, POLICY, TABLE, Judge, go, knobs, seen, spy
 
 from workbench import search
 from workbench.format import render_step
 from workbench.policies import Sampling, Want
 from workbench.policies.scripted import Scripted
 from workbench.search import Grow, Memo, drive
-from workbench.types import Budget, Node, Step, WorkbenchError
+from workbench.types import Budget, Node, ProblemError, Step, WorkbenchError
 
-WORDS = {"a": 0.5, "b": 0.3, "=0": 0.2}
-TABLE = {(): list(WORDS.items())}
-TABLE |= {(x,): [("a", 0.4), ("b", 0.2), ("=1", 0.3), ("=0", 0.1)] for x in "ab"}
-TABLE |= {(x, y): [("=1", 0.5), ("=0", 0.3), ("?", 0.2)] for x in "ab" for y in "ab"}  # after "?" a chain is cut
-POLICY = Scripted(TABLE)
 SEEDLESS = ("greedy",)
-
-
-class Judge:
-    """Scores a step by its text alone; unseen texts get .5."""
-
-    aggregate = "min"
-
-    def __init__(self, **scores):
-        self.scores = scores
-
-    def flops(self, prefix, new, head=True):
-        return 3.0 * new
-
-    def score(self, items):
-        assert all(problem.answer is None for problem, _ in items), "a verifier saw the gold answer"
-        return [tuple(self.scores.get(step.text, 0.5) for step in trace.steps) for _, trace in items]
-
-
-JUDGE = Judge(a=0.9, b=0.4, **{"1": 0.6, "0": 0.7})
-
-
-def knobs(name, **wanted):
-    """Those of the wanted knobs that the search has."""
-    return {k: v for k, v in wanted.items() if k in inspect.signature(search.get(name)).parameters}
-
-
-def go(name, problems, policy=POLICY, verifier=JUDGE, **more):
-    return drive(problems, name, policy, verifier, **{"seed": 1, **knobs(name, n=6, width=2), **more})
-
-
-def seen(results):
-    """All that a result holds but seconds."""
-    costs = [replace(r.cost, policy_seconds=0.0, verifier_seconds=0.0) for r in results]
-    return {r.problem.id: (r.answer, r.nodes, cost, r.stop) for r, cost in zip(results, costs, strict=True)}
 
 
 @pytest.fixture(params=search.names())
@@ -113,24 +72,6 @@ def test_a_budget_of_flops_counts_the_verifier(asked):
         [cut] = go(method, asked(1), budget=Budget(flops=limit))
         assert cut.cost.flops < limit + 60  # a child that was begun is finished, and read
     assert go("beam", asked(1), budget=Budget(flops=limit))[0].cost.flops < go("beam", asked(1))[0].cost.flops
-
-
-def spy(name, log):
-    """The search, with every request noted down."""
-    inner = search.get(name)
-
-    @functools.wraps(inner)
-    def spied(root, **knobs):
-        generator, sent, requests = inner(root, **knobs), None, []
-        log.append(requests)
-        while True:
-            try:
-                requests.append(generator.send(sent))
-            except StopIteration as end:
-                return end.value
-            sent = yield requests[-1]
-
-    return spied
 
 
 def test_the_cost_adds_up(name, asked):
@@ -340,135 +281,212 @@ def test_a_memo_serves_one_policy(asked):
         go("majority", asked(3), Scripted(TABLE), memo=memo)
 
 
-# --- exact values -------------------------------------------------------------------------------------------------
-
-ANSWERS = {"1": 0.4, "0": 0.35, "2": 0.25}
-ONE_STEP = Scripted({(): [("=" + answer, p) for answer, p in ANSWERS.items()]})
-LIKES = {"1": 0.5, "0": 0.1, "2": 0.7}
-N = 800
+# --- the driver ---------------------------------------------------------------------------------------------------
 
 
-def share(results, answer="1"):
-    return sum(r.answer == answer for r in results) / len(results)
+def whole(results):
+    """`seen`, and the story of every node."""
+    stories = {r.problem.id: [(t.round, t.sampled, t.flops, t.visits) for t in r.tree.values()] for r in results}
+    return seen(results), stories, [len(r.rounds) for r in results]
 
 
-def near(p):
-    return pytest.approx(p, abs=3.5 * (p * (1 - p) / N) ** 0.5)
+def test_the_window_does_not_matter(name, asked):
+    """Bug: a tree that depends on how many problems are held at a time."""
+    want = whole(go(name, asked(7)))
+    assert all(whole(go(name, asked(7), window=window)) == want for window in (1, 3))
+    with pytest.raises(WorkbenchError, match="window=0"):
+        go(name, asked(7), window=0)
 
 
-def expected(n, choose):
-    """The probability that `choose(answers)` is 1, over all ways to draw n answers."""
-    total = 0.0
-    for draws in itertools.product(ANSWERS, repeat=n):
-        p = 1.0
-        for answer in draws:
-            p *= ANSWERS[answer]
-        total += p * (choose(draws) == "1")
-    return total
+class Refusing(Scripted):
+    """A policy that cannot serve some problems."""
+
+    def __init__(self, *refused):
+        super().__init__(TABLE)
+        self.refused = refused
+
+    def extend(self, wants, seed=0, sampling=Sampling()):
+        if wrong := {w.problem.id: "its prompt is too long" for w in wants if w.problem.id in self.refused}:
+            raise ProblemError(wrong)
+        return super().extend(wants, seed, sampling)
 
 
-def by_weight(draws, weight):
-    sums = defaultdict(float)  # keeps the order of first sight, and max keeps the first of equals
-    for answer in draws:
-        sums[answer] += weight[answer]
-    return max(sums, key=lambda answer: round(sums[answer], 9))
+def test_a_problem_that_the_policy_refuses_does_not_stop_the_others(name, asked):
+    """Bug: one prompt longer than the context throws a night's run away, or is graded as a wrong answer in silence."""
+    problems = asked(6)
+    with pytest.warns(UserWarning, match="2 of 6 problems could not be served, the first: toss/1: .*too long"):
+        results = go(name, problems, Refusing("toss/1", "toss/4"))
+    assert [r.stop for r in results] == ["done", "error", "done", "done", "error", "done"]
+    assert [r.error for r in results if r.stop == "error"] == ["its prompt is too long"] * 2
+    assert seen([r for r in results if r.stop == "done"]) == seen(go(name, [problems[i] for i in (0, 2, 3, 5)]))
+    with pytest.raises(WorkbenchError, match="toss/0: its prompt is too long"):
+        go(name, problems[:2], Refusing("toss/0", "toss/1"))
 
 
-@pytest.mark.parametrize("n", [1, 3, 4])
-def test_majority_by_enumeration(asked, n):
-    want = expected(n, lambda draws: by_weight(draws, dict.fromkeys(ANSWERS, 1.0)))
-    assert share(go("majority", asked(N), ONE_STEP, n=n)) == near(want)
+@pytest.mark.xfail(reason="the second fault of a problem in one round is taken for that of a stranger")
+def test_a_problem_that_the_verifier_fails_on_does_not_stop_the_others(name, asked):
+    """Bug: one score of NaN throws a night's run away, or sorts anywhere."""
+    if not go(name, asked(1))[0].cost.verifier_calls:
+        return
+
+    class Flaky(Judge):
+        def score(self, items):
+            nan = float("nan")
+            return [
+                tuple(nan for _ in scores) if problem.id == "toss/1" else scores
+                for (problem, _), scores in zip(items, super().score(items), strict=True)
+            ]
+
+    problems, flaky = asked(5), Flaky(**JUDGE.scores)
+    with pytest.warns(UserWarning, match="1 of 5 problems could not be served, the first: toss/1: Flaky gave"):
+        results = go(name, problems, verifier=flaky)
+    assert [r.stop for r in results] == ["done", "error", "done", "done", "done"]
+    assert "Flaky" in results[1].error and all(r.error is None for r in results if r.stop == "done")
+    others = [problems[i] for i in (0, 2, 3, 4)]
+    assert seen([r for r in results if r.stop == "done"]) == seen(go(name, others))
+    with pytest.raises(WorkbenchError, match="toss/1: Flaky gave"):
+        go(name, problems[1:2], verifier=flaky)
 
 
-@pytest.mark.parametrize("n", [2, 4])
-def test_best_of_n_by_enumeration(asked, n):
-    want = expected(n, lambda draws: max(draws, key=LIKES.get))
-    assert want == pytest.approx(0.75**n - 0.35**n)
-    assert share(go("best_of_n", asked(N), ONE_STEP, Judge(**LIKES), n=n)) == near(want)
+def test_a_verifier_may_refuse_a_problem(asked):
+    """Bug: a chain too long for the verifier's context ends the run, where one for the policy's does not."""
+
+    class Strict(Judge):
+        def score(self, items):
+            if any(problem.id == "toss/1" for problem, _ in items):
+                raise ProblemError({"toss/1": "the chain is too long to judge"})
+            return super().score(items)
+
+    with pytest.warns(UserWarning, match="1 of 3"):
+        results = go("best_of_n", asked(3), verifier=Strict(**JUDGE.scores))
+    assert [(r.stop, r.error) for r in results][:2] == [("done", None), ("error", "the chain is too long to judge")]
 
 
-def test_weighted_vote_by_enumeration(asked):
-    want = expected(4, lambda draws: by_weight(draws, LIKES))
-    others = [expected(4, lambda d: max(d, key=LIKES.get)), expected(4, lambda d: by_weight(d, dict.fromkeys(d, 1.0)))]
-    assert all(abs(want - other) > 0.09 for other in others), "the enumeration must tell the methods apart"
-    assert share(go("weighted_vote", asked(N), ONE_STEP, Judge(**LIKES), n=4)) == near(want)
+def test_a_budget_that_allows_nothing_says_so(name, asked):
+    """Bug: a limit of 0 looks like a search that found nothing."""
+    for result in go(name, asked(2), budget=Budget(sampled=0)):
+        assert result.stop == "budget" and "allows nothing" in result.error
+    assert all(r.error is None for r in go(name, asked(2), budget=Budget(sampled=1)))
 
 
-def test_greedy_and_sampling_by_their_probabilities(asked):
-    assert {r.answer for r in go("greedy", asked(30), ONE_STEP)} == {"1"}
-    assert share(go("sampling", asked(N), ONE_STEP)) == near(0.4)
+def test_a_search_that_asks_for_nothing_for_ever_is_ended(asked):
+    """Bug: a search that waits for a node which cannot grow hangs the notebook."""
+
+    def waits(root):
+        [leaf] = yield Grow([root], to_end=True, score=False)
+        while (yield Grow([leaf], score=False)) is not None:
+            pass
+
+    def begs(root):
+        while True:
+            yield Grow([], score=False)
+
+    for endless in (waits, begs):
+        with pytest.raises(WorkbenchError, match="toss/0: the search asked 100 times in a row for nothing"):
+            drive(asked(2), endless, POLICY)
 
 
-def expected_beam(n, width):
-    """Good first steps (.3) lead to 1 with .8, bad ones to 1 with .1; a judge knows good from bad."""
-    good, right, total = 0.3, {True: 0.8, False: 0.1}, 0.0
-    for k in range(n + 1):  # good ones among the n first steps
-        kept = ([True] * k + [False] * (n - k))[: n // width]
-        parents = [step for step in kept for _ in range(width)]
-        first = sum(p for _, p in _ways(n, k, good))
-        for leaves in itertools.product([True, False], repeat=len(parents)):
-            p = first
-            for parent, one in zip(parents, leaves, strict=True):
-                p *= right[parent] if one else 1 - right[parent]
-            weight = [0.9 if parent else 0.2 for parent in parents]
-            ones = sum(w for w, one in zip(weight, leaves, strict=True) if one)
-            zeros = sum(weight) - ones
-            total += p * (ones > zeros + 1e-9 or (abs(ones - zeros) < 1e-9 and leaves[0]))
-    return total
+class Mute(Scripted):
+    """Writes steps without tokens for one problem."""
+
+    def extend(self, wants, seed=0, sampling=Sampling()):
+        chains = super().extend(wants, seed, sampling)
+        for want, rows in zip(wants, chains, strict=True):
+            if want.problem.id == "toss/1":
+                rows[:] = [[replace(c, steps=(*c.steps[:-1], Step("so"))) for c in chain] for chain in rows]
+        return chains
 
 
-def _ways(n, k, p):
-    for draw in itertools.combinations(range(n), k):
-        yield draw, p**k * (1 - p) ** (n - k)
+@pytest.mark.xfail(reason="the second fault of a problem in one round is taken for that of a stranger")
+def test_a_step_without_tokens_is_named(name, asked):
+    """Bug: a policy that writes nothing is asked again for ever; or its mistake ends the problems beside it."""
+    with pytest.raises(WorkbenchError, match="toss/1: the policy wrote a step without a token"):
+        go(name, asked(2)[1:], Mute(TABLE))
+    with pytest.warns(UserWarning, match="1 of 3"):
+        results = go(name, asked(3), Mute(TABLE))
+    assert [r.stop for r in results] == ["done", "error", "done"]
 
 
-def test_beam_by_enumeration(asked):
-    """Bug: keeping `width` beams and growing n / width from each, instead of the other way round."""
-    leaf = {True: [("=1", 0.8), ("=0", 0.2)], False: [("=1", 0.1), ("=0", 0.9)]}
-    table = Scripted({(): [("good", 0.3), ("bad", 0.7)], ("good",): leaf[True], ("bad",): leaf[False]})
-    judge = Judge(good=0.9, bad=0.2, **{"1": 1.0, "0": 1.0})
-    assert abs(expected_beam(8, 4) - expected_beam(8, 2)) > 0.09
-    for n, width in ((8, 2), (8, 4)):
-        assert share(go("beam", asked(N), table, judge, n=n, width=width)) == near(expected_beam(n, width))
+def test_two_children_of_one_number_are_refused(asked):
+    """Bug: the second child silently takes the first one's place, and its tokens are lost or billed to it."""
+
+    def twice(root):
+        yield Grow([root], score=False)
+        yield Grow([root], score=False, temperature=0.0)
+
+    with pytest.raises(WorkbenchError, match=r"two children have the name \(0,\).*first"):
+        drive(asked(20), twice, POLICY)
+
+    def apart(root):
+        yield Grow([root], score=False)
+        yield Grow([root], score=False, temperature=0.0, first=1)
+
+    assert all(len(r.nodes) == 2 for r in drive(asked(20), apart, POLICY))
 
 
-def test_beam_keeps_n_over_width_and_grows_width(asked):
-    """Snell's definition, counted: n first steps, then n / width beams x width children a round."""
-    log = []
-    endless = {(): [("a", 0.6), ("b", 0.4)]}
-    for depth in range(1, 6):
-        for steps in itertools.product("ab", repeat=depth):
-            endless[steps] = [("a", 0.6), ("b", 0.4)]
-    [result] = drive(asked(1), spy("beam", log), Scripted(endless), JUDGE, n=12, width=3, rounds=4)
-    [requests] = log
-    assert [(len(r.nodes), r.n) for r in requests] == [(1, 12)] + [(4, 3)] * 4
-    assert len(result.nodes) == 12 * 5
-    levels = defaultdict(list)
-    for node in result.nodes:
-        levels[len(node.path)].append(node)
-    for request, level in zip(requests[1:], range(1, 5), strict=True):
-        kept = sorted(min(n.trace.scores) for n in request.nodes)
-        assert kept == sorted(min(n.trace.scores) for n in levels[level])[-4:], "the best are kept"
+SURE = Scripted({(): [("a", 1.0)], ("a",): [("a", 1.0)], ("a", "a"): [("=1", 1.0)]})
 
 
-def test_a_chain_that_closed_is_not_copied(asked):
-    """Bug: finished beams copied to fill up n, which inflates their vote."""
-    table = Scripted({(): [("=0", 0.5), ("a", 0.5)], ("a",): [("=1", 1.0)]})
-    judge = Judge(a=0.9, **{"0": 0.8, "1": 0.5})
-    # One good step among four is enough: two leaves of .5 outvote one early finish of .8, but not two copies of it.
-    assert share(go("beam", asked(N), table, judge, n=4, width=2)) == near(1 - 0.5**4)
+def test_a_node_has_a_count_of_its_own(asked):
+    """Bug: one count for all nodes, so a particle with three copies grows as many children as one with one."""
+
+    def uneven(root):
+        first, second = yield Grow([root], 2)
+        grown = yield Grow([first, second], [2, 1])
+        return ",".join(str(node.path) for node in grown)
+
+    [result] = drive(asked(1), uneven, SURE, JUDGE)
+    assert result.answer == "(0, 0),(0, 1),(1, 0)"
+    assert [twig.visits for twig in result.tree.values()] == [1, 1, 0, 0, 0]
+
+    def short(root):
+        pair = yield Grow([root], 2)
+        yield Grow(pair, [1])
+
+    with pytest.raises(ValueError, match="shorter"):
+        drive(asked(1), short, SURE, JUDGE)
 
 
-def test_a_chain_that_died_holds_no_place(asked):
-    """Bugs: "length" read as finished; a cut chain with a good score pushes living ones out of the beam."""
-    table = Scripted({(): [("a", 0.5), ("b", 0.5)], ("b",): [("c", 1.0)], ("b", "c"): [("=1", 1.0)]})
-    judge = Judge(a=0.9, b=0.5, c=0.5, **{"": 0.9, "1": 0.5})
-    # Two or more a's among four fill the beam and die; one or none leaves room for a b.
-    assert share(go("beam", asked(N), table, judge, n=4, width=2)) == near((1 + 4) / 16)
+def test_a_number_asked_for_again_is_free(asked):
+    """Bug: what was drawn once is drawn or billed twice, so a search that looks again looks dear."""
+
+    def again(root, *, times=1):
+        for _ in range(times):
+            children = yield Grow([root], 3)
+            yield Grow(children[:1], to_end=True)
+        return children[0].steps[-1].text
+
+    once, thrice = (drive(asked(3), again, POLICY, JUDGE, times=times) for times in (1, 3))
+    assert seen(once) == seen(thrice)
+    for r in thrice:
+        assert r.cost.policy_calls == (1 if r.nodes[0].finished else 2) and len(r.rounds) == 6
 
 
-def test_an_unknown_score_ranks_last(asked):
-    """Bug: None read as 0, so what nobody judged ranks with what was judged worst."""
-    table = Scripted({(): [("a", 0.5), ("b", 0.5)], ("a",): [("=0", 1.0)], ("b",): [("=1", 1.0)]})
-    judge = Judge(a=None, b=0.0, **{"1": 0.0})
-    assert share(go("beam", asked(N), table, judge, n=4, width=4)) == near(1 - 0.5**4)
+def test_visits_and_rounds_tell_the_story(asked):
+    """Bug: a visit counted at the node alone, so the tree's root looks idle; a node without the round it grew in."""
+
+    def story(root):
+        [one, two] = yield Grow([root], 2)
+        [below] = yield Grow([one], score=False)
+        yield Grow([below], score=False)
+        yield Grow([one], first=1, score=False)
+
+    [result] = drive(asked(1), story, SURE, JUDGE)
+    told = {path: (twig.round, twig.visits) for path, twig in result.tree.items()}
+    assert told == {(0,): (1, 3), (1,): (1, 0), (0, 0): (2, 1), (0, 0, 0): (3, 0), (0, 1): (4, 0)}
+    asked_for = [(len(g.nodes), g.n, g.first, g.score) for g in result.rounds]
+    assert asked_for == [(1, 2, 0, True), (1, 1, 0, False), (1, 1, 0, False), (1, 1, 1, False)]
+    assert [t.sampled for t in result.tree.values()] == sorted(t.sampled for t in result.tree.values())
+    assert list(result.tree.values())[-1].sampled == result.cost.sampled
+
+
+def test_a_last_bit_does_not_decide(asked):
+    """Bug: two chains that a verifier likes equally are ranked by rounding noise, which depends on the batch."""
+    coin = Scripted({(): [("=0", 0.5), ("=1", 0.5)]})
+
+    def answers(one):
+        return [r.answer for r in go("best_of_n", asked(40), coin, Judge(**{"0": 0.5, "1": one}), n=4)]
+
+    first = [r.answer for r in go("sampling", asked(40), coin)]
+    assert answers(0.5 + 1e-7) == answers(0.5) == answers(0.5 - 1e-7) == first
+    assert answers(0.501) != first and answers(0.499) != first
