@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
@@ -99,3 +100,30 @@ def test_a_seed_is_the_weights_and_disturbs_nobody(tokenizer):
 def test_an_unknown_shape_is_refused(tokenizer):
     with pytest.raises(WorkbenchError, match="'nono'.*nano"):
         new_model("nono", tokenizer)
+
+
+@pytest.mark.parametrize("start, new", [(300, 1), (100, 40)])
+def test_flops_behind_a_cache(nano, start, new):
+    """Bug: a token that is decoded costs what it would cost without what stands before it."""
+    ids = torch.zeros(1, start + new, dtype=torch.long)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        past = nano(ids[:, :start], use_cache=True).past_key_values
+        before = counter.get_total_flops()
+        nano(ids[:, start:], past_key_values=past, use_cache=True)
+    # torch counts every pair of tokens in the pass, the ledger only those that causal attention looks at
+    assert flops(nano.config, new, start + new) == pytest.approx(counter.get_total_flops() - before, rel=0.02)
+
+
+def test_a_search_is_billed_what_it_ran(nano, tokenizer, sums):
+    """Bug: pruned beams, prefixes or the verifier left out of the ledger. Against what torch counts in every pass."""
+    from workbench.policies import Sampling
+    from workbench.policies.local import LocalPolicy
+    from workbench.search import drive
+    from workbench.verifiers.likelihood import Likelihood
+
+    policy, verifier = LocalPolicy(nano, tokenizer), Likelihood(nano, tokenizer)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # one chain, so nothing is padding
+        [result] = drive(sums[:1], "beam", policy, verifier, sampling=Sampling(1.0, 30, 90), n=1, width=1, rounds=2)
+    ran, cost = counter.get_total_flops(), result.cost
+    last = 2 * policy.flops(cost.prompt + cost.sampled, 1)  # a chain's last token is drawn and judged, and never read
+    assert cost.reread == 0 and cost.sampled >= 30 and ran <= cost.flops <= 1.02 * ran + last

@@ -316,3 +316,147 @@ def test_scripted_tables_add_up_and_end(asked):
         Scripted({(): [("a", 0.9)]})
     [[chain]] = Scripted({(): [("a", 1.0)]}).extend([Want(asked(1)[0], Node(), to_end=True)])
     assert chain[-1].stop == "cut"
+
+
+# --- keys and values that are kept ----------------------------------------------------------------------------------
+
+
+def varied(sums):
+    nodes = [Node((i,), (Step("1+1=2"),) * (i % 3)) for i in range(len(sums))]
+    return [Want(p, node, 3, to_end=i % 2 == 0) for i, (p, node) in enumerate(zip(sums, nodes, strict=True))]
+
+
+@pytest.mark.parametrize("cache", [0, 1, 20_000, 1 << 24])
+def test_the_cache_does_not_matter(micro, tokenizer, policy, sums, cache):
+    """Bugs: an evicted prefix that is used; a slot that two prefixes share; a tree that depends on memory."""
+    want = [drawn(chains) for chains in LocalPolicy(micro, tokenizer, cache=0).extend(varied(sums), 9, SAMPLING)]
+    small = LocalPolicy(micro, tokenizer, cache=cache, batch=5)
+    for _ in range(2):
+        assert [drawn(chains) for chains in small.extend(varied(sums), 9, SAMPLING)] == want
+    held = sum(prefix.own for prefix in small.pool.held.values())
+    assert held <= small.pool.capacity and held + len(small.pool.free) == small.pool.size <= max(1, small.pool.capacity)
+    assert all(p.parent is None or p.parent.tokens in small.pool.held for p in small.pool.held.values())
+
+
+def test_a_cached_prefix_is_not_read_again(micro, tokenizer, sums):
+    """Bugs: a cache that is never hit; a hit that is reported as read, and billed."""
+    fresh = LocalPolicy(micro, tokenizer)
+    prompts = [len(fresh.encoder.prompt(p.prompt)) for p in sums]
+    firsts = [chain[0] for [chain] in fresh.extend([Want(p, Node(), 1) for p in sums], 3, SAMPLING)]
+    assert fresh.read == [n - 1 for n in prompts], "the last token is read with the first one drawn"
+    going = [(p, node) for p, node in zip(sums, firsts, strict=True) if not node.finished]
+    fresh.extend([Want(p, node, 4) for p, node in going], 3, SAMPLING)
+    assert len(going) > 3 and fresh.read == [0] * len(going)
+    none = LocalPolicy(micro, tokenizer, cache=0)
+    none.extend([Want(p, node, 4) for p, node in going], 3, SAMPLING)
+    assert none.read == [len(none.encoder.encode(p.prompt, node.steps).ids) - 1 for p, node in going]
+
+
+def test_what_is_read_again_is_on_the_bill(micro, tokenizer, sums):
+    """Bug: with a small cache a search costs more time, and the ledger does not know it."""
+    from workbench.search import drive
+
+    results = []
+    for cache in (1 << 26, 0):
+        policy = LocalPolicy(micro, tokenizer, cache=cache)
+        results.append(drive(sums, "adaptive", policy, sampling=SAMPLING, n=6, batch=2, confidence=1.0))
+    for kept, dropped, p in zip(*results, sums, strict=True):
+        assert kept.cost.reread == 0 and kept.answer == dropped.answer
+        assert dropped.cost.reread == 2 * (policy.prompt_tokens(p, Node()) - 1), (
+            "the prompt, at the 2nd and 3rd request"
+        )
+        assert dropped.cost.flops - dropped.cost.reread_flops == kept.cost.flops < dropped.cost.flops
+
+
+def test_a_weight_that_changes_empties_the_cache(micro, tokenizer, sums):
+    """Bug: after an update the policy goes on from what its old weights made."""
+    model = copy.deepcopy(micro)
+    policy, wants = LocalPolicy(model, tokenizer), [Want(p, Node(), 2, to_end=True) for p in sums]
+    before = policy.extend(wants, 3, SAMPLING)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.mul_(-1)
+    after = policy.extend(wants, 3, SAMPLING)
+    assert after != before
+    fresh = LocalPolicy(model, tokenizer).extend(wants, 3, SAMPLING)
+    assert [drawn(chains) for chains in after] == [drawn(chains) for chains in fresh]
+
+
+def test_equal_chains_are_one_row(micro, tokenizer, sums, monkeypatch):
+    """Bug: 64 samples of one prompt are 64 rows from the first token on."""
+    policy, rows = LocalPolicy(micro, tokenizer), []
+    forward = policy.rows.forward
+    monkeypatch.setattr(
+        policy.rows, "forward", lambda ids, at, first=None: rows.append(len(at)) or forward(ids, at, first)
+    )
+    [chains] = policy.extend([Want(sums[0], Node(), 64)], 3, SAMPLING)
+    tokens = [chain[0].steps[-1].ids for chain in chains]
+    read = [len({t[:k] for t in tokens if len(t) > k}) for k in range(1, max(map(len, tokens)))]
+    assert rows[1:] == [1, *read] and read[0] < 64
+
+
+# --- other weights --------------------------------------------------------------------------------------------------
+
+
+def test_adapters_by_name(micro, tokenizer, sums):
+    """Bugs: an adapter that is named and not used; one policy's adapter left on for the next."""
+    peft = pytest.importorskip("peft")
+    model = copy.deepcopy(micro)
+    plain = LocalPolicy(micro, tokenizer).extend([Want(p, Node(), 2, to_end=True) for p in sums], 3, SAMPLING)
+    torch.manual_seed(0)
+    for name in ("one", "two"):
+        config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        model.add_adapter(config, adapter_name=name)
+    model.eval()
+    policies = {name: LocalPolicy(model, tokenizer, adapter=name) for name in ("one", "two")}
+    wants = [Want(p, Node(), 2, to_end=True) for p in sums]
+    found = {name: policy.extend(wants, 3, SAMPLING) for name, policy in policies.items()}
+    assert found["one"] != found["two"] != plain != found["one"]
+    assert {name: policy.extend(wants, 3, SAMPLING) for name, policy in policies.items()} == found
+    with pytest.raises(WorkbenchError, match="no adapter 'three': it has one, two"):
+        LocalPolicy(model, tokenizer, adapter="three")
+
+
+def test_bf16(micro, tokenizer, sums):
+    """Weights laid out for the processor give the chains' log-probs, and the model is left as it was."""
+    model = copy.deepcopy(micro).bfloat16()
+    policy = LocalPolicy(model, tokenizer)
+    for p, [chain] in zip(sums, policy.extend([Want(p, Node(), 1) for p in sums], 1, SAMPLING), strict=True):
+        ids = policy.encoder.encode(p.prompt, chain[-1].steps).ids
+        start = len(policy.encoder.prompt(p.prompt))
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, start - 1 : -1].float()
+        want = logits.log_softmax(-1)[torch.arange(len(ids) - start), torch.tensor(ids[start:])]
+        assert torch.allclose(torch.tensor(chain[0].steps[-1].logprobs), want, atol=0.15)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_4_bit_weights(tokenizer, sums, tmp_path):
+    """NF4 through bitsandbytes, on whatever device there is: chains as from the model's own forward pass."""
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    from workbench.models import load_model, new_model
+
+    new_model("nano", tokenizer).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    model, _ = load_model(tmp_path, quantization_config=nf4, dtype=torch.float32)
+    assert any("4bit" in type(module).__name__ for module in model.modules())
+    policy = LocalPolicy(model, tokenizer)
+    for p, [chain] in zip(sums, policy.extend([Want(p, Node(), 1) for p in sums], 1, SAMPLING), strict=True):
+        ids = policy.encoder.encode(p.prompt, chain[-1].steps).ids
+        start = len(policy.encoder.prompt(p.prompt))
+        with torch.no_grad():
+            logits = model(torch.tensor([ids], device=model.device)).logits[0, start - 1 : -1].float().cpu()
+        want = logits.log_softmax(-1)[torch.arange(len(ids) - start), torch.tensor(ids[start:])]
+        assert torch.allclose(torch.tensor(chain[0].steps[-1].logprobs), want, atol=2e-3)
+
+
+def test_layers_with_a_window_are_refused(tokenizer, sums):
+    """Bug: sliding-window layers that see too much, silently."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MistralConfig(vocab_size=len(tokenizer), num_key_value_heads=1, sliding_window=8, **small)
+    with pytest.raises(WorkbenchError, match="sliding"):
+        LocalPolicy(MistralForCausalLM(config), tokenizer).extend([Want(sums[0], Node())])

@@ -86,8 +86,10 @@ def reading(model, packed: Packed | None = None) -> Iterator[None]:
     """The model in eval mode, its attention as `Rows` need it; left as it was found."""
     mode, before = model.training, model.config._attn_implementation
     windows = getattr(model.config, "layer_types", None) or []
-    if set(windows) - {"full_attention"}:
-        raise WorkbenchError(f"layers of type {', '.join(sorted(set(windows)))} are not supported: full attention only")
+    if set(windows) - {"full_attention"} or (not windows and getattr(model.config, "sliding_window", None)):
+        raise WorkbenchError(
+            f"layers of type {', '.join(sorted(set(windows))) or 'sliding'} are not supported: full only"
+        )
     model.eval()
     model.config._attn_implementation = "workbench"
     try:

@@ -116,6 +116,8 @@ class LocalPolicy:
         adapter: str | None = None,
     ):
         self.model, self.encoder, self.batch, self.adapter = model, Encoder(tokenizer, reasoning), batch, adapter
+        if adapter is not None and adapter not in (has := getattr(core(model), "peft_config", {})):
+            raise WorkbenchError(f"the model has no adapter {adapter!r}: it has {', '.join(has) or 'none'}")
         if batch < 1:
             raise WorkbenchError(f"batch={batch}: how many chains to grow at a time, at least 1")
         self.pad, self.config = tokenizer.pad_token_id, core(model).config

@@ -381,11 +381,13 @@ class _Round:
         return []
 
     def _fail(self, problems: dict[str, str]) -> None:
+        strange = dict(problems)
         for live in self.asked:
-            if live.blind.id in problems and live.request is not None:
-                live.end("error", problems.pop(live.blind.id))
-        if problems:
-            raise WorkbenchError(str(ProblemError(problems)))
+            why = strange.pop(live.blind.id, None)
+            if why is not None and live.request is not None:  # its first fault of the round is told
+                live.end("error", why)
+        if strange:
+            raise WorkbenchError(str(ProblemError(strange)))
 
     def _reread(self, live: _Live, reader: Policy | Verifier, before: int, new: int, read: int) -> None:
         """Bill what was read beyond the `new` tokens that had not been read before."""
