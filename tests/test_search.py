@@ -323,7 +323,6 @@ def test_a_problem_that_the_policy_refuses_does_not_stop_the_others(name, asked)
         go(name, problems[:2], Refusing("toss/0", "toss/1"))
 
 
-@pytest.mark.xfail(reason="the second fault of a problem in one round is taken for that of a stranger")
 def test_a_problem_that_the_verifier_fails_on_does_not_stop_the_others(name, asked):
     """Bug: one score of NaN throws a night's run away, or sorts anywhere."""
     if not go(name, asked(1))[0].cost.verifier_calls:
@@ -397,7 +396,6 @@ class Mute(Scripted):
         return chains
 
 
-@pytest.mark.xfail(reason="the second fault of a problem in one round is taken for that of a stranger")
 def test_a_step_without_tokens_is_named(name, asked):
     """Bug: a policy that writes nothing is asked again for ever; or its mistake ends the problems beside it."""
     with pytest.raises(WorkbenchError, match="toss/1: the policy wrote a step without a token"):

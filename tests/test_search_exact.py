@@ -274,6 +274,13 @@ def test_dvts_by_enumeration(asked, n, width):
     assert share(results) == near(exact)
 
 
+def test_dvts_goes_on_where_a_subtree_has_closed(asked):
+    """Bug: the first subtree that closes ends the search, so short chains win."""
+    table = Scripted({(): [("=0", 0.5), ("a", 0.5)], ("a",): [("=1", 1.0)]})
+    judge = Judge(a=0.9, **{"0": 0.5, "1": 0.8})
+    assert share(go("dvts", asked(N), table, judge, n=2, width=1)) == near(1 - 0.5**2)
+
+
 def worlds(table, names):
     """(probability, path -> line), over all ways to draw the children of these paths: what a tree may be made of.
 
@@ -470,6 +477,14 @@ def test_particle_by_enumeration(asked, n):
     assert share(go("particle", asked(N), Scripted(FORK), Judge(**CLOUD), n=n)) == near(exact)
 
 
+def test_copies_of_a_closed_particle_count(asked):
+    """Bug: a particle that closed early weighs 1 for ever, whatever its score."""
+    table = Scripted({(): [("=1", 0.3), ("a", 0.7)], ("a",): [("=0", 1.0)]})
+    judge = Judge(a=0.2, **{"1": 0.6, "0": 0.9})
+    # Odds of 1.5 against .25: one early answer among three has 2 or 3 copies, 1.2 or more against .9.
+    assert share(go("particle", asked(N), table, judge, n=3)) == near(1 - 0.7**3)
+
+
 # --- revisions and longer thought ---------------------------------------------------------------------------------
 
 
@@ -507,6 +522,13 @@ def test_revisions_by_enumeration(asked, n):
     if n == 3:
         assert abs(exact - expected_revisions(3, over_all=False)) > 0.1 < abs(exact - expected_revisions(3, cut=False))
     assert share(go("revisions", asked(N), Scripted(FORK), Judge(**HINTS), n=n)) == near(exact)
+
+
+def test_a_revision_drops_the_worst_step(asked):
+    """Bug: the cut is made behind the worst step, so a chain that began badly can never be mended."""
+    table = {(): [("good", 0.5), ("bad", 0.5)], ("good",): [("=1", 1.0)], ("bad",): [("=0", 1.0)]}
+    judge = Judge(good=0.9, bad=0.1, **{"1": 0.9, "0": 0.9})
+    assert share(go("revisions", asked(N), Scripted(table), judge, n=2)) == near(1 - 0.5**2)
 
 
 AGAIN = {(): [("=1", 0.45), ("=0", 0.55)], ("wait",): [("=1", 0.7), ("=0", 0.3)]}
