@@ -313,6 +313,8 @@ class _Round:
         """One a child, with its family in the memo. Every growth is a visit to the node and to all above it."""
         grow, use = live.request, live.request.sampling(self.sampling)
         counts = [grow.n] * len(grow.nodes) if isinstance(grow.n, int) else grow.n
+        if len(counts) != len(grow.nodes):
+            raise WorkbenchError(f"Grow has {len(grow.nodes)} nodes and {len(counts)} counts: one count a node")
         live.result.rounds.append(grow)
         for node, n in zip(grow.nodes, counts, strict=True):
             if node.finished:

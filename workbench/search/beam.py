@@ -17,18 +17,20 @@ def beam(root, *, n: int = 16, width: int = 4, aggregate: str = "min", rounds: i
 
 def guided(root, n, width, aggregate, rounds, value=None):
     """The beam, with its nodes valued by their own scores, or by `value(nodes)`, a generator of requests that returns
-    path -> score (see `lookahead`)."""
+    path -> score, or None once the budget is spent (see `lookahead`)."""
     beams = shares(n, width)
     pool = yield Grow([root], n)
     for _ in range(rounds):
         living = [node for node in pool if node.stop in (None, "answer")]
-        scores = (yield from value(living)) if value else {}
-        kept = sorted(living, key=lambda node: rank(scores.get(node.path, aggregate_score(node.trace, aggregate))))[
-            :beams
-        ]
+        scores = (yield from value(living)) if value else {n.path: aggregate_score(n.trace, aggregate) for n in living}
+        if scores is None:
+            break
+        kept = sorted(living, key=lambda node: rank(scores[node.path]))[:beams]
         if all(node.finished for node in kept):
             break
         children = yield Grow([node for node in kept if not node.finished], width)
+        if not children:
+            break
         pool = [node for node in kept if node.finished] + children
     return weighted([node.trace for node in pool if node.finished], aggregate)
 

@@ -19,7 +19,10 @@ def budget_forcing(root, *, cap: int | None = None, extend: int = 0, marker: str
             break
         answer = leaf.trace.answer
         going_on = Node((*leaf.path[:-1], leaf.path[-1] + 1), (*leaf.steps[:-1], Step(marker)))
-        [leaf] = (yield Grow([going_on], to_end=True, score=False, tokens=cap)) or [leaf]
+        more = yield Grow([going_on], to_end=True, score=False, tokens=cap)
+        if not more:
+            return answer
+        [leaf] = more
     if leaf.stop in ("length", "cut"):
         before = Node(leaf.path[:-1], leaf.steps[:-1])
         [leaf] = (yield Grow([before], close=True, score=False, first=leaf.path[-1] + 1)) or [leaf]

@@ -5,7 +5,7 @@ from functools import partial
 from ..select import aggregate_score, weighted
 from ..types import WorkbenchError
 from . import Grow
-from .beam import beam
+from .beam import beam, shares
 from .weighted_vote import weighted_vote
 
 
@@ -20,6 +20,8 @@ def hybrid(
     """
     if not 1 <= probe <= n:
         raise WorkbenchError(f"probe={probe} of n={n}: the probe is a part of the n chains, at least 1")
+    if choose is None:
+        shares(n, width)  # said now, not at the first problem that turns out hard
     leaves = yield Grow([root], probe, to_end=True)
     if not leaves:
         return None

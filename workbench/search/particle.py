@@ -1,6 +1,9 @@
 """Particle filtering over steps (Puri et al. 2025, arXiv 2502.01618)."""
 
 import math
+from bisect import bisect_right
+from collections import Counter
+from itertools import accumulate
 
 from ..select import aggregate_score, weighted
 from ..types import WorkbenchError
@@ -25,7 +28,9 @@ def particle(root, *, n: int = 16, aggregate: str = "last", temperature: float =
         counts = resample([aggregate_score(node.trace, aggregate) for node in living], n, temperature, rng.random())
         drawn = [(node, count) for node, count in zip(living, counts, strict=True) if count]
         going = {node.path: count for node, count in drawn if not node.finished}
-        children = yield Grow([node for node, _ in drawn if not node.finished], list(going.values()))
+        children = (yield Grow([node for node in living if node.path in going], list(going.values()))) if going else []
+        if going and not children:
+            break
         pool = [node for node, count in drawn if node.finished for _ in range(count)] + children
     return weighted([node.trace for node in pool], aggregate)
 
@@ -41,11 +46,7 @@ def resample(scores, n: int, temperature: float, start: float) -> list[int]:
     else:  # the log-odds of scores that are rounded to 0 or 1 are bounded
         near = [None if score is None else min(max(score, 1e-6), 1 - 1e-6) for score in scores]
         odds = [-math.inf if p is None else math.log(p / (1 - p)) / temperature for p in near]
-    weights = [math.exp(value - max(odds)) for value in odds]
-    total, before, counts = sum(weights), 0.0, []
-    for weight in weights:
-        after = before + n * weight / total
-        counts.append(math.ceil(after - start) - math.ceil(before - start))
-        before = after
-    counts[max(range(len(weights)), key=weights.__getitem__)] += n - sum(counts)  # what rounding lost, if anything
-    return counts
+    edges = list(accumulate(math.exp(value - max(odds)) for value in odds))
+    end = math.nextafter(edges[-1], 0)  # no pointer is rounded past the last particle that has weight
+    drawn = Counter(bisect_right(edges, min((start + i) / n * edges[-1], end)) for i in range(n))
+    return [drawn[i] for i in range(len(scores))]
