@@ -441,7 +441,7 @@ def test_a_node_has_a_count_of_its_own(asked):
         pair = yield Grow([root], 2)
         yield Grow(pair, [1])
 
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(WorkbenchError, match="one count a node"):
         drive(asked(1), short, SURE, JUDGE)
 
 

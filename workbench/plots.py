@@ -38,7 +38,7 @@ COLOURS = {
     "beam (oracle)": "#7A3A00",
     "lookahead": "#E66100",
     "dvts": "#1A85FF",
-    "mcts": "#117733",
+    "mcts": "#4B0092",
     "particle": "#D41159",
     "revisions": "#5D3A9B",
     "adaptive": "#40B0A6",
