@@ -40,6 +40,8 @@ import warnings
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from workbench.format import END_ASSISTANT, TAGS, Encoder
+
 TEMPLATE = (  # a last assistant message is a chain that goes on: `transformers serve` has no continue_final_message
     "{% for m in messages %}{% if m.role == 'user' %}<user>{{ m.content }}</user><reasoning>"
     "{% else %}{{ m.content }}{% endif %}{% endfor %}"
@@ -58,24 +60,33 @@ main()
 
 
 def served(wanted: dict, folder: Path) -> Path:
-    """The checkpoint by links, with a generation config of its own: how the server is told what ends a step."""
+    """The checkpoint by links, with configs of its own: the generation config tells the server what ends a step, and
+    the tags are no special tokens, since the server takes those out of its text and no chain would be seen to close."""
     from transformers import AutoTokenizer
 
     model = Path(wanted["model"]).resolve()
     for file in model.iterdir():
         (folder / file.name).symlink_to(file)
+
+    def write(name: str, what: dict) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).write_text(json.dumps(what))
+
+    def read(name: str) -> dict:
+        return json.loads((model / name).read_text())
+
+    tokenizer = read("tokenizer.json")
+    for token in tokenizer["added_tokens"]:
+        token["special"] = token["special"] and token["content"] not in TAGS
+    write("tokenizer.json", tokenizer)
+    write("tokenizer_config.json", read("tokenizer_config.json") | {"extra_special_tokens": []})
     config = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     if wanted.get("break"):  # continuous batching knows tokens that end a request, and no stop strings
-        from workbench.format import Encoder
-
         ends = Encoder(AutoTokenizer.from_pretrained(model)).ends_step()
         config["eos_token_id"] = [i for i, end in enumerate(ends) if end]
-    (folder / "generation_config.json").unlink(missing_ok=True)
-    (folder / "generation_config.json").write_text(json.dumps(config))
+    write("generation_config.json", config)
     if not wanted.get("break"):
-        (folder / "config.json").unlink()
-        read = json.loads((model / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(read | {"eos_token_id": None}))
+        write("config.json", read("config.json") | {"eos_token_id": None})
     return folder
 
 
@@ -125,7 +136,7 @@ def reward_model(folder: str):
     import torch
     from its_hub.api import AbstractProcessRewardModel
 
-    from workbench.format import BREAK, Encoder
+    from workbench.format import BREAK
     from workbench.models import load_model
 
     class StepPRM(AbstractProcessRewardModel):
@@ -185,7 +196,7 @@ def main(path: str) -> dict:
         tokens_per_step=wanted["step_tokens"],
         temperature=1.0,
         include_stop_str_in_output=True,  # the line breaks stay in the text
-        stop_token="</assistant>" if wanted.get("break") else None,
+        stop_token=END_ASSISTANT if wanted.get("break") else None,
     )
     search = BeamSearch(steps, prm, beam_width=n // width)
 

@@ -41,6 +41,7 @@ def built(path: Path, build) -> Path:
     """`path`, which `build(a folder beside it)` writes unless it is there: half a checkpoint never bears the name."""
     if not (path / "config.json").exists():
         path.parent.mkdir(parents=True, exist_ok=True)
+        print(f"smollm2: building {path}; later runs find it there", file=sys.stderr, flush=True)
         part = Path(tempfile.mkdtemp(prefix=f"{path.name}-", suffix=".part", dir=path.parent))
         try:
             build(part)

@@ -4,7 +4,8 @@
     runs/bench/venv-vllm/bin/python benchmarks/_vllm.py FILE.json
 
 FILE.json: {"model": checkpoint folder, "prompts": [[token ids], …], "tokens": 64, "threads": 2} and, optional,
-"repeats" (timed runs, the best counts; 1). Every prompt is one sequence of exactly `tokens` tokens at temperature 1.
+"repeats" (timed runs, the best counts; 1), "seed" (of the engine; 0) and "seeds" (one a prompt: every sequence then has
+a generator of its own). Every prompt is one sequence of exactly `tokens` tokens at temperature 1.
 Prints one JSON line; the log of vLLM goes to stderr. Start-up and one warm-up run are not timed.
 """
 
@@ -43,13 +44,17 @@ def main(path: str) -> dict:
         max_num_seqs=len(prompts),
         max_num_batched_tokens=max(2048, longest, sum(map(len, prompts))),  # all prompts in one step
         generation_config="vllm",  # the sampling below and nothing else
-        seed=0,
+        seed=wanted.get("seed", 0),
     )
     start = time.perf_counter() - began
     rows = [{"prompt_token_ids": ids} for ids in prompts]
+    seeds = wanted.get("seeds") or [None] * len(prompts)
+    how = [
+        SamplingParams(temperature=1.0, max_tokens=tokens, ignore_eos=True, detokenize=False, seed=seed)
+        for seed in seeds
+    ]
 
     def run() -> tuple[int, float]:
-        how = SamplingParams(temperature=1.0, max_tokens=tokens, ignore_eos=True, detokenize=False)
         begin = time.perf_counter()
         out = llm.generate(rows, how, use_tqdm=False)
         return sum(len(row.outputs[0].token_ids) for row in out), time.perf_counter() - begin

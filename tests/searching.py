@@ -49,6 +49,29 @@ def seen(results):
     return {r.problem.id: (r.answer, r.nodes, cost, r.stop) for r, cost in zip(results, costs, strict=True)}
 
 
+def starve(name, fed, log):
+    """The search, which is told that there is no more at its request number `fed`; (what it was sent last, its answer)
+    is noted down. What was grown at temperature 0 is not what a search holds, but what it looks at."""
+    inner = search.get(name)
+
+    @functools.wraps(inner)
+    def starved(root, **knobs):
+        generator, sent, held = inner(root, **knobs), None, []
+        try:
+            for _ in range(fed):
+                request = generator.send(sent)
+                sent = yield request
+                held = held if request.temperature == 0 else sent
+            generator.send(sent)
+            generator.send([])
+        except StopIteration as end:
+            log.append((held, end.value))
+            return end.value
+        raise AssertionError(f"{name} asks on, though it was told that there is no more")
+
+    return starved
+
+
 def spy(name, log):
     """The search, with every request noted down."""
     inner = search.get(name)

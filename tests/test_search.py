@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from searching import JUDGE, POLICY, TABLE, Judge, go, knobs, seen, spy
+from searching import JUDGE, POLICY, TABLE, Judge, go, knobs, seen, spy, starve
 
 from workbench import search
 from workbench.format import render_step
@@ -61,6 +61,54 @@ def test_a_cut_search_answers_with_what_it_has(asked):
         assert len(r.leaves) < 6 and (r.answer is None) == (not votes)
         assert r.answer is None or votes[r.answer] == max(votes.values())
     assert sum(r.answer is not None for r in results) > 30
+
+
+OTHER_WAYS = {
+    "lookahead": {"k": 2},
+    "mcts": {"value": "rollout"},
+    "revisions": {"context": True},
+    "budget_forcing": {"extend": 3, "cap": 14},
+    "hybrid": {"threshold": 0.0},
+}
+
+
+@pytest.mark.parametrize("fed", range(6))
+def test_a_search_that_is_told_to_stop_gives_what_it_holds(name, asked, fed):
+    """Bugs: a search that asks on when its budget is spent, so that the driver closes it and its answer is lost; one
+    that throws away what it held while it waited for more."""
+    for more in ({}, OTHER_WAYS.get(name, {})):
+        log = []
+        drive(asked(20), starve(name, fed, log), POLICY, JUDGE, seed=1, **knobs(name, n=6, width=2), **more)
+        for held, answer in log:
+            assert answer is not None or not any(leaf.stop == "answer" for leaf in held)
+        assert len(log) == 20 and (fed or all(answer is None for _, answer in log))
+
+
+@pytest.mark.parametrize(
+    "name, wrong",
+    [
+        ("beam", {"n": 6, "width": 4}),
+        ("dvts", {"n": 6, "width": 4}),
+        ("lookahead", {"k": -1}),
+        ("mcts", {"value": "critic"}),
+        ("mcts", {"n": 0}),
+        ("mcts", {"c": -1.0}),
+        ("particle", {"temperature": 0.0}),
+        ("revisions", {"n": 0}),
+        ("budget_forcing", {"cap": 0}),
+        ("budget_forcing", {"extend": -1}),
+        ("adaptive", {"batch": 0}),
+        ("adaptive", {"confidence": 95}),
+        ("hybrid", {"probe": 0}),
+        ("hybrid", {"probe": 20}),
+        ("hybrid", {"n": 6, "width": 4, "threshold": 1.1}),  # said even where no problem is hard enough for a beam
+    ],
+)
+def test_a_knob_that_makes_no_sense_is_named(asked, name, wrong):
+    """Bug: a knob out of its range gives a search that is another one, and its curve is drawn."""
+    knob, value = list(wrong.items())[-1] if "width" not in wrong else ("width", 4)
+    with pytest.raises(WorkbenchError, match=f"{knob}={value!r}"):
+        drive(asked(2), name, POLICY, JUDGE, **wrong)
 
 
 def test_a_budget_of_flops_counts_the_verifier(asked):

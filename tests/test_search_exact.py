@@ -21,6 +21,7 @@ from workbench.policies import Sampling
 from workbench.policies.scripted import Scripted
 from workbench.search import drive
 from workbench.search.particle import resample
+from workbench.types import Node, Step
 
 ANSWERS = {"1": 0.4, "0": 0.35, "2": 0.25}
 ONE_STEP = Scripted({(): [("=" + answer, p) for answer, p in ANSWERS.items()]})
@@ -242,6 +243,15 @@ def test_lookahead_is_charged_for_what_it_looks_at(asked, k):
         ), "looked ahead at temperature 0"
 
 
+def test_a_look_ahead_that_ends_nowhere_speaks_for_no_one(asked):
+    """Bug: "length" read as finished, so the score of a rollout that died stands for the step it came from."""
+    table = {(): [("a", 0.5), ("b", 0.5)], ("a",): [("c", 1.0)], ("b",): [("=1", 1.0)]}
+    judge = Judge(a=0.9, b=0.2, c=0.9, **{"": 0.9, "1": 0.2})
+    for k, exact in ((0, 0.25), (2, 0.75)):  # by their own scores one a is enough to die; ahead, one b to answer
+        results = go("lookahead", asked(N), Scripted(table), judge, n=2, width=2, k=k, aggregate="last")
+        assert share(results) == near(exact)
+
+
 def expected_dvts(n, width, only_best=False):
     """n / width trees on FORK, each greedy."""
 
@@ -407,6 +417,35 @@ def test_mcts_does_not_sample_the_chain_again_that_it_saw_die(asked):
     assert share(go("mcts", asked(N), table, Judge(), n=1, width=2, value="rollout")) == near(1 - 0.5**3)
 
 
+def test_mcts_goes_to_what_nobody_could_score_last(asked):
+    """Bug: None read as 0, so that exploring gives it its turn before what is known to be bad, or never."""
+    table = Scripted({(): [("a", 0.5), ("b", 0.5)], ("a",): [("=1", 1.0)], ("b",): [("=0", 1.0)]})
+    judge = Judge(a=None, b=0.05, **{"1": 0.9, "0": 0.5})
+    for n, exact in ((2, 0.25), (4, 0.25)):  # only two a's are gone to; a known leaf comes before, again and again
+        results = go("mcts", asked(N), table, judge, n=n, width=2, c=5.0, aggregate="last")
+        assert share(results) == near(exact)
+
+
+def test_a_rollout_that_does_not_close_is_worth_nothing(asked):
+    """Bug: "length" read as finished, so the score of where a rollout died is the value of the step."""
+    table = {(): [("a", 0.5), ("b", 0.5)], ("a",): [("c", 1.0)], ("b",): [("=1", 0.5), ("=0", 0.5)]}
+    judge, log = Judge(a=0.9, b=0.3, c=0.9, **{"": 0.9}), []
+    drive(asked(60), spy("mcts", log), Scripted(table), judge, n=2, width=2, c=0.0, value="rollout")
+    third = [requests[2].nodes[0].steps for requests in log if len(requests) > 2]
+    assert {tuple(step.text for step in steps) for steps in third} == {("a",), ("b",)}
+    for requests in log:
+        starts = {node.steps[0].text for node in requests[1].nodes}
+        assert len(starts) == 1 or requests[2].nodes[0].steps[0].text == "b"
+
+
+def test_mcts_ends_below_the_most_visited_node(asked):
+    """Bug: the last resort starts anywhere."""
+    table = {(): [("a", 0.5), ("b", 0.5)]} | {(x,): [("c", 1.0)] for x in "ab"}
+    table |= {("a", "c"): [("=1", 1.0)], ("b", "c"): [("=0", 1.0)]}
+    results = go("mcts", asked(N), Scripted(table), Judge(a=0.9, b=0.1, c=0.9), n=2, width=2)
+    assert share(results) == near(0.75)  # two b's are the only way to 0
+
+
 # --- particles ----------------------------------------------------------------------------------------------------
 
 
@@ -485,6 +524,26 @@ def test_copies_of_a_closed_particle_count(asked):
     assert share(go("particle", asked(N), table, judge, n=3)) == near(1 - 0.7**3)
 
 
+def test_particles_are_drawn_by_lot(asked):
+    """Bug: the same lot for every problem and round, so that a likely particle never loses a copy, or always does."""
+    table = {(): [("a", 0.5), ("b", 0.5)]} | {(x,): [("=1", 1.0)] for x in "ab"}
+    log = []
+    results = drive(asked(N), spy("particle", log), Scripted(table), Judge(a=0.6, b=0.4), n=2)
+    pairs = zip(results, log, strict=True)
+    counts = [requests[1].n for r, requests in pairs if [r.tree[i,].node.steps[0].text for i in (0, 1)] == ["a", "b"]]
+    both = 2 * 1.5 / (1.5 + 1 / 1.5) - 1  # odds of 1.5 and 1 / 1.5: a is worth 1.385 of the two copies
+    assert len(counts) > 150 and {tuple(n) for n in counts} == {(2,), (1, 1)}
+    assert counts.count([2]) / len(counts) == pytest.approx(both, abs=3.5 * (both * (1 - both) / len(counts)) ** 0.5)
+
+
+def test_a_dead_particle_is_not_drawn(asked):
+    """Bug: a chain that was cut keeps its weight and its copies, and living ones starve."""
+    table = Scripted({(): [("a", 0.5), ("b", 0.5)], ("b",): [("c", 1.0)], ("b", "c"): [("=1", 1.0)]})
+    judge = Judge(a=0.9, b=0.9, c=0.1, **{"": 0.999, "1": 0.5})
+    # What comes after an a is liked best by far, and dead: one b among the two is enough.
+    assert share(go("particle", asked(N), table, judge, n=2)) == near(0.75)
+
+
 # --- revisions and longer thought ---------------------------------------------------------------------------------
 
 
@@ -557,6 +616,13 @@ def test_a_right_answer_that_is_revised_to_a_wrong_one_is_kept(asked, context):
         assert len(turned) > 4 and {r.answer for r in turned} == {kept}
 
 
+def test_a_revision_keeps_what_nobody_scored(asked):
+    """Bug: an unknown score is taken for the worst one, or for a reason to begin anew."""
+    table = {(): [("a", 0.5), ("b", 0.5)]} | {(x,): [("=1", 0.5), ("=0", 0.5)] for x in "ab"}
+    for result in go("revisions", asked(40), Scripted(table), Judge(a=None, b=None), n=3, aggregate="last"):
+        assert len({leaf.steps[0].text for leaf in result.leaves}) == 1 and len(result.leaves) == 3
+
+
 def test_budget_forcing_extends_by_the_numbers(asked):
     """Bugs: the answer before the marker is kept; the chain begins anew; one extension of two."""
     right = {
@@ -595,6 +661,29 @@ def test_budget_forcing_makes_an_answer(asked, cap, exact):
         cut = [node for node in result.nodes if node.stop == "length"]
         assert len(cut) == (cap in (5, 9) and result.tree[0,].node.steps[0].text[:1] == "a")
         assert all(node.trace.tokens == cap for node in cut)
+
+
+def test_the_cap_holds_for_extensions_and_not_for_the_answer(asked):
+    """Bug: thinking on starts a new cap, so the cap is a multiple of what was asked for."""
+    table, log = {(): [("=0", 1.0)], ("Wait",): [("a" * 30, 1.0)]}, []
+    drive(asked(3), spy("budget_forcing", log), Scripted(table), cap=9, extend=2)
+    for requests in log:
+        assert [(r.tokens, r.close, [s.text for s in r.nodes[0].steps]) for r in requests] == [
+            (9, False, []),
+            (9, False, ["Wait"]),
+            (None, True, ["Wait"]),
+        ]
+
+
+def test_the_answer_before_an_extension_that_died_counts(asked):
+    """Bug: thinking longer turns an answer into none."""
+    search_ = search.get("budget_forcing")(Node(), extend=1)
+    next(search_)
+    search_.send([Node((0,), (Step("1", final=True),), "answer")])
+    assert search_.send([Node((1, 0), (Step("Wait"), Step("a")), "length")]).close
+    with pytest.raises(StopIteration) as end:
+        search_.send([])
+    assert end.value.value == "1"
 
 
 # --- how many, and which ------------------------------------------------------------------------------------------
@@ -637,6 +726,12 @@ def test_adaptive_stops_when_the_vote_is_settled(asked, batch, confidence, chain
     assert {len(r.leaves) for r in go("adaptive", asked(5), dead, n=6, batch=4)} == {6}, "nobody leads, nothing settles"
 
 
+def test_adaptive_counts_equal_answers_as_one(asked):
+    """Bug: answers compared as text, so that a settled vote looks split."""
+    sure = Scripted({(): [("=1", 0.5), ("=1.0", 0.5)]})
+    assert {len(r.leaves) for r in go("adaptive", asked(20), sure, n=12, batch=1)} == {4}
+
+
 EASE = {
     (): [("a", 0.5), ("b", 0.4), ("=0", 0.1)],
     ("a",): [("=1", 0.8), ("=0", 0.2)],
@@ -677,6 +772,15 @@ def test_hybrid_by_enumeration(asked):
     assert share(results) == near(sum(exact[1:]))
     assert sum(voted) / N == near(exact[0])
     assert sum(a and b for a, b in zip(voted, right, strict=True)) / N == near(exact[1])
+
+
+def test_hybrid_falls_back_on_its_probe(asked):
+    """Bug: chains that were paid for and answered are forgotten when the beam dies."""
+    table = {(): [("a", 0.5), ("=1", 0.5)], ("a",): [("b", 1.0)]}
+    for method, exact in (("beam", 0.25), ("hybrid", 0.75)):
+        more = {"probe": 2, "threshold": 0.0} if method == "hybrid" else {}
+        judge = Judge(a=0.9, b=0.9, **{"1": 0.3})
+        assert share(go(method, asked(N), Scripted(table), judge, n=2, width=2, **more)) == near(exact)
 
 
 def test_hybrid_lets_choose_choose(asked):

@@ -8,22 +8,20 @@ import re
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
-from ..format import ASSISTANT, BREAK, CLOSING, END_ASSISTANT, Encoder, parse_step, render_prompt, render_step
+from ..format import ASSISTANT, BREAK, CLOSING, END_ASSISTANT, USER, Encoder, parse_step, render_prompt, render_step
 from ..models import Price
 from ..tasks import digest
 from ..types import Node, Problem, ProblemError, Step, WorkbenchError
 from . import Sampling, Want
 
-_TOO_LONG = re.compile(
-    r"context.{0,12}(length|size|window)|prompt.{0,40}too long|longer than the maximum|must have less than \d+ tokens", re.I
-)
+_TOO_LONG = re.compile(r"context.{0,12}(length|size|window)|prompt.{0,40}too long|longer than the maximum", re.I)
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Dialect:
 
 _NO_DEFAULTS = {"min_p": 0.0, "repetition_penalty": 1.0}  # else the checkpoint's generation config fills them in
 _VLLM = {"skip_special_tokens": False, "include_stop_str_in_output": True, "return_token_ids": True, **_NO_DEFAULTS}
-_LLAMA = {"cache_prompt": True, "samplers": ["temperature", "top_k", "top_p"]}  # else min-p and others, in another order
+_LLAMA = {"cache_prompt": True, "samplers": ["temperature", "top_k", "top_p"]}  # and no min-p, in this order
 DIALECTS = {
     "openai": Dialect(),
     "vllm": Dialect(_VLLM, ids=True, top_k=True),
@@ -72,9 +70,10 @@ class Server:
     Log-probs are those of the distribution that samples. vLLM gives them with `--logprobs-mode processed_logprobs`;
     before the first draw that is not plain, 8 tokens are asked for, unbilled, to see. `logprobs=False` goes without.
     A step has log-probs for all its tokens or none: llama.cpp (start it with --special) leaves out that of the break.
-    Ids come from the server, or from its token strings, or the text is tokenised anew. Where tags are hidden
-    (`transformers serve`, which has no log-probs either), the token count tells an answer from a malformed end; a tag
-    amid a line is not seen. Left out: chat, streaming; a plain "openai" server cannot say that a break ended an answer.
+    Ids come from the server, or from its token strings, or the text is tokenised anew. Where tags are hidden (always by
+    `transformers serve`, which has no log-probs either), `usage` tells by the number of tokens whether a line was an
+    answer, and a tag amid a line is not seen. Left out: chat, streaming; an "openai" server that tells neither tokens
+    nor its stop_reason hides that a break, not the end, cut an answer.
 
     >>> policy = Server("http://127.0.0.1:8000/v1", "nano", tokenizer, config=folder, dialect="vllm")  # doctest: +SKIP
     >>> policy.extend([Want(problem, Node(), n=4, to_end=True)], seed=0)  # doctest: +SKIP
@@ -114,8 +113,9 @@ class Server:
         headers, limits = {"Authorization": f"Bearer {key}"} if key else {}, httpx.Limits(max_connections=in_flight)
         times = httpx.Timeout(timeout, pool=None)
         self.client = httpx.Client(timeout=times, headers=headers, limits=limits, trust_env=False)
+        weakref.finalize(self, self.client.close)
         self._filtered = self.dialect.filtered or not self.logprobs
-        self._warned: set[str] = set()
+        self._warned: dict[str, str] = {}
 
     def flops(self, prefix: float, new: float, head: bool = True) -> float:
         if self.price is None:
@@ -129,17 +129,14 @@ class Server:
         sampling, halt = sampling or Sampling(), threading.Event()
         if sampling.top_k and not (self.dialect.top_k or self.dialect.config):
             raise WorkbenchError(f"{self.url}: top-k is not in the OpenAI schema; use top_p, or the server's dialect")
-        bad = self._too_long(wants, sampling)
-        if bad:
+        if bad := self._too_long(wants, sampling):
             raise ProblemError(bad)
-        plain = sampling.temperature in (0, 1) and (not sampling.temperature or (sampling.top_p, sampling.top_k) == (1, 0))
+        plain = not sampling.temperature or (sampling.temperature, sampling.top_p, sampling.top_k) == (1, 1, 0)
         if wants and not plain and not self._filtered:
-            self._probe(wants[0], halt)
+            self._probe(wants[0].problem, halt)
         with ThreadPoolExecutor(self.in_flight) as pool:
-            jobs = [
-                [pool.submit(self._chain, want, want.first + k, seed, sampling, halt, bad) for k in range(want.n)]
-                for want in wants
-            ]
+            more = (seed, sampling, halt, bad)
+            jobs = [[pool.submit(self._chain, w, w.first + k, *more) for k in range(w.n)] for w in wants]
             try:
                 done, _ = wait([job for row in jobs for job in row], return_when=FIRST_EXCEPTION)
                 if errors := [error for job in done if (error := job.exception()) is not None]:
@@ -210,24 +207,23 @@ class Server:
         left = sampling.chain_tokens - self._spent(node)
         most = max(1, min(sampling.step_tokens, left) - len(own))
         seed = digest("token", seed, problem.id, *path) % 2**31
-        answer = self._ask(problem, self._body(self._prompt(problem, node, close), most, seed, sampling), halt)
-        choice, (said_prompt, said) = answer["choices"][0], self._usage(answer)
-        ids, values = self._tokens(choice, most)
+        body = self._body(self._prompt(problem, node, close), most, seed, sampling)
+        choice, ids, values, said = self._checked(self._ask(problem, body, halt), most, close)
         if ids is None:
-            chunk = self._head(close) + self._chunk(choice, said, close)
+            chunk = self._head(close) + self._chunk(choice, said["completion_tokens"], close)
             ids = self._tokenised(chunk) or self.encoder.text(BREAK)
             over = BREAK in chunk or chunk.endswith(END_ASSISTANT)
         else:
-            ids, ends = [*own, *ids], self.encoder.ends_step()
-            chunk = self.encoder.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            over = ids[-1] < len(ends) and ends[ids[-1]]
-        came = len(ids) - len(own)
-        if said not in (None, came):
-            self._warn(f"says {said} tokens where {came} came: what came is counted")
-        if said_prompt not in (None, read := len(self._ids(problem, node, close))):
-            self._warn(f"read {said_prompt} tokens of prompt where {read} were meant: has it another tokenizer, a BOS?")
-        if self.logprobs and len(values) != came:
-            self._warn(f"gave {len(values)} log-probs for a step of {came} tokens: such steps have none")
+            ids = [*own, *ids]
+            chunk, over = self._decoded(ids), self._ends(ids[-1])
+        came = {"prompt_tokens": len(self._ids(problem, node, close)), "completion_tokens": len(ids) - len(own)}
+        for name, count in came.items():
+            if said[name] not in (None, count):
+                self._warn(name, f"says {said[name]} {name} where {count} came: what came is counted")
+        if self.logprobs and len(values) != came["completion_tokens"]:
+            self._warn(
+                "logprobs", f"gave {len(values)} log-probs for {len(ids) - len(own)} tokens: such steps have none"
+            )
             values = []
         step, stop = parse_step(chunk, self.encoder.reasoning)
         if not over:
@@ -242,56 +238,157 @@ class Server:
     def _tokenised(self, text: str) -> list[int]:
         return self.encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return self.encoder.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def _ends(self, token: int) -> bool:
+        ends = self.encoder.ends_step()
+        return token < len(ends) and ends[token]
+
     def _chunk(self, choice: dict, said, close: bool) -> str:
         """The text of a chunk with the end that the server has cut off: a break, or the tags of an answer."""
-        text, limit = choice["text"], choice["finish_reason"] == "length"
+        text, full = choice["text"], choice["finish_reason"] == "length"
         if BREAK in text or text.endswith(END_ASSISTANT):
             return text
         opened = close or ASSISTANT in text or not self.encoder.reasoning
-        if not self.dialect.hides:
-            told = choice.get("stop_reason", choice.get("matched_stop"))
-            return text if limit else text + (END_ASSISTANT if opened and told != BREAK else BREAK)
-        hidden = said - len(self._tokenised(text)) if isinstance(said, int) else None
-        tags = 1 if opened else 3
-        if limit and hidden != tags:
-            return text
-        return (CLOSING if not opened and (hidden is None or hidden >= tags) else "") + text + END_ASSISTANT
+        hidden, tags = said - len(self._tokenised(text)) if isinstance(said, int) else None, 1 if opened else 3
+        whole = (text if opened else CLOSING + text) + END_ASSISTANT
+        if full:
+            return whole if self.dialect.hides and hidden == tags else text
+        if self.dialect.hides:
+            return whole if hidden is None or hidden >= tags else text + END_ASSISTANT
+        told = choice.get("stop_reason", choice.get("matched_stop", BREAK if self.dialect.ids else None))
+        return whole if told != BREAK and (opened or (hidden or 0) >= tags) else text + BREAK
 
-    def _tokens(self, choice: dict, most: int) -> tuple[list[int] | None, list[float]]:
+    def _tokens(self, choice: dict, most: int, close: bool) -> tuple[list[int] | None, list[float]]:
         """(ids, None if they cannot be told; log-probs)."""
-        try:
-            table, ids, values = choice.get("logprobs") or {}, choice.get("token_ids"), []
-            names = table.get("tokens") or []
-            if self.logprobs:
-                entries = table.get("content") or []
-                values = table.get("token_logprobs") or [e["logprob"] if "logprob" in e else _log(e["prob"]) for e in entries]
-                names = names or [e.get("id", e.get("token")) for e in entries]
-                if not values and choice["text"]:
-                    raise WorkbenchError(
-                        f"{self.url} gives no log-probs, which every step must have: start the server so that it does, "
-                        "or go without, Server(logprobs=False)"
-                    )
-                if not all(math.isfinite(v) and v <= 1e-4 for v in values):
-                    raise ValueError(f"log-probs that are none: {values[:5]}")
-            if ids is None:
-                ids = self._named(names, choice)
-            if ids is not None and not (0 < len(ids) <= most and all(0 <= i < 2**31 and i == int(i) for i in ids)):
-                raise ValueError(f"{len(ids)} tokens where 1 to {most} were asked for: {str(ids[:5])}")
-            return ids, [min(0.0, float(v)) for v in values]
-        except (TypeError, ValueError, AttributeError, KeyError) as error:
-            raise WorkbenchError(f"{self.url} gave a completion that is none: {error}; {str(choice)[:120]}") from error
+        table, ids, values = choice.get("logprobs") or {}, choice.get("token_ids"), []
+        entries = table.get("content") or []
+        if self.logprobs:
+            values = table.get("token_logprobs")
+            values = values or [e["logprob"] if "logprob" in e else math.log(e["prob"]) for e in entries]
+            if not values and choice["text"]:
+                raise WorkbenchError(
+                    f"{self.url} gives no log-probs: start it with them, or use Server(logprobs=False)"
+                )
+            if not all(math.isfinite(v) and v <= 1e-4 for v in values):
+                raise ValueError(f"log-probs that are none, {values[:5]}")
+        if ids is None:
+            ids = self._named(table.get("tokens") or [e.get("id", e.get("token")) for e in entries], choice, close)
+        if ids is not None and not (0 < len(ids) <= most and all(isinstance(i, int) and 0 <= i < 2**31 for i in ids)):
+            raise ValueError(f"{len(ids)} tokens where 1 to {most} were asked for, {str(ids[:5])}")
+        if any(self._ends(i) for i in (ids or ())[:-1]):
+            raise ValueError(f"it wrote on behind the end of a step, {self._decoded(ids)!r}")
+        return ids, [min(0.0, float(v)) for v in values]
 
-    def _named(self, names: Sequence, choice: dict) -> list[int] | None:
+    def _named(self, names: Sequence, choice: dict, close: bool) -> list[int] | None:
         """Ids of tokens given by id or as strings, with the break that the server has cut off; None where unsure."""
         ids: list[int] = []
         for name in names:
-            known = [name] if isinstance(name, int) else [self.encoder.tag_ids[name]] if name in self.encoder.tag_ids else None
-            known = known or self.encoder.text(name)
+            tag = name if isinstance(name, int) else self.encoder.tag_ids.get(name)
+            known = self.encoder.text(name) if tag is None else [tag]
             if len(known) != 1:
                 return None
             ids += known
-        if not ids:
+        text, written = choice["text"], self._decoded(ids)
+        if not ids or not (isinstance(names[0], int) or text.startswith(written) or written.startswith(text)):
             return None
-        text = self.encoder.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        whole = self._chunk({**choice, "text": text}, None, False) if len(text) <= len(choice["text"]) else text
-        return ids
+        if self._ends(ids[-1]) or choice["finish_reason"] == "length":
+            return ids
+        rest = text[len(written) :] if text.startswith(written) else ""
+        whole = self._chunk({**choice, "text": written + rest}, None, close)
+        return ids + self._tokenised(whole[len(written) :])
+
+    def _checked(self, answer, most: int, close: bool) -> tuple[dict, list[int] | None, list[float], dict]:
+        """(choice, ids or None, log-probs, usage) of an answer that has the shape of a completion."""
+        try:
+            [choice] = answer["choices"]
+            if not isinstance(choice["text"], str) or choice["finish_reason"] not in ("stop", "length"):
+                raise ValueError("it has no text, or ended for another reason than stop and length")
+            usage = answer.get("usage") or {}
+            counts = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
+            return choice, *self._tokens(choice, most, close), counts
+        except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
+            raise WorkbenchError(
+                f"{self.url} gave no completion but {str(answer)[:200]!r} ({type(error).__name__}: {error}): is it an "
+                "OpenAI server, and of this dialect?"
+            ) from error
+
+    # --- one request ---
+
+    def _probe(self, problem: Problem, halt: threading.Event) -> None:
+        """Are log-probs those after the filters? If these leave one token, it has exactly 0, even in a guess."""
+        prompt = [self.encoder.tag_ids[USER]] if self.dialect.ids else USER
+        body = self._body(prompt, 8, 0, Sampling(top_p=1e-6))
+        _, _, values, _ = self._checked(self._ask(problem, body, halt), 8, False)
+        if any(value < -1e-5 for value in values):
+            raise WorkbenchError(
+                f"{self.url} gives log-probs of the model, not of the distribution that samples: start vLLM with "
+                "--logprobs-mode processed_logprobs, or draw at temperature 1 unfiltered, or use Server(logprobs=False)"
+            )
+        self._filtered = True
+
+    def _ask(self, problem: Problem, body: dict, halt: threading.Event):
+        import httpx
+
+        begin = time.monotonic()
+        for attempt in range(self.retries + 1):
+            pause, wanted = min(0.5 * 2**attempt, self.timeout), None
+            try:
+                status, headers, data = self._post(body)
+            except httpx.RequestError as error:  # refused, dropped, timed out, undecodable
+                why = f"{type(error).__name__}: {error}"
+            else:
+                text = data[:300].decode(errors="replace")
+                if status == 200:
+                    try:
+                        return json.loads(data)
+                    except (ValueError, RecursionError):
+                        why = f"an answer that is no JSON: {text[:80]!r}"
+                elif status in (408, 429) or status >= 500:
+                    why, wanted = f"status {status}: {text}", _retry_after(headers.get("Retry-After", ""))
+                elif status in (400, 413, 422) and _TOO_LONG.search(text):
+                    raise ProblemError({problem.id: f"{self.url} finds its prompt too long: {text}"})
+                else:
+                    raise WorkbenchError(
+                        f"{self.url} refused a request with status {status}: {text}; are the address (…/v1), model, "
+                        "key and dialect right?"
+                    )
+            if wanted is not None and wanted > self.timeout:
+                why += f" (it asks to wait {wanted:.0f} s, longer than timeout={self.timeout})"
+                break
+            if attempt == self.retries or self._wait(halt, pause if wanted is None else wanted):
+                break
+        raise WorkbenchError(
+            f"{self.url} gave no answer to {attempt + 1} requests in {time.monotonic() - begin:.0f} s, "
+            f"the last time {why}; is the server running?"
+        )
+
+    def _post(self, body: dict) -> tuple[int, Mapping[str, str], bytes]:
+        import httpx
+
+        begin, parts = time.monotonic(), []
+        with self.client.stream("POST", self.url, json=body) as answer:
+            for part in answer.iter_bytes():
+                parts.append(part)
+                if time.monotonic() - begin > self.timeout:
+                    raise httpx.ReadTimeout(f"still sending after {self.timeout} s")
+            return answer.status_code, answer.headers, b"".join(parts)
+
+    @staticmethod
+    def _wait(halt: threading.Event, seconds: float) -> bool:
+        """Wait; True if there is no more to wait for, another request having failed."""
+        return halt.wait(seconds)
+
+    def _warn(self, kind: str, message: str) -> None:
+        if self._warned.setdefault(kind, message) is message:  # one step, so threads do not warn twice
+            warnings.warn(f"{self.url} {message}", stacklevel=2)
+
+
+def _retry_after(value: str) -> float | None:
+    """Seconds to wait: the header has a number or a date; None if it has neither."""
+    try:
+        number = re.fullmatch(r"[\d.]+", value)
+        return max(0.0, float(value) if number else parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
