@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from workbench import evaluate, kv
+from workbench.models import load_model
 from workbench.pipeline import Series, runs_folder
 from workbench.policies import Sampling, Want
 from workbench.policies.local import LocalPolicy
@@ -206,8 +207,8 @@ class Small:
 
         folder = series_folder() / "bench" / "smollm2"
         self.model, self.prm = checkpoint(folder), prm_checkpoint(folder)
-        self.policy = LocalPolicy.load(self.model, dtype=dtype)
-        self.verifier = PRM.load(self.prm, dtype=dtype)
+        self.policy = LocalPolicy(*load_model(self.model, dtype=dtype))
+        self.verifier = PRM(*load_model(self.prm, "AutoModelForTokenClassification", dtype=dtype))
         self.sampling = Sampling(1.0, SMALL["step_tokens"], 400)
         self.problems = [Problem(f"question/{i}", "arithmetic", text, None) for i, text in enumerate(QUESTIONS)]
         self.knobs = {**KNOBS, "rounds": SMALL["rounds"]}
@@ -267,7 +268,9 @@ def peers() -> list[dict]:
             row("beam, SmolLM2: times its_hub, problems", len(results) / seconds / told["problems_per_second"], "x"),
         ]
     prompts = [world.policy.encoder.prompt(f"{QUESTIONS[i % 8]} ({i})") for i in range(64)]
-    if told := _peer("vllm", "_vllm.py", {"model": str(world.model), "prompts": prompts, "threads": threads}):
+    if told := _peer(
+        "vllm", "_vllm.py", {"model": str(world.model), "prompts": prompts, "threads": threads, "repeats": 2}
+    ):
         world.policy.ends[:] = False  # nobody stops early: both sides write the same number of tokens
         wants = [Want(Problem(f"q/{i}", "arithmetic", f"{QUESTIONS[i % 8]} ({i})", None), Node()) for i in range(64)]
         times = []

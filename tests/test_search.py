@@ -536,3 +536,11 @@ def test_a_last_bit_does_not_decide(asked):
     first = [r.answer for r in go("sampling", asked(40), coin)]
     assert answers(0.5 + 1e-7) == answers(0.5) == answers(0.5 - 1e-7) == first
     assert answers(0.501) != first and answers(0.499) != first
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_no_child_at_all_is_refused(asked, n):
+    """Bug: n = 0 is a search that ends well and answers nothing."""
+    for method in ("majority", "best_of_n", "weighted_vote", "beam"):
+        with pytest.raises(WorkbenchError, match=f"n={n}"):
+            go(method, asked(2), n=n)

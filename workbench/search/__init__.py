@@ -315,6 +315,8 @@ class _Round:
         counts = [grow.n] * len(grow.nodes) if isinstance(grow.n, int) else grow.n
         if len(counts) != len(grow.nodes):
             raise WorkbenchError(f"Grow has {len(grow.nodes)} nodes and {len(counts)} counts: one count a node")
+        if min(counts, default=1) < 1:
+            raise WorkbenchError(f"Grow has n={grow.n}: ask for at least one child of each node")
         live.result.rounds.append(grow)
         for node, n in zip(grow.nodes, counts, strict=True):
             if node.finished:
