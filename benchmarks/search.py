@@ -31,6 +31,7 @@ from workbench.verifiers.prm import PRM
 sys.path.insert(0, str(Path(__file__).parent))  # the scripts beside this one
 
 KNOBS = {"n": 16, "width": 4}
+BATCH = 1024  # 64 problems with 16 chains each
 SECTIONS = "nano", "parts", "decode", "linear", "small", "peers"
 
 
@@ -61,7 +62,7 @@ class Nano:
 
     def search(self, cache=1 << 29, judge_cache=1 << 28, window=256):
         """Warmed up on other problems, so that threads run and memory is there; then timed."""
-        policy = LocalPolicy(self.model, self.tokenizer, cache=cache)
+        policy = LocalPolicy(self.model, self.tokenizer, batch=BATCH, cache=cache)
         verifier = Likelihood(self.judge, self.tokenizer, cache=judge_cache)
         for problems in (self.other, self.problems):
             begin = time.perf_counter()
@@ -124,7 +125,7 @@ def decode() -> list[dict]:
     """How much of `extend` is the bare forward pass: the same shapes fed to the same model with nothing around it."""
     world, out = Nano(), []
     for method, knobs in (("beam", KNOBS), ("majority", {"n": 16})):
-        policy = LocalPolicy(world.model, world.tokenizer)
+        policy = LocalPolicy(world.model, world.tokenizer, batch=BATCH)
         verifier = Likelihood(world.judge, world.tokenizer)
         shapes, spent = [], []
         forward, extend = policy.rows.forward, policy.extend

@@ -291,21 +291,26 @@ class Pool:
                     pool[slot] = work[row, :, column]
         return [p for p, _ in made]
 
-    def load(self, rows: Rows, wanted: Sequence[tuple[int, Prefix | None]]) -> None:
-        """Copy prefixes into rows: (row, prefix)."""
-        wanted = [(row, prefix) for row, prefix in wanted if prefix is not None]
-        if not wanted:
+    def load(self, rows: Rows, first: int, wanted: Sequence[Prefix | None]) -> None:
+        """Copy prefixes into rows first, first + 1, …; a row without one stays as it is, or worse."""
+        width = max((len(prefix.tokens) for prefix in wanted if prefix is not None), default=0)
+        if not width:
             return
-        slot = torch.as_tensor(np.concatenate([prefix.slots for _, prefix in wanted]), device=rows.device)
-        row, column = self._places(rows, [(row, 0, len(prefix.tokens)) for row, prefix in wanted])
-        rows.width = max(rows.width, max(len(prefix.tokens) for _, prefix in wanted))
+        rows.width = max(rows.width, width)
+        # What stands behind a row's prefix is written over before anything may look at it.
+        slots = np.full((len(wanted), width), next(p.slots[0] for p in wanted if p is not None))
+        for row, prefix in enumerate(wanted):
+            if prefix is not None:
+                slots[row, : len(prefix.tokens)] = prefix.slots
+        slot = torch.as_tensor(slots.ravel(), device=rows.device)
         if not rows.keys:
             shape = (rows.size, self.keys[0].shape[1], rows.columns, self.keys[0].shape[2])
             rows.keys = [_zeros(pool, shape) for pool in self.keys]
             rows.values = [_zeros(pool, shape) for pool in self.values]
         for mine, theirs in ((self.keys, rows.keys), (self.values, rows.values)):
             for pool, work in zip(mine, theirs, strict=True):
-                work[row, :, column] = pool[slot]
+                held = pool.index_select(0, slot).view(*slots.shape, *pool.shape[1:])
+                work[first : first + len(wanted), :, :width] = held.transpose(1, 2)
 
     def _places(self, rows: Rows, spans: Sequence[tuple[int, int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
         row = np.repeat([row for row, _, _ in spans], [stop - start for _, start, stop in spans])
@@ -377,7 +382,7 @@ class Reader:
         above = [self.pool.find(p[:start]) if start else None for p, start in zip(prefixes, starts, strict=True)]
         begin = [len(parent.tokens) if parent else 0 for parent in above]
         self.rows.reserve(len(prefixes), max(map(len, prefixes)))
-        self.pool.load(self.rows, list(enumerate(above)))
+        self.pool.load(self.rows, 0, above)
         texts = [p[at:] for p, at in zip(prefixes, begin, strict=True)]
         hidden = self.rows.prefill(0, texts, begin)
         for p, text in zip(prefixes, texts, strict=True):

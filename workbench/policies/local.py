@@ -215,7 +215,7 @@ class _Batch:
         for ids, i in first.items():
             self.read[i] += missing[ids]
         self.rows.reserve(begin + len(fresh), max(map(len, fresh)) + self.sampling.step_tokens)
-        self.pool.load(self.rows, [(begin + r, held[ids]) for r, ids in enumerate(fresh)])
+        self.pool.load(self.rows, begin, [held[ids] for ids in fresh])
         known = sum(missing[ids] == 0 for ids in fresh)
         if todo := fresh[known:]:
             starts = [len(ids) - 1 - missing[ids] for ids in todo]
