@@ -371,8 +371,8 @@ def _(arithmetic):
 
         aggregate = "min"
 
-        def flops(self, tokens):
-            return float(tokens)  # it reads every token once
+        def flops(self, prefix, new, head=True):
+            return float(new)  # it reads every token once
 
         def score(self, items):
             return [tuple(0.9 if self.holds(step) else 0.1 for step in trace.steps) for _, trace in items]
