@@ -374,11 +374,18 @@ print(f"weighted vote at n={n} minus the judge alone: {over_judge}")
 # The figure that answers the question has compute on its axis. The dashed line is one sample.
 
 # %%
-drawn = ("greedy", "verifier alone", "majority", "adaptive", *guided)
+drawn = ("greedy", "verifier alone", "majority", "best_of_n", "weighted_vote", "beam")
 main = [p for p in points if p.method in drawn]
 alone = scaling.accuracy(rows("majority", 1))
 title = f"At equal FLOPs (n = {n}) a judge changes the vote's accuracy by {100 * gain.value:+.1f} points"
 plots.accuracy_vs_flops(main, title=title, baseline=alone)
+
+# %% [markdown]
+# The other methods beside the same vote (DVTS and the hybrid lie on the beam here, so they are left to the table).
+
+# %%
+others = ("majority", "adaptive", "lookahead", "mcts", "particle", "revisions")
+plots.accuracy_vs_flops([p for p in points if p.method in others], baseline=alone)
 
 # %% [markdown]
 # ## What was there, what was found
