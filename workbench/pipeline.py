@@ -530,7 +530,7 @@ STAGES: dict[str, tuple[tuple[str, ...], int]] = {
     "reinforce-outcome": (("teach",), 200),
     "judge-head": (("chains",), 50),
     "judge-orm": (("chains",), 50),
-    "search": (("judge-likelihood", "judge-head", "judge-orm"), 190),
+    "search": (("judge-likelihood", "judge-head", "judge-orm"), 150),
     "reinforce-prm-sum": (("judge-likelihood",), 95),
     "reinforce-prm-min": (("judge-likelihood",), 95),
     "audit": (("chains",), 20),
