@@ -82,6 +82,7 @@ def tokens_of(chain: Sequence[Node]) -> int:
 
 
 def bill(policy: Policy, prefix: int, sampled: Sequence[int], seconds: float = 0.0) -> Cost:
-    """What one want costs: its prefix read once, then every child's tokens. The only place where a policy is priced."""
+    """What one want costs by itself: its prefix read once, then every child's tokens. A search is billed by its driver,
+    which knows what was read before."""
     flops = policy.flops(0, prefix, head=False) + sum(policy.flops(prefix, n) for n in sampled)
     return Cost(sampled=sum(sampled), prompt=prefix, policy_calls=1, policy_flops=flops, policy_seconds=seconds)

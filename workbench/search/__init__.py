@@ -373,7 +373,8 @@ class _Round:
                     run = [replace(run[0], n=len(run))]
                 wants += [(live, replace(want, node=_bare(want.node))) for want in run]
             for live, want, chains, seconds, read in self._extend(wants, use):
-                self._reread(live, self.policy, *live.unread(want.node, set(live.read), self.policy), read)
+                if read:  # `unread` marks what it is asked about, and this only looks
+                    self._reread(live, self.policy, *live.unread(want.node, set(live.read), self.policy), read)
                 total = sum(len(child.steps[-1].ids) for chain in chains for child in chain) or 1
                 family_of_want = self.memo.family(self.seed, live.blind, want.node, use, want.close)
                 for k, chain in enumerate(chains, want.first):
