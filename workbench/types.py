@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from operator import add, attrgetter
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Stop = Literal["answer", "length", "cut"]
 
@@ -88,6 +88,20 @@ class Trace:
     @property
     def tokens(self) -> int:
         return sum(len(step.ids) for step in self.steps)
+
+
+class Labelled(NamedTuple):
+    """A chain and what somebody thinks of its steps: a number in 0-1 for each, None where nobody said.
+
+    Chains of one problem may begin alike; then the steps they share carry the same label in each, and count once.
+
+    >>> Labelled(Problem("p/1", "arithmetic", "2+3", "5"), Trace((Step("2+3=6"), Step("6", True))), (0.0, None)).labels
+    (0.0, None)
+    """
+
+    problem: Problem
+    trace: Trace
+    labels: tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
