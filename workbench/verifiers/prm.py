@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,71 +14,39 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from ..format import Encoder
-from ..kv import Reader
+from ..format import Encoder, add_tags
+from ..kv import Reader, core
 from ..models import Price, load_model
-from ..types import Problem, ProblemError, Trace, WorkbenchError
+from ..packing import UNKNOWN, Judged, Store, collate, judged, mask_after_error, pack  # noqa: F401
+from ..types import Cost, Labelled, Problem, ProblemError, Trace, WorkbenchError
 
-UNKNOWN = -1.0  # a step without a label: after the first error, or never judged
+VERDICT = (" Yes", " No")  # the two tokens of a PRM that stays a language model
 
 
-@dataclass(frozen=True)
-class Judged:
-    """One row to learn from: ids, step ends, one label in 0-1 a step (hard or soft) or UNKNOWN.
+def trunk(model):
+    """The part of a transformers model that gives hidden states, whatever wraps the model."""
+    inner = core(model)
+    return getattr(inner, inner.base_model_prefix)
 
-    `start` is where the first step begins.
+
+def judge(model, hidden: torch.Tensor) -> torch.Tensor:
+    """Logit that a step is right, from the hidden state at its end (..., width) -> (...).
+
+    A token classifier's linear head; or, where the config names two `verdict` tokens, how much likelier a language
+    model holds the first of them than the second, which needs no head of its own.
     """
-
-    ids: list[int]
-    start: int
-    ends: list[int]
-    labels: list[float]
-
-
-def mask_after_error(labels: Sequence[float]) -> list[float]:
-    """Supervise up to and including the first wrong step, nothing after (Lightman et al. 2023).
-
-    A step is wrong if its label is 0: a soft label of .3 is the value of a hard problem, not a mistake.
-
-    >>> mask_after_error([1, 1, 0, 1, 0])
-    [1.0, 1.0, 0.0, -1.0, -1.0]
-    """
-    first = next((i for i, x in enumerate(labels) if x == 0), len(labels))
-    return [float(x) if i <= first else UNKNOWN for i, x in enumerate(labels)]
-
-
-def judged(problem: Problem, trace: Trace, labels: Sequence[float], encoder: Encoder, outcome: bool = False) -> Judged:
-    """A labelled trace as a row. `outcome` keeps the last label alone, for every step (an ORM, Cobbe et al. 2021)."""
-    if len(labels) != len(trace.steps):
-        raise WorkbenchError(f"{problem.id}: {len(labels)} labels for {len(trace.steps)} steps")
-    if bad := [x for x in labels if not 0 <= x <= 1]:
-        raise WorkbenchError(f"{problem.id}: label {bad[0]} is outside 0-1")
-    if not trace.steps:
-        raise WorkbenchError(f"{problem.id}: a chain without steps has nothing to learn from, leave it out")
-    code = encoder.encode(problem.prompt, trace.steps)
-    used = [float(labels[-1])] * len(labels) if outcome else mask_after_error(labels)
-    return Judged(code.ids, code.prompt_length, code.step_ends, used)
-
-
-def collate(rows: Sequence[Judged], pad: int) -> dict[str, torch.Tensor]:
-    width, most = max(len(r.ids) for r in rows), max(len(r.ends) for r in rows)
-    ids = torch.full((len(rows), width), pad)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    ends = torch.zeros((len(rows), most), dtype=torch.long)
-    labels = torch.full((len(rows), most), UNKNOWN)
-    for i, r in enumerate(rows):
-        ids[i, : len(r.ids)], mask[i, : len(r.ids)] = torch.tensor(r.ids), 1
-        ends[i, : len(r.ends)], labels[i, : len(r.ends)] = torch.tensor(r.ends), torch.tensor(r.labels)
-    start, steps = torch.tensor([r.start for r in rows]), torch.tensor([len(r.ends) for r in rows])
-    batch = {"input_ids": ids, "attention_mask": mask, "ends": ends, "labels": labels}
-    return batch | {"start": start, "steps": steps}
+    inner = core(model)
+    if hasattr(inner, "score"):
+        return inner.score(hidden).squeeze(-1).float()
+    yes, no = inner.get_output_embeddings().weight[list(inner.config.verdict)]
+    return F.linear(hidden, (yes - no)[None]).squeeze(-1).float()
 
 
 def step_logits(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """(rows, steps) logit at every step end. Training and scoring both come through here."""
-    hidden = model.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-    at = batch["ends"].unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
-    return model.score(hidden.gather(1, at)).squeeze(-1).float()
+    seen = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids") if k in batch}
+    hidden = trunk(model)(**seen).last_hidden_state
+    return judge(model, hidden.gather(1, batch["ends"].unsqueeze(-1).expand(-1, -1, hidden.shape[-1])))
 
 
 def bce(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -126,8 +97,9 @@ class PRM:
         self.reader = Reader(model, cache) if cache else None
 
     @classmethod
-    def load(cls, folder: str | Path, **more) -> PRM:
-        return cls(*load_model(folder, "AutoModelForTokenClassification"), **more)
+    def load(cls, folder: str | Path, base: str | Path | None = None, quantised: bool = False, **more) -> PRM:
+        """A checkpoint: whole weights, or an adapter (on the base that it names, or on `base`; `quantised` in NF4)."""
+        return cls(*open_checkpoint(folder, base, quantised), **more)
 
     @cached_property
     def flops(self) -> Price:
@@ -140,8 +112,7 @@ class PRM:
         return by_step(self, items, self._judge, ahead=0)
 
     def _judge(self, hidden: list[torch.Tensor], after) -> list[float]:
-        ends = torch.stack([states[-1] for states in hidden])
-        return self.model.score(ends)[:, 0].float().sigmoid().tolist()
+        return judge(self.model, torch.stack([states[-1] for states in hidden])).sigmoid().tolist()
 
 
 def fits(verifier, items: Sequence[tuple[Problem, Trace]]) -> list:
@@ -183,3 +154,291 @@ def in_batches(verifier, items: Sequence[tuple[Problem, Trace]], judge) -> list[
         for i, row in zip(part, scores.tolist(), strict=True):
             out[i] = tuple(row[: len(rows[i].ends)])
     return out
+
+
+# --- training on a pre-trained base ---
+
+
+@dataclass(frozen=True)
+class Training:
+    """A process reward model on a pre-trained base: which weights learn, what a row is, and the schedule.
+
+    `method`: `full` (fp32 weights), `lora` (adapters on a base that stays as it is) or `qlora` (the same on a base in
+    4-bit NF4 with double quantisation). `head`: `linear` (a new one, never quantised) or `verdict` (the log-odds of
+    two tokens, so that the model stays a language model). `outcome`: an ORM. `dtype` of the base and of the
+    computing, `auto` is bfloat16 where the hardware multiplies it; what learns is fp32.
+    `capacity`: tokens of a row, `batch` rows are computed at a time, `batch` x `accumulate` (x processes) make a step.
+    `cap`: tokens of one problem, 0 for all of them. `held_out`: share of problems that are kept for the check; with
+    `patience` > 0 the run stops after so many checks without a better loss, and the best weights are kept.
+    """
+
+    method: str = "lora"
+    head: str = "linear"
+    outcome: bool = False
+    dtype: str = "auto"
+    rank: int = 16
+    capacity: int = 512
+    cap: int = 0
+    batch: int = 2
+    accumulate: int = 2
+    epochs: float = 1.0
+    steps: int = 0  # > 0 goes before epochs
+    lr: float = 3e-4
+    warmup: float = 0.1  # share of the steps
+    held_out: float = 0.03
+    check_every: int = 50
+    save_every: int = 50
+    patience: int = 0
+    checkpointing: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, known in (("method", ("full", "lora", "qlora")), ("head", ("linear", "verdict"))):
+            if getattr(self, name) not in known:
+                raise WorkbenchError(f"{name}={getattr(self, name)!r}: one of {', '.join(known)}")
+        if not 0 <= self.held_out < 1:
+            raise WorkbenchError(f"held_out={self.held_out}: a share of the problems, from 0 to below 1")
+
+
+def train(
+    chains: Iterable[Labelled],
+    base: str | Path,
+    folder: str | Path,
+    config: Training = Training(),
+    reported: Iterable[str] = (),
+    log: Callable[[dict], None] = print,
+    progress: bool = True,
+) -> tuple[Path, Cost]:
+    """Train a PRM on labelled chains; returns (the checkpoint's folder, what it cost).
+
+    `chains` can be read more than once (`stepdata.Rows`, a list). `base`: a checkpoint folder or hub id of a causal
+    language model. `reported`: prompts of the problems that the PRM will be measured on; a run that would learn from
+    one of them is refused. `folder` gets `rows/` (the packed rows), the trainer's checkpoint, from which a killed run
+    goes on, and `model/`: an adapter or whole weights, the tokenizer, and `prm.json`.
+    Errors: overlap, no label that fits, an unknown method, a base that is no safetensors checkpoint.
+    Left out: a language-model loss beside the verdict's.
+    """
+    from .. import tasks
+    from ..fit import Fit, fit
+
+    folder = Path(folder)
+    model, tokenizer = open_base(base, config)
+    encoder = Encoder(tokenizer)
+    tasks.refuse_overlap((chain.problem.prompt for chain in chains), reported, str(folder))
+
+    def part(held: bool):
+        limit = round(config.held_out * 2**20)
+        return (c for c in chains if (tasks.digest("held out", config.seed, c.problem.id) % 2**20 < limit) == held)
+
+    counts: dict[str, int] = {}
+    shared = dict(capacity=config.capacity, outcome=config.outcome, seed=config.seed)
+    Store.write(folder / "rows" / "train", pack(part(False), encoder, cap=config.cap, counts=counts, **shared))
+    rows, held = Store(folder / "rows" / "train", seed=config.seed), None
+    if config.held_out:
+        held = Store.write(folder / "rows" / "held-out", pack(part(True), encoder, **shared))
+    size = config.batch * config.accumulate * int(os.environ.get("WORLD_SIZE", 1))
+    steps = config.steps or max(1, round(config.epochs * len(rows) / size))
+    log(
+        {
+            "rows": len(rows),
+            "labels": rows.labels,
+            "tokens": counts["tokens"],
+            "padding": padding(rows.lengths, config.batch, config.seed),
+            "tokens, each chain alone": counts["straight"],
+            "labels that do not fit": counts["too long"],
+            "held-out labels": held.labels if held else 0,
+            "steps": steps,
+        }
+    )
+
+    def check() -> dict:
+        if held is None:
+            return {}
+        model.eval()
+        marks, scores = [], []
+        with torch.inference_mode():
+            for i in range(len(held)):
+                batch = {k: v.to(trunk(model).device) for k, v in collate([held[i]], tokenizer.pad_token_id).items()}
+                known = batch["labels"] != UNKNOWN
+                marks.append(batch["labels"][known])
+                scores.append(step_logits(model, batch)[known])
+        model.train()
+        marks, scores = torch.cat(marks), torch.cat(scores)
+        loss = F.binary_cross_entropy_with_logits(scores, marks).item()
+        return {"loss held out": loss, "AUC held out": auc(scores, marks)}
+
+    cost = fit(
+        model,
+        rows,
+        lambda batch: collate(batch, tokenizer.pad_token_id),
+        bce,
+        Fit(
+            steps=steps,
+            batch=config.batch,
+            accumulate=config.accumulate,
+            lr=config.lr,
+            warmup=round(config.warmup * steps),
+            check_every=config.check_every,
+            save_every=config.save_every,
+            patience=config.patience,
+            watch="loss held out" if config.patience else "",
+            checkpointing=config.checkpointing,
+            paged=config.method == "qlora",
+            seed=config.seed,
+        ),
+        folder / "trainer",
+        check=check,
+        log=log,
+        progress=progress,
+        resume=True,
+    )
+    save(model, tokenizer, base, config, folder / "model")
+    return folder / "model", cost
+
+
+def padding(lengths: Sequence[int], batch: int, seed: int) -> float:
+    """Share of the computed tokens that are none, in the batches that the trainer will make."""
+    from ..fit import Ordered
+
+    order = list(Ordered(lengths, batch, seed))
+    parts = [[lengths[i] for i in order[at : at + batch]] for at in range(0, len(order), batch)]
+    return 1 - sum(lengths) / sum(max(part) * len(part) for part in parts)
+
+
+def auc(scores: torch.Tensor, marks: torch.Tensor) -> float | None:
+    """Chance that a right step (label above .5) scores above a wrong one; ties count half. None with one class."""
+    good, bad = scores[marks > 0.5], scores[marks < 0.5]
+    if not len(good) or not len(bad):
+        return None
+    bad = bad.sort().values
+    below, upto = (torch.searchsorted(bad, good, side=side).double() for side in ("left", "right"))
+    return ((below + upto).mean() / (2 * len(bad))).item()
+
+
+def open_checkpoint(folder: str | Path, base: str | Path | None = None, quantised: bool = False, dtype: str = "auto"):
+    """(model, tokenizer) of a PRM's checkpoint. Pickles are refused by name."""
+    folder = Path(folder)
+    about = json.loads((folder / "prm.json").read_text()) if (folder / "prm.json").exists() else {}
+    kind = "AutoModelForCausalLM" if about.get("head") == "verdict" else "AutoModelForTokenClassification"
+    if not (folder / "adapter_config.json").exists():
+        return load_model(folder, kind)
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    if not (folder / "adapter_model.safetensors").exists():
+        raise WorkbenchError(f"{folder} has no adapter_model.safetensors: other formats are pickles, and refused")
+    base = (
+        base or about.get("base") or json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    )
+    compute = fast_dtype() if dtype == "auto" else getattr(torch, dtype)
+    more: dict = {"dtype": compute} | ({} if about.get("head") == "verdict" else {"num_labels": 1})
+    if quantised:
+        more["quantization_config"] = four_bit(compute)
+    model, _ = load_model(base, kind, **more)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prepare(model, tokenizer)
+    if about.get("verdict"):
+        model.config.verdict = tuple(about["verdict"])
+    return PeftModel.from_pretrained(model, folder).eval(), tokenizer
+
+
+def save(model, tokenizer, base: str | Path, config: Training, out: Path) -> None:
+    """An adapter with its base's name, or whole weights; safetensors, and whole or not at all."""
+    if int(os.environ.get("RANK", 0)):
+        return
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    verdict = list(core(model).config.verdict) if config.head == "verdict" else None
+    about = {"head": config.head, "verdict": verdict, "outcome": config.outcome, "base": str(base)}
+    (part / "prm.json").write_text(json.dumps(about, indent=1) + "\n")
+    shutil.rmtree(out, ignore_errors=True)
+    part.rename(out)
+
+
+def open_base(base: str | Path, config: Training):
+    """(model whose learning weights ask for gradients, tokenizer with the tags) of a pre-trained language model."""
+    dtype = fast_dtype() if config.dtype == "auto" else getattr(torch, config.dtype)
+    more: dict = {"dtype": torch.float32 if config.method == "full" else dtype}
+    if config.head == "linear":
+        more["num_labels"] = 1
+    if config.method == "qlora":
+        more["quantization_config"] = four_bit(dtype)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        kind = "AutoModelForTokenClassification" if config.head == "linear" else "AutoModelForCausalLM"
+        model, tokenizer = load_model(base, kind, **more)
+        prepare(model, tokenizer)
+        if config.head == "linear":
+            torch.nn.init.zeros_(model.score.weight)
+            if model.score.bias is not None:
+                torch.nn.init.zeros_(model.score.bias)
+        else:
+            model.config.verdict = tuple(verdict(tokenizer))
+        model.config.use_cache = False
+        if config.method == "full":
+            model.get_input_embeddings().weight.requires_grad_(False)  # a quarter of the weights, and little to learn
+            return model, tokenizer
+        return adapted(model, config), tokenizer
+
+
+def adapted(model, config: Training):
+    """LoRA adapters on every linear layer of the trunk, in fp32; the base is frozen, a linear head learns whole."""
+    from peft import LoraConfig, get_peft_model
+
+    linear = config.head == "linear"
+    wanted = LoraConfig(
+        r=config.rank,
+        lora_alpha=2 * config.rank,
+        target_modules="all-linear",
+        exclude_modules=["score"] if linear else None,
+        modules_to_save=["score"] if linear else None,
+        task_type="TOKEN_CLS" if linear else "CAUSAL_LM",
+    )
+    return get_peft_model(model, wanted)
+
+
+def prepare(model, tokenizer) -> None:
+    """The tags and a pad token, where the base lacks them; their embeddings begin as the mean of all."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    add_tags(tokenizer)
+    old = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > old:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        with torch.no_grad():
+            for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+                if layer is not None and layer.weight.shape[0] > old:
+                    layer.weight[old:] = layer.weight[:old].float().mean(0).to(layer.weight.dtype)
+    model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def verdict(tokenizer, words: Sequence[str] = VERDICT) -> list[int]:
+    """The ids of the two words; each must be one token, and not the same one."""
+    ids = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
+    if any(len(i) != 1 for i in ids) or ids[0] == ids[1]:
+        raise WorkbenchError(
+            f"this tokenizer has no single tokens for {words[0]!r} and {words[1]!r}: use head='linear'"
+        )
+    return [i for (i,) in ids]
+
+
+def fast_dtype() -> torch.dtype:
+    """bfloat16 where the hardware multiplies it, else float32: emulated it is ten times slower."""
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+
+
+def four_bit(dtype: torch.dtype):
+    """NF4 with double quantisation (Dettmers et al. 2023, QLoRA); a linear head stays as it is."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=["score", "lm_head"],
+    )

@@ -1,0 +1,295 @@
+"""Step labels from outside: each test names the mistake that it keeps out."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from workbench import stepdata
+from workbench.stepdata import Rows
+from workbench.types import WorkbenchError
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+shared = pytest.mark.skipif(not SHARED.exists(), reason="no ../shared/data beside the project")
+
+
+def write(tmp_path, rows, name="rows.jsonl"):
+    path = tmp_path / name
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def completion(text, rating, **more):
+    return {"text": text, "rating": rating, "flagged": None, **more}
+
+
+def raw(steps, **more):
+    return {
+        "labeler": "a",
+        "is_quality_control_question": False,
+        "is_initial_screening_question": False,
+        "question": {"problem": "What is 2+3?", "ground_truth_answer": "5"},
+        "label": {"steps": steps, "finish_reason": "found_error", **more},
+    }
+
+
+def step(*completions, chosen=None, human=None):
+    return {"completions": list(completions), "human_completion": human, "chosen_completion": chosen}
+
+
+def texts(chain):
+    return [s.text for s in chain.trace.steps]
+
+
+def test_prm800k_by_hand(tmp_path):
+    """Bugs: the next step follows the first completion and not the chosen one; neutral taken for wrong; a flagged
+    completion kept; an unrated one given 0; the answer not split off."""
+    row = raw(
+        [
+            step(completion("2+3 is 6", -1), completion("2+3\nis 5", 0), completion("5?", 1, flagged=True), chosen=1),
+            step(completion("So 5.\n\n# Answer\n\n5", 1), completion("So 6.\n\n# Answer\n\n6", -1), chosen=0),
+        ]
+    )
+    rows = Rows(write(tmp_path, [row]))
+    found = {tuple(texts(chain)): chain.labels for chain in rows}
+    assert found == {
+        ("2+3 is 6",): (0.0,),
+        ("2+3 is 5", "So 5.", "5"): (1.0, 1.0, 1.0),
+        ("2+3 is 5", "So 6.", "6"): (1.0, None, 0.0),
+    }
+    assert rows.reasons() == [("a flagged completion", 1)] and rows.rejected == [
+        ("rows.jsonl:1", "a flagged completion")
+    ]
+    assert [chain.trace.answer for chain in rows] == [None, "5", "6"]
+    assert {chain.problem.answer for chain in rows} == {"5"}
+
+
+def test_a_labellers_own_step_is_context(tmp_path):
+    """Bugs: a human completion taken for rated; the chain behind it lost."""
+    row = raw([step(completion("2+3=6", -1), human={"text": "2+3=5"}), step(completion("so 5", 1), chosen=0)])
+    assert {tuple(texts(c)): c.labels for c in Rows(write(tmp_path, [row]))} == {
+        ("2+3=6",): (0.0,),
+        ("2+3=5", "so 5"): (None, 1.0),
+    }
+
+
+def table(before, new, rating, answer=None, problem="What is 2+3?"):
+    return {"instruction": problem, "responses": before, "next_response": new, "rating": rating, "answer": answer}
+
+
+def test_the_table_is_the_same_tree(tmp_path):
+    """Bugs: one chain a row, so that a shared step counts as often as it has successors; a step that two people rated
+    differently counted twice."""
+    rows = [table([], "a", 1), table([], "b", -1), table(["a"], "c", 0), table(["a"], "d", 1), table(["a"], "d", -1)]
+    found = {tuple(texts(c)): c.labels for c in Rows(write(tmp_path, rows))}
+    assert found == {("b",): (0.0,), ("a", "c"): (1.0, 1.0), ("a", "d"): (1.0, 0.5)}
+
+
+def test_math_shepherd_by_hand(tmp_path):
+    """Bugs: the tag left in a step; + and − swapped; "The answer is" left in the last step."""
+    head = "What is 2+3? "
+    row = {
+        "input": head + "Step 1: 2+3=6 ки\nStep 2: So 6. The answer is: 6 ки",
+        "label": head + "Step 1: 2+3=6 +\nStep 2: So 6. The answer is: 6 -",
+        "task": "GSM8K",
+    }
+    [chain] = Rows(write(tmp_path, [row]))
+    assert (texts(chain), chain.labels) == (["2+3=6", "So 6.", "6"], (1.0, None, 0.0))
+    assert chain.problem.prompt == "What is 2+3?" and chain.trace.answer == "6"
+    bad = {**row, "label": row["label"].replace("6 -", "6 ?")}
+    rows = Rows(write(tmp_path, [bad, row]))
+    assert len(list(rows)) == 1 and rows.reasons() == [("labels and steps differ in number", 1)]
+
+
+def test_processbench_by_hand(tmp_path):
+    """Bugs: off by one at the first error; steps after it labelled."""
+    row = {"problem": "p", "steps": ["a", "b", "c"], "label": 1, "final_answer_correct": False}
+    rows = Rows(write(tmp_path, [row, {**row, "label": -1}, {**row, "label": 3}, {**row, "label": True}]))
+    assert [chain.labels for chain in rows] == [(1.0, 0.0, None), (1.0, 1.0, 1.0)]
+    assert rows.reasons() == [("a first error outside the steps", 2)]
+
+
+def test_omegaprm_trees_and_prefixes(tmp_path):
+    """Bugs: a prefix hung under the wrong parent; a value of the prefix given to its parent."""
+    tree = {"children": [{"text": "a", "mc_value": 0.5, "children": [{"text": "b", "mc_value": 0.0, "children": []}]}]}
+    flat = [
+        {"solution_prefix": "Q", "mc_value": 0.9},
+        {"solution_prefix": "Q a", "mc_value": 0.5},
+        {"solution_prefix": "Q a b", "mc_value": 0.0},
+    ]
+    for given in (tree, flat):
+        rows = Rows(write(tmp_path, [{"question": "Q", "final_answer": "1", "reasoning_steps": given}]))
+        assert [(texts(c), c.labels) for c in rows] == [(["a", "b"], (0.5, 0.0))]
+
+
+BAD = {
+    "a rating outside -1, 0, +1": raw([step(completion("a", 2))]),
+    "empty step": raw([step(completion(" \n", 1))]),
+    "a tag of the reasoning channel in a text": raw([step(completion("x </reasoning> y", 1), chosen=0)]),
+    "a text of more than 20000 characters": raw([step(completion("x" * 1_000_000, 1), chosen=0)]),
+    "no rating": raw([step(completion("a", None), chosen=0)]),
+    "a quality-control question": {**raw([]), "is_quality_control_question": True},
+    "a bad problem": raw([step(completion("a", 1))], **{"finish_reason": "bad_problem"}),
+    "an answer mark without an answer": raw([step(completion("so # Answer\n", 1))]),
+    "no field label": {k: v for k, v in raw([]).items() if k != "label"},
+    "not as the format has it (AttributeError)": {**raw([]), "label": 7},
+    "the problem is no text": {**raw([step(completion("a", 1))]), "question": {"problem": 3}},
+    "the steps are no list": raw("a" * 100_000),
+    "more than 1000 steps": raw([step(completion("a", 1), chosen=0)] * 100_000),
+    "no JSON": '{"labeler": "a", "question": ',
+    "not an object": "[1, 2]",
+}
+GOOD = raw([step(completion("2+3=5", 1), chosen=0)])
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_a_bad_row_is_listed_with_its_reason_and_the_rest_goes_on(tmp_path, reason):
+    """Bug: one bad row ends the run, or goes unmentioned, or becomes a label of 0."""
+    rows = Rows(write(tmp_path, [GOOD, BAD[reason], GOOD]))
+    chains = list(rows)
+    assert [c.labels for c in chains] == [(1.0,), (1.0,)]
+    assert reason in dict(rows.reasons()) and rows.rejected[0][0] == "rows.jsonl:2", rows.rejected
+    assert rows.counts["rows"] == 3
+
+
+def test_nothing_hangs_and_nothing_is_fatal(tmp_path):
+    """Fuzz: every field of a good row replaced by every nasty value, within a time limit."""
+    nasty = [
+        None,
+        0,
+        -1,
+        1e308,
+        float("nan"),
+        "",
+        "x",
+        "９**9**9**9",
+        "\\frac{" * 5000,
+        "\x00",
+        [],
+        [[]],
+        {},
+        {"a": 1},
+        True,
+    ]
+
+    def mutate(value, put):
+        yield put
+        if isinstance(value, dict):
+            for key in value:
+                yield from ({**value, key: new} for new in mutate(value[key], put))
+        if isinstance(value, list):
+            for i in range(len(value)):
+                yield from ([*value[:i], new, *value[i + 1 :]] for new in mutate(value[i], put))
+
+    good = [
+        GOOD,
+        table(["a"], "c", 0),
+        {"problem": "p", "steps": ["a", "b"], "label": 1, "final_answer_correct": False},
+        {"input": "Q Step 1: a ки", "label": "Q Step 1: a +", "task": "t"},
+        {"question": "Q", "final_answer": "1", "reasoning_steps": [{"solution_prefix": "Q a", "mc_value": 0.5}]},
+    ]
+    began = time.monotonic()
+    for row in good:
+        lines = [new for put in nasty for new in mutate(row, put)]
+        rows = Rows(write(tmp_path, map(json.dumps, [row, *lines, row])))
+        chains = list(rows)
+        assert len(chains) >= 2 and rows.counts["rows"] == len(lines) + 2
+        assert all(x is None or 0 <= x <= 1 for chain in chains for x in chain.labels)
+    assert time.monotonic() - began < 60
+
+
+def test_a_source_that_is_none(tmp_path):
+    """Bugs: an empty file is an empty data set; a typo is taken for a hub id and asked for on the network."""
+    for source, text in [
+        (tmp_path / "no.jsonl", "neither a file nor a folder"),
+        (write(tmp_path, [], "empty.jsonl"), "no known format"),
+        (write(tmp_path, [{"a": 1}], "else.jsonl"), "the fields a is of no known format"),
+        (write(tmp_path, [], "rows.csv"), "step labels come as"),
+        (tmp_path, "no known format"),
+    ]:
+        with pytest.raises(WorkbenchError, match=text):
+            list(Rows(source))
+    with pytest.raises(WorkbenchError, match="holds no chain that can be used .1 x no rating"):
+        list(Rows(write(tmp_path, [BAD["no rating"]])))
+    with pytest.raises(WorkbenchError, match="unknown step-label format 'x': one of math_shepherd"):
+        Rows(write(tmp_path, [GOOD]), format="x")
+
+
+def test_the_hash_is_of_the_content(tmp_path):
+    one = Rows(write(tmp_path, [GOOD])).hash
+    assert one == Rows(write(tmp_path, [GOOD])).hash != Rows(write(tmp_path, [GOOD, GOOD])).hash
+
+
+def test_gzip_and_folders(tmp_path):
+    packed = tmp_path / "more" / "rows.jsonl.gz"
+    packed.parent.mkdir()
+    packed.write_bytes(gzip.compress((json.dumps(GOOD) + "\n").encode()))
+    write(tmp_path, [GOOD])
+    assert len(list(Rows(tmp_path))) == 2
+
+
+def test_a_hub_set_is_asked_through_datasets(tmp_path, monkeypatch):
+    """Bugs: the whole set is downloaded before the first row; a failure is a bare traceback."""
+    datasets = pytest.importorskip("datasets")
+    asked = {}
+
+    def load_dataset(name, split, streaming):
+        asked.update(name=name, split=split, streaming=streaming)
+        return iter([GOOD])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(stepdata, "_hub", lambda name, split: [*load_dataset(name, split, True)])
+    assert len(list(Rows("owner/name", split="test"))) == 1
+    assert asked == {"name": "owner/name", "split": "test", "streaming": True}
+
+
+STREAM = """
+import resource, sys
+from workbench.stepdata import Rows
+rows = Rows(sys.argv[1])
+labels = sum(x is not None for chain in rows for x in chain.labels)
+print(labels, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_a_long_file_streams_in_bounded_memory(tmp_path):
+    """Bug: rows, or what is known of them, pile up. Twenty times the rows: the same memory."""
+    peaks = {}
+    for n in (2_000, 40_000):
+        path = tmp_path / f"{n}.jsonl"
+        with path.open("w") as file:
+            for i in range(n):
+                file.write(
+                    json.dumps(table(["a"] * 3, f"step {i}", i % 3 - 1 if i % 50 else 9, problem=f"p{i // 5}")) + "\n"
+                )
+        out = subprocess.run([sys.executable, "-c", STREAM, str(path)], capture_output=True, text=True, check=True)
+        labels, peaks[n] = map(int, out.stdout.split())
+        assert labels == n - len(range(0, n, 50))
+    assert peaks[40_000] < peaks[2_000] * 1.1, peaks
+
+
+@shared
+def test_real_prm800k():
+    """The figures of the files as they are."""
+    rows = Rows(SHARED / "prm800k" / "phase1_test.stepwise-critic.parquet")
+    chains = list(rows)
+    assert rows.counts["rows"] == 5449 and len({c.problem.id for c in chains}) == 98  # three of 101 have no rating
+    marks = {(c.problem.id, c.trace.steps[: i + 1]): x for c in chains for i, x in enumerate(c.labels) if x is not None}
+    assert 0.1 < sum(x == 0 for x in marks.values()) / len(marks) < 0.5
+    raw_rows = Rows(SHARED / "prm800k" / "raw_schema_samples.jsonl")
+    assert len(list(raw_rows)) > 10 and raw_rows.format.__name__.endswith("prm800k")
+
+
+@shared
+@pytest.mark.parametrize(
+    "name", ["samples_math-aps-tree.jsonl", "samples_math-aps.jsonl", "samples_math-shepherd.jsonl"]
+)
+def test_real_samples(name):
+    rows = Rows(SHARED / "prm-formats" / name)
+    assert len(list(rows)) >= 3 and not rows.rejected

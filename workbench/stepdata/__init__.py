@@ -1,0 +1,321 @@
+"""Step labels from outside: one file = one format, found by its rows' fields.
+
+A format is a module with
+
+    FIELDS            the fields that a row of this format has, and no other format has together
+    key(row)          -> optional: rows that follow one another with the same key are read together
+    read(rows, note)  -> yields Labelled; raises Reject for rows that cannot be used. `note(reason, i)` says that a part
+                         of row i is left out and the rest goes on
+
+`Rows` counts, validates and streams: it holds one group of rows at a time, and a bad row is listed, never fatal.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib
+import itertools
+import json
+import pkgutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..format import TAGS
+from ..runs import hash_file
+from ..types import Labelled, Problem, Step, Trace, WorkbenchError
+
+LONGEST = 20_000  # characters of a problem or a step; longer is no step
+LONGEST_LINE = 1 << 24  # bytes of a line; longer is no row
+MOST = 1000  # steps of a chain, or children of a node; more are no chain
+LISTED = 100  # rejected rows that are kept with their place; all are counted
+ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".parquet")
+
+
+class Reject(Exception):
+    """Why a row, or one of its completions, is left out. Short and the same for like cases: reasons are counted."""
+
+
+def names() -> list[str]:
+    return sorted(m.name for m in pkgutil.iter_modules(__path__))
+
+
+def get(name: str):
+    if name not in names():
+        raise WorkbenchError(f"unknown step-label format {name!r}: one of {', '.join(names())}")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+class Rows:
+    """Labelled chains of a file, a folder of files, or a hub data set, as a stream that can be read again.
+
+    `source`: a path (JSON lines, also gzipped, or parquet), or a hub id `owner/name`, which needs `datasets`; `split`
+    is the hub's. `format` is found from the first row's fields unless it is named. After a pass, `counts` holds rows,
+    chains, steps, labels and `rejected: <reason>`, and `rejected` the first 100 as (place, reason). `hash` names the
+    content (of a hub data set: its id, split and fingerprint). Errors: no such source, no known format, no good row.
+
+    >>> import tempfile, pathlib
+    >>> line = '{"id": "1", "problem": "1+1", "steps": ["1+1=3"], "label": 0, "final_answer_correct": false}'
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "rows.jsonl"
+    >>> _ = path.write_text(line + "\\n[]\\n")
+    >>> rows = Rows(path)
+    >>> [(chain.problem.prompt, chain.labels) for chain in rows], rows.rejected
+    ([('1+1', (0.0,))], [('rows.jsonl:2', 'not an object')])
+    """
+
+    def __init__(self, source: str | Path, format: str | None = None, split: str = "train"):
+        self.source, self.split, self.counts, self.rejected = str(source), split, Counter(), []
+        self.files = _files(source)
+        self.format = get(format) if format else _guess(row for _, row in self._raw())
+
+    @property
+    def hash(self) -> str:
+        if self.files:
+            parts = [(path.name, hash_file(path)) for path in self.files]
+        else:
+            parts = [(self.source, self.split, _hub(self.source, self.split)._fingerprint)]
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+    def __iter__(self) -> Iterator[Labelled]:
+        self.counts, self.rejected = Counter(), []
+        alone = itertools.count()
+        key: Callable[[dict], Any] = getattr(self.format, "key", lambda row: next(alone))
+
+        def safe(pair):
+            try:
+                return key(pair[1])
+            except (KeyError, TypeError, AttributeError):
+                return next(alone)  # `read` will say what is wrong with it
+
+        for _, group in itertools.groupby(self._raw(), safe):
+            group = list(group)
+            self.counts["rows"] += len(group)
+            good = []
+            for place, row in group:
+                if isinstance(row, Reject):
+                    self._reject(place, str(row))
+                elif missing := [field for field in self.format.FIELDS if field not in row]:
+                    self._reject(place, f"no field {missing[0]}")
+                else:
+                    good.append((place, row))
+            if good:
+                yield from self._read(good)
+        if not self.counts["chains"]:
+            reasons = ", ".join(f"{n} x {reason}" for reason, n in self.reasons()) or "it is empty"
+            raise WorkbenchError(f"{self.source} holds no chain that can be used ({reasons})")
+
+    def _read(self, group: list[tuple[str, dict]]) -> Iterator[Labelled]:
+        def note(reason: str, i: int = 0) -> None:
+            self._reject(group[i][0], reason)
+
+        try:
+            for chain in self.format.read([row for _, row in group], note):
+                try:
+                    check(chain)
+                except Reject as why:
+                    self._reject(group[0][0], str(why))
+                    continue
+                self.counts["chains"] += 1
+                self.counts["steps"] += len(chain.labels)
+                self.counts["labels"] += sum(x is not None for x in chain.labels)
+                yield chain
+        except Reject as why:
+            self._reject(group[0][0], str(why))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            self._reject(group[0][0], f"not as the format has it ({type(error).__name__})")
+
+    def _reject(self, place: str, reason: str) -> None:
+        self.counts[f"rejected: {reason}"] += 1
+        if len(self.rejected) < LISTED:
+            self.rejected.append((place, reason))
+
+    def reasons(self) -> list[tuple[str, int]]:
+        """(reason, how often), the most frequent first."""
+        head = "rejected: "
+        return [(k.removeprefix(head), n) for k, n in self.counts.most_common() if k.startswith(head)]
+
+    def _raw(self) -> Iterator[tuple[str, dict | Reject]]:
+        for path in self.files:
+            yield from _parquet(path) if path.suffix == ".parquet" else _lines(path)
+        if not self.files:
+            for i, row in enumerate(_hub(self.source, self.split)):
+                yield f"{self.source}:{i}", row
+
+
+def check(chain: Labelled) -> None:
+    """Raises Reject for what no verifier could learn from, whatever the format."""
+    problem, trace, labels = chain
+    if not problem.prompt.strip():
+        raise Reject("empty problem")
+    if not trace.steps:
+        raise Reject("no steps")
+    if len(labels) != len(trace.steps):
+        raise Reject("labels and steps differ in number")
+    for text in (problem.prompt, *(step.text for step in trace.steps)):
+        if not text.strip():
+            raise Reject("empty step")
+        if len(text) > LONGEST:
+            raise Reject(f"a text of more than {LONGEST} characters")
+        if any(tag in text for tag in TAGS):
+            raise Reject("a tag of the reasoning channel in a text")
+    if all(x is None for x in labels):
+        raise Reject("no rating")
+    for x in labels:
+        if x is not None and not 0 <= x <= 1:
+            raise Reject("a label outside 0-1")
+
+
+# --- what the formats share ---
+
+
+def problem(prompt: Any, answer: Any, task: str) -> Problem:
+    """A problem named by its text, so that every row about it has one id."""
+    if not isinstance(prompt, str):
+        raise Reject("the problem is no text")
+    if answer is not None and not isinstance(answer, str):
+        raise Reject("the answer is no text")
+    if answer is not None and len(answer) > 4096:
+        raise Reject("the answer is longer than an answer")
+    text = one_line(prompt)
+    name = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).hexdigest()
+    return Problem(f"{task}/{name}", task, text, answer, split="labelled")
+
+
+def several(value: Any) -> list:
+    """A list of steps as a row has it: a list, and not of endless length; None is an empty one."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise Reject("the steps are no list")
+    if len(value) > MOST:
+        raise Reject(f"more than {MOST} steps")
+    return value
+
+
+def one_line(text: str) -> str:
+    """A step is one line: line breaks of the source become spaces, which LaTeX and prose read alike.
+
+    >>> one_line(" So\\n\\n x = 1 ")
+    'So x = 1'
+    """
+    return " ".join(text.split())
+
+
+def rating(value: Any) -> float | None:
+    """PRM800K's −1, 0, +1 -> 0, 1, 1: a neutral step is no error (Lightman et al. 2023). None stays None.
+
+    >>> rating(-1), rating(0), rating(1), rating(None)
+    (0.0, 1.0, 1.0, None)
+    """
+    if value is None or value != value:  # NaN, as a table has it
+        return None
+    if isinstance(value, bool) or value not in (-1, 0, 1):
+        raise Reject("a rating outside -1, 0, +1")
+    return 0.0 if value == -1 else 1.0
+
+
+def closed(body: str, answer: str | None, label: float | None) -> list[tuple[Step, float | None]]:
+    """The step that gives the answer, as a step and the closing answer. A bad mark is the answer's: which of the two
+    is wrong nobody said.
+
+    >>> [(step.text, label) for step, label in closed("So x is 3.", "3", 0.0)]
+    [('So x is 3.', None), ('3', 0.0)]
+    """
+    steps = [(Step(one_line(body)), label if answer is None or label != 0 else None)] if body.strip() else []
+    return steps if answer is None else [*steps, (Step(one_line(answer), final=True), label)]
+
+
+def chains(problem: Problem, nodes: dict[tuple[Step, ...], float | None]) -> Iterator[Labelled]:
+    """A tree of rated steps, given as path -> label, as the chains from its root to its leaves.
+
+    >>> a, b = Step("a"), Step("b")
+    >>> [c.labels for c in chains(Problem("p", "t", "?", None), {(a,): 1.0, (a, b): 0.0, (b,): None})]
+    [(1.0, 0.0), (None,)]
+    """
+    inner = {path[:-1] for path in nodes}
+    for path in nodes:
+        if path not in inner:
+            labels = tuple(nodes.get(path[: i + 1]) for i in range(len(path)))
+            yield Labelled(problem, Trace(path, "answer" if path[-1].final else "cut"), labels)
+
+
+# --- where rows come from ---
+
+
+def _files(source: str | Path) -> list[Path]:
+    path = Path(source)
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.name.endswith(ENDINGS))
+        if not found:
+            raise WorkbenchError(f"{path} has no file that ends in {', '.join(ENDINGS)}")
+        return found
+    if path.is_file():
+        if not path.name.endswith(ENDINGS):
+            raise WorkbenchError(f"{path}: step labels come as {', '.join(ENDINGS)}")
+        return [path]
+    if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+        raise WorkbenchError(f"{source} is neither a file nor a folder nor a hub id such as owner/name")
+    return []
+
+
+def _hub(name: str, split: str):
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise WorkbenchError(f"{name} is no file here, and the hub needs: pip install datasets") from error
+    try:
+        return load_dataset(name, split=split, streaming=True)
+    except Exception as error:  # a hub fails in many ways; each means: not to be had
+        raise WorkbenchError(
+            f"{name} could not be had from the hub ({type(error).__name__}: {error}): name a local file, or try again"
+        ) from error
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict | Reject]]:
+    opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+    with opened as file:
+        number = 0
+        while line := file.readline(LONGEST_LINE + 1):
+            number += 1
+            place = f"{path.name}:{number}"
+            if len(line) > LONGEST_LINE:
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(LONGEST_LINE)
+                yield place, Reject("a line of more than 16 MB")
+                continue
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                yield place, Reject("no JSON")
+                continue
+            yield place, row if isinstance(row, dict) else Reject("not an object")
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, dict]]:
+    try:
+        from pyarrow import ArrowInvalid, parquet
+    except ImportError as error:
+        raise WorkbenchError(f"{path.name} is a parquet file: pip install pyarrow") from error
+    try:
+        batches = parquet.ParquetFile(path).iter_batches(1024)
+        number = 0
+        for batch in batches:
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path.name}:{number}", row
+    except ArrowInvalid as error:
+        raise WorkbenchError(f"{path} is no parquet file: {error}") from error
+
+
+def _guess(rows: Iterable):
+    seen = next((row for row in itertools.islice(rows, 1000) if isinstance(row, dict)), {})
+    for name in names():
+        if all(field in seen for field in get(name).FIELDS):
+            return get(name)
+    raise WorkbenchError(
+        f"a row with the fields {', '.join(map(str, seen)) or 'none'} is of no known format: {', '.join(names())}"
+    )
