@@ -23,11 +23,39 @@ HOSTILE = ["", " ", "hello", "0", "=", "1+", "1/0", "9**9**9**9", "__import__('o
 HOSTILE += ["1" * 10_000, "1 " * 10_000, "(" * 10_000, "1e9+1", "1.5+2", "3 5 8", "3 5 8 = ", "= 24", "0 0 = 0", "5=5"]
 
 every_task = pytest.mark.parametrize("name", tasks.names())
+stepwise = pytest.mark.parametrize("name", [name for name in tasks.names() if hasattr(tasks.get(name), "oracle")])
+
+
+@lru_cache
+def missing(name):
+    """What the task needs and this machine lacks. The hub is not asked: no test needs a network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "datasets", None)
+        try:
+            tasks.get(name).load("test", 1)
+        except tasks.Missing as why:
+            return str(why)
+
+
+def get(name):
+    if why := missing(name):
+        pytest.skip(why)
+    return tasks.get(name)
 
 
 @lru_cache
 def load(name, split="train", n=200, seed=0, level=None):
-    return tasks.get(name).load(split, n, seed, level)
+    return get(name).load(split, n, seed, level)
+
+
+def some(name):
+    """Problems to try every way: fewer where an answer is graded in another process."""
+    return load(name, n=200 if hasattr(get(name), "oracle") else 40)
+
+
+def drawn(task):
+    """Is every seed another set of problems, not another order of the same rows?"""
+    return not hasattr(task, "HUB")
 
 
 def corrupt(text):
@@ -39,7 +67,7 @@ def corrupt(text):
 
 
 def test_tasks_are_found_by_file_name():
-    assert {"arithmetic", "countdown"} <= set(tasks.names())
+    assert {"arithmetic", "countdown", "gsm8k", "gsm_symbolic", "math"} <= set(tasks.names())
     with pytest.raises(WorkbenchError, match="did you mean 'countdown'"):
         tasks.get("countdwn")
 
@@ -49,37 +77,41 @@ def test_the_protocol_is_whole(name):
     task = tasks.get(name)
     assert list(task.LEVELS) == sorted(set(task.LEVELS)) and isinstance(task.LEVELS, tuple)
     assert task.CARD and "\n" not in task.CARD
-    for function in ("load", "check", "demonstration", "oracle", "parse", "mutate", "key"):
+    for function in ("load", "check", "demonstration", "parse", "mutate", "key"):
         assert callable(getattr(task, function))
+    assert set(getattr(task, "HUB", {"test": 0, "rest": 0})) == {"test", "rest"}
 
 
 @every_task
 def test_a_demonstration_is_accepted_step_by_step(name):
     """Pins: a teacher that the judge would mark wrong."""
-    task = tasks.get(name)
-    for problem in load(name):
+    task = get(name)
+    for problem in some(name):
         trace = task.demonstration(problem)
         assert trace.stop == "answer" and trace.steps[-1].final and len(trace.steps) >= 2
         assert not any(step.final for step in trace.steps[:-1])
-        assert all("\n" not in step.text and step.text.isascii() for step in trace.steps)
+        assert all(step.text.strip() and "\n" not in step.text for step in trace.steps)
         assert task.check(problem, trace.answer) is True and task.check(problem, problem.answer) is True
-        assert task.oracle(problem, trace.steps) == [True] * len(trace.steps)
         assert task.demonstration(problem) == trace
+        if hasattr(task, "oracle"):
+            assert all(step.text.isascii() for step in trace.steps)
+            assert task.oracle(problem, trace.steps) == [True] * len(trace.steps)
 
 
 @every_task
 def test_a_mutated_answer_is_refused(name):
     """Pins: a check that accepts whatever looks right."""
-    task = tasks.get(name)
-    for problem in load(name):
+    task = get(name)
+    for problem in some(name):
         for draw in range(5):
             wrong = task.mutate(problem, problem.answer, tasks.rng("mutate", problem.id, draw))
             assert task.check(problem, wrong) is False, (problem, wrong)
-            steps = (*task.demonstration(problem).steps[:-1], Step(wrong, final=True))
-            assert task.oracle(problem, steps) == [True] * (len(steps) - 1) + [False]
+            if hasattr(task, "oracle"):
+                steps = (*task.demonstration(problem).steps[:-1], Step(wrong, final=True))
+                assert task.oracle(problem, steps) == [True] * (len(steps) - 1) + [False]
 
 
-@every_task
+@stepwise
 def test_a_wrong_step_and_all_after_it_are_flagged(name):
     """Pins: a chain that goes wrong and is called right again, which labels luck as reasoning."""
     task = tasks.get(name)
@@ -98,53 +130,62 @@ def test_a_wrong_step_and_all_after_it_are_flagged(name):
 @every_task
 def test_splits_share_no_problem(name):
     """Pins: held-out problems seen in training, in another order or under another seed."""
-    task = tasks.get(name)
-    keys = {}
+    task = get(name)
+    keys, prompts = {}, {}
     for split, n in (("train", 1000), ("valid", 80), ("test", 80)):
         for seed in (0, 1, 2):
             for problem in load(name, split, n, seed):
-                assert problem.split == split == tasks.split_of(task.key(problem))
+                assert problem.split == split and (not drawn(task) or split == tasks.split_of(task.key(problem)))
                 keys.setdefault(split, set()).add(task.key(problem))
+                prompts.setdefault(split, []).append(problem.prompt)
     assert not keys["train"] & keys["valid"] and not keys["train"] & keys["test"] and not keys["valid"] & keys["test"]
-    assert sum(map(len, keys.values())) > 3000
+    assert sum(map(len, keys.values())) > (3000 if drawn(task) else 2000)
+    for train, reported in (("train", "valid"), ("train", "test"), ("valid", "test")):
+        tasks.refuse_overlap(prompts[train], prompts[reported], f"{name} {train}")
 
 
 @every_task
 def test_ids_are_unique_and_held_out_problems_distinct(name):
     """Pins: results that merge because their ids or their questions are the same."""
-    task = tasks.get(name)
+    task = get(name)
     for split, n, distinct in (("train", 1000, 950), ("valid", 80, 80), ("test", 80, 80)):
         problems = load(name, split, n, 0)
         assert len({p.id for p in problems}) == n and len({task.key(p) for p in problems}) >= distinct
-        assert problems[17].id == f"{name}/{split}/s0/17" and problems[17].task == name
+        assert problems[17].task == name and problems[17].id.startswith(f"{name}/{split}/")
+        if drawn(task):
+            assert problems[17].id == f"{name}/{split}/s0/17"
+        else:  # a row has one name under every seed, so that results of two seeds can be paired
+            names = {p.prompt: p.id for p in problems}
+            assert all(names.get(p.prompt, p.id) == p.id for p in load(name, split, 80, 1))
 
 
 @every_task
 def test_a_seed_is_not_its_neighbour_shifted(name):
     """Pins: item i of seed 43 is item i+1 of seed 42 (seed + index)."""
-    hardest = tasks.get(name).LEVELS[-1]  # of one level, since levels in turn hide the shift
+    hardest = get(name).LEVELS[-1] if drawn(get(name)) else None  # of one level: levels in turn hide the shift
     old, new = ([p.prompt for p in load(name, "train", 200, seed, hardest)] for seed in (0, 1))
     for shift in range(-10, 11):
         pairs = zip(old[max(0, -shift) :], new[max(0, shift) :], strict=False)
         assert sum(a == b for a, b in pairs) < 10
-    assert len(set(old) & set(new)) < 20
+    if drawn(get(name)):
+        assert len(set(old) & set(new)) < 20
 
 
 @every_task
 def test_the_same_seed_gives_the_same_problems(name):
     """Pins: hash() differs between processes, and a longer load that begins with other problems."""
-    task = tasks.get(name)
+    task = get(name)
     assert task.load("valid", 30, 3) == task.load("valid", 30, 3) == task.load("valid", 45, 3)[:30]
-    code = f"from workbench import tasks; print([p.prompt for p in tasks.get({name!r}).load('valid', 30, 3)])"
+    code = f"from workbench import tasks; print(ascii([p.prompt for p in tasks.get({name!r}).load('valid', 30, 3)]))"
     env = {**os.environ, "PYTHONPATH": str(HOME), "PYTHONHASHSEED": "7"}
     out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
-    assert out.strip() == str([p.prompt for p in task.load("valid", 30, 3)])
+    assert out.strip() == ascii([p.prompt for p in task.load("valid", 30, 3)])
 
 
 @every_task
 def test_levels_are_all_there_and_can_be_asked_for(name):
-    task = tasks.get(name)
-    assert {p.level for p in load(name)} == set(task.LEVELS)
+    task = get(name)
+    assert {p.level for p in load(name, n=200 if drawn(task) else 1000)} == set(task.LEVELS)
     for level in task.LEVELS:
         problems = task.load("test", 8, 0, level)
         assert len(problems) == 8 and {p.level for p in problems} == {level}
@@ -156,13 +197,18 @@ def test_levels_are_all_there_and_can_be_asked_for(name):
 @every_task
 def test_a_prompt_can_be_typed_in_again(name):
     """Pins: what the series trains on and what a user may ask are two languages."""
-    task = tasks.get(name)
+    task = get(name)
     for problem in load(name, n=100):
-        assert problem.prompt.isascii() and "\n" not in problem.prompt
+        assert "\n" not in problem.prompt
         again = task.parse(problem.prompt)
-        assert (again.prompt, again.level, again.task) == (problem.prompt, problem.level, name)
-        assert task.check(again, problem.answer) and task.check(problem, again.answer)
+        assert (again.prompt, again.task, again.split) == (problem.prompt, name, "user")
         assert task.key(again) == task.key(problem)
+        if hasattr(task, "oracle"):
+            assert problem.prompt.isascii() and again.level == problem.level
+            assert task.check(again, problem.answer) and task.check(problem, again.answer)
+        else:  # nobody knows the answer, so nobody may be marked wrong
+            with pytest.raises(WorkbenchError, match="no known answer"):
+                task.check(again, problem.answer)
 
 
 @every_task
@@ -177,20 +223,20 @@ def test_what_a_task_cannot_parse_is_one_clear_sentence(name, text):
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(max_size=30) | st.text("0123456789 =+-*/()>.,", max_size=20))
 def test_any_text_is_parsed_or_refused_and_checked(name, text):
-    task = tasks.get(name)
+    task = get(name)
     try:
         problem = task.parse(text)
     except WorkbenchError:
         problem = load(name)[0]
-    else:
+    if hasattr(task, "oracle"):
         assert task.check(problem, task.demonstration(problem).answer)
-    assert task.check(problem, text) in (True, False)
-    assert task.oracle(problem, (Step(text), Step(text, True)))[0] in (True, False)
+        assert task.oracle(problem, (Step(text), Step(text, True)))[0] in (True, False)
+    assert task.check(problem if problem.answer else load(name)[0], text) in (True, False)
 
 
 @every_task
 def test_no_answer_is_no_right_answer(name):
-    task = tasks.get(name)
+    task = get(name)
     for problem in load(name, n=5):
         for nothing in (None, "", " ", "\x00", problem.answer * 100_000, problem.prompt, problem.answer + "\n0"):
             assert task.check(problem, nothing) is False

@@ -218,12 +218,13 @@ _FUNCTIONS = {
     "max",
     "min",
 }
+_TOKEN = r"(\\[A-Za-z]+|[0-9A-Za-z])"  # what stands for an argument without braces
 _OPEN, _CLOSE = ("\\{", "(", "["), ("\\}", ")", "]")
 
 
 def _tidy(text: str) -> tuple[str, str]:
     """(text without wrapping, spacing and unit; the unit)."""
-    text = text.replace("−", "-").replace("\\$", "").strip()
+    text = re.sub(r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))", "", text.replace("−", "-").replace("\\$", "")).strip()
     text = _SPACES.sub(" ", re.sub(r"(?<!\\)\\!\s*", "", text)).strip()
     for _ in range(4):
         for wrapper in _WRAPPERS:
@@ -232,6 +233,7 @@ def _tidy(text: str) -> tuple[str, str]:
         if text.startswith("\\boxed{") and _closing(text, 6) == len(text) - 1:
             text = text[7:-1].strip()
     text = re.sub(r"\\[dtc]frac", r"\\frac", text).replace("{,}", ",")
+    text = re.sub(rf"\\frac\s*{_TOKEN}\s*{_TOKEN}", r"\\frac{\1}{\2}", text)
     text = re.sub(rf"(?<=\{{){_INTEGER}(?=\}})", lambda match: match[0].replace(",", ""), text)
     text = re.sub(r"\s*,?\s*(?:\\text\{\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))\s*", ", ", text)
     text = re.sub(r"(?<=[0-9A-Za-z)}\]])\.$", "", text)
@@ -295,7 +297,8 @@ def _wordy(text: str) -> bool:
 
 
 def _words(text: str) -> str:
-    text = re.sub(r"\\(?:text|mathrm|mbox|textbf)(?![a-z])|[{}$\s]", "", text).lower()
+    text = re.sub(r"\\(?:text|mathrm|mbox|textbf)(?![a-z])|[{}$]", "", text).lower()
+    text = re.sub(r"\s+(?![0-9])|(?<![0-9])\s+", "", text)  # `1 80` is not `180`
     return re.sub(r"^\(([a-z])\)$", r"\1", text)
 
 
@@ -325,6 +328,9 @@ def _agree(answer: str, gold: str, depth: int = 0) -> bool:
     (a, a_unit), (g, g_unit) = _tidy(answer), _tidy(gold)
     if a_unit and g_unit and a_unit != g_unit or a.count("{") != a.count("}"):
         return False
+    if a == g:
+        return True
+    g = re.sub(r"^[A-Za-z]\s*\\in(?![a-z])", "", g).strip()
     if "=" not in g and (named := re.fullmatch(r"[A-Za-z](?:_\{?\w\}?|\([a-z]\))?\s*(?:=|\\in(?![a-z]))([^=]*)", a)):
         a = named[1].strip()
     ours, theirs = canonical(a), canonical(g)
