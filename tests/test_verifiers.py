@@ -12,6 +12,10 @@ from workbench import tasks, verifiers
 from workbench.policies import Sampling, Want
 from workbench.types import Node, Problem, ProblemError, Step, Trace, WorkbenchError
 from workbench.verifiers import Verifier, likelihood, prm
+from workbench.models import new_model
+from workbench.policies.scripted import Scripted
+from workbench.verifiers.generative import Generative
+from workbench.verifiers.implicit import Implicit
 from workbench.verifiers.likelihood import Likelihood
 from workbench.verifiers.oracle import Oracle
 from workbench.verifiers.prm import PRM, UNKNOWN
@@ -38,14 +42,21 @@ def head(micro):
 @pytest.fixture(scope="module")
 def backends(head, micro, tokenizer, sums):
     """One of every verifier file; the first test fails when a new file has none."""
-    return {"prm": PRM(head, tokenizer), "likelihood": Likelihood(micro, tokenizer), "oracle": Oracle(sums)}
+    lines = {(): [("=Yes", 0.5), ("hm", 0.5)], ("hm",): [("=Yes", 0.2), ("=No", 0.8)]}
+    return {
+        "prm": PRM(head, tokenizer),
+        "likelihood": Likelihood(micro, tokenizer),
+        "implicit": Implicit(micro, tokenizer, new_model("micro", tokenizer), form="cumulative"),
+        "generative": Generative(Scripted(lines)),
+        "oracle": Oracle(sums),
+    }
 
 
 def test_every_verifier_is_held_to_the_laws(backends):
     assert {m.name for m in pkgutil.iter_modules(verifiers.__path__)} == set(backends)
 
 
-@pytest.mark.parametrize("name", ["prm", "likelihood", "oracle"])
+@pytest.mark.parametrize("name", ["prm", "likelihood", "implicit", "generative", "oracle"])
 def test_the_protocol(backends, chains, name):
     """Bugs: scores in another order than the chains; another number of scores than steps; the answer looked at."""
     verifier = backends[name]
@@ -157,7 +168,7 @@ def test_a_score_depends_on_nothing_that_comes_later(backends, chains):
     """Bug: a search scores a half-grown chain, and the score changes when the chain grows."""
     whole = [(p, trace) for p, trace in chains if len(trace.steps) > 2]
     first = [(p, Trace(trace.steps[:2], "cut")) for p, trace in whole]
-    for name in ("prm", "likelihood"):
+    for name in ("prm", "likelihood", "implicit", "generative"):
         longer = backends[name].score(whole)
         assert backends[name].score(first) == [pytest.approx(scores[:2], abs=1e-5) for scores in longer]
 

@@ -125,7 +125,7 @@ class Memo:
         self.policy: Policy | None = None
         self.verifiers: dict[int, Verifier] = {}  # held, so that no later verifier is given an id that scores lie under
         self.chains: dict[str, dict[tuple, dict[int, tuple[Node, float]]]] = {}  # problem -> family -> child
-        self.scores: dict[str, dict[tuple, tuple[tuple[float, ...], float]]] = {}
+        self.scores: dict[str, dict[tuple, tuple[tuple[float | None, ...], tuple[Cost, ...]]]] = {}
 
     def family(self, seed: int, problem: Problem, node: Node, use: Sampling, close: bool) -> dict:
         """The children of a node that are known."""
@@ -304,6 +304,7 @@ class _Round:
     billed: bool  # whether re-reading is: with a memo of the caller's, what was read when is an accident
     called: set = field(default_factory=set)
     judging: dict = field(default_factory=dict)
+    owed: dict = field(default_factory=dict)  # steps whose judging is billed once it is known what it took
 
     def serve(self) -> None:
         if any(live.request.score for live in self.asked) and self.verifier is None:
@@ -437,7 +438,11 @@ class _Round:
             bill += Cost(
                 sampled=sampled, prompt=prefix, policy_calls=int(call), policy_flops=flops, policy_seconds=seconds
             )
-        if judge:
+        if judge and hasattr(self.verifier, "spent"):
+            path = end.path
+            self.owed[live.blind.id, path] = [d for d in range(len(path)) if path[: d + 1] not in live.judged]
+            live.judged.update(path[:d] for d in range(len(path) + 1))
+        elif judge:
             self.judging[live.blind.id, end.path] = before, tokens = live.unread(end, live.judged, policy)
             prompt = 0 if before else live.tokens(end, 0, policy)
             flops = self.verifier.flops(0, prompt, head=False) if prompt else 0.0
@@ -462,15 +467,19 @@ class _Round:
                 continue
             share = (time.perf_counter() - begin) / len(rows)
             read = getattr(self.verifier, "read", None) or [0] * len(rows)
-            for (id_, key, live, end), scores, tokens in zip(rows, scored, read, strict=True):
+            spent = getattr(self.verifier, "spent", None) or [()] * len(rows)
+            for (id_, key, live, end), scores, tokens, took in zip(rows, scored, read, spent, strict=True):
                 self._reread(live, self.verifier, *self.judging.get((id_, end.path), (0, 0)), tokens)
                 if len(scores) != len(end.steps) or any(s is not None and not 0 <= s <= 1 for s in scores):
                     name = type(self.verifier).__name__
                     self._fail({id_: f"{name} gave {scores} for {len(end.steps)} steps, not a number in 0-1 for each"})
                     continue
-                self.memo.scores[id_][key] = tuple(s if s is None else round(s, DIGITS) for s in scores), share
+                self.memo.scores[id_][key] = tuple(s if s is None else round(s, DIGITS) for s in scores), tuple(took)
                 live.result.cost += Cost(verifier_seconds=share)
-            return
+            break
+        for live, end in ends:
+            for depth in self.owed.pop((live.blind.id, end.path), ()) if live.request is not None else ():
+                live.result.cost += self.memo.scores[live.blind.id][id(self.verifier), _text(end)][1][depth]
 
     def _plant(self, live: _Live, node: Node, chain: list[Node], scored: bool) -> Node:
         """Put a chain into the tree, with the scores that its steps have by now; returns its end."""
