@@ -11,7 +11,7 @@ for name in torch triton $(uv pip compile pyproject.toml -q --universal --python
     | sed -nE 's/^(nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+).*/\1/p' | sort -u); do
     omit+=(--no-emit-package "$name")
 done
-uv pip compile pyproject.toml --extra test --extra widgets --universal --python-version 3.11 \
+uv pip compile pyproject.toml --extra test --extra small --universal --python-version 3.11 \
     --no-header --no-annotate --no-emit-index-url --no-emit-find-links "${omit[@]}" "$@" \
     --output-file requirements.lock -q
 sed -i.bak '1i\

@@ -21,11 +21,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A file imports only from lines above its own. Inside one package, members may import each other.
 FLOORS = (
     ("F0", "types"),
-    ("F1", "format grading runs tasks"),
+    ("F1", "format grading runs"),
+    ("F1", "tasks"),
     ("F1", "models"),
     ("F1", "kv"),
     ("F2", "policies select"),
-    ("F2", "stepdata packing fit"),
+    ("F2", "stepdata packing fit smollm2"),
     ("F3", "labels verifiers"),
     ("F3", "search"),
     ("F3", "trees"),
@@ -33,6 +34,7 @@ FLOORS = (
     ("F5", "evaluate"),
     ("F5", "pipeline"),
     ("F6", "scaling"),
+    ("F6", "judging"),
     ("F6", "claims"),
     ("F7", "plots widgets"),
     ("F8", "doctor"),

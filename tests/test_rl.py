@@ -297,7 +297,7 @@ def test_exact_resume(straight, micro, tokenizer, sums, tmp_path, killed_in):
 def test_a_run_killed_between_history_and_checkpoint(straight, micro, tokenizer, sums, tmp_path, monkeypatch):
     """Bug: rows of the history twice, because the checkpoint they ran ahead of was lost."""
     save = rl.save_state
-    monkeypatch.setattr(rl, "save_state", lambda path, m, o, step: save(path, m, o, step) if step < 4 else _die())
+    monkeypatch.setattr(rl, "save_state", lambda path, m, o, step: save(path, m, o, step=step) if step < 4 else _die())
     with pytest.raises(Killed):
         train(LocalPolicy(copy.deepcopy(micro), tokenizer), tmp_path / "run", held_out=sums)
     monkeypatch.undo()

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+from dataclasses import asdict, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,57 @@ def stage(args) -> int:
     return 0
 
 
+def prm_train(args) -> int:
+    from . import stepdata
+    from .runs import Run
+    from .verifiers import prm
+
+    if args.profile not in prm.SIZES:
+        raise WorkbenchError(f"profile {args.profile!r} has no pre-trained base: one of {', '.join(prm.SIZES)}")
+    size = prm.SIZES[args.profile]
+    config = _changed(size.training, dict(_pair(text) for text in args.parameter))
+    rows = stepdata.Rows(args.data, args.format, args.split)
+    reported = stepdata.Rows(args.reported, args.format) if args.reported else ()
+    about = {"base": args.base or size.base, "data": rows.hash, **asdict(config)}
+    run = Run.open(args.out, about)
+    if run.done:
+        print(f"{run.path / 'model'} is finished")
+        return 0
+    step = prm.reached(run.path / "trainer")
+    past = [row for row in run.read("history") if row.get("step", 0) <= step]
+    (run.path / "history.jsonl").unlink(missing_ok=True)
+    run.append("history", past if step else [])
+
+    def log(row):
+        run.append("history", [row])
+        print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v:,}" for k, v in row.items()), flush=True)
+
+    print(f"{size.note}, about {size.minutes} minutes, {size.memory(4).total / 1e9:.1f} GB of memory at most")
+    folder, cost = prm.train(
+        rows, about["base"], run.path, config, (chain.problem.prompt for chain in reported), log=log
+    )
+    listed = dict(rows.reasons()) | {"listed": rows.rejected}
+    run.finish(rows=rows.counts["rows"], chains=rows.counts["chains"], rejected=listed, cost=asdict(cost))
+    print(folder)
+    return 0
+
+
+def _changed(config, given: dict[str, str]):
+    """`config` with some fields replaced by what was typed, read as the field's own kind."""
+    kinds = {field.name: type(getattr(config, field.name)) for field in fields(config)}
+    for name, text in given.items():
+        if name not in kinds:
+            near = get_close_matches(name, kinds, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise WorkbenchError(f"unknown parameter {name!r}: {hint}Known: {', '.join(kinds)}")
+        try:
+            value = text.lower() in ("true", "1", "yes") if kinds[name] is bool else kinds[name](text)
+        except ValueError:
+            raise WorkbenchError(f"-p {name}={text}: {name} is {kinds[name].__name__}") from None
+        config = replace(config, **{name: value})
+    return config
+
+
 def bench(args) -> int:
     import importlib.util
 
@@ -212,6 +264,18 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("problem", help='for example "47+38-29*2"')
     made.add_argument("--n", type=int, default=32, help="how many chains to grow (default 32)")
     made.add_argument("--seed", type=int, default=0)
+    made = commands.add_parser("prm", help="train a process reward model on step labels, or judge one")
+    inner = made.add_subparsers(dest="what", metavar="train|evaluate", parser_class=_Parser, required=True)
+    made = inner.add_parser("train", help="from PRM800K, Math-Shepherd, OmegaPRM or ProcessBench rows")
+    made.set_defaults(action=prm_train)
+    made.add_argument("data", help="a file, a folder, or a hub id owner/name")
+    made.add_argument("--profile", default="small", help="small (default) or gpu: the base and the scalars")
+    made.add_argument("--out", type=Path, required=True, help="the run's folder; the same command goes on in it")
+    made.add_argument("--base", help="another base: a checkpoint folder or hub id")
+    made.add_argument("--reported", help="step labels that the PRM will be measured on: an overlap is refused")
+    made.add_argument("--format", help="the rows' format, where it cannot be told from their fields")
+    made.add_argument("--split", default="train", help="the split of a hub data set (default train)")
+    made.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
     made = command(bench, "measure speed and quality against their goals", profile=False)
     made.add_argument("name", nargs="?", help="one file of benchmarks/; all of them when left out")
     return main

@@ -47,7 +47,7 @@ def examine(profile: str = "nano") -> list[Check]:
         _kernel(),
         _browser(),
         _cores(),
-        _memory(memory),
+        _plan(profile) if profile in ("small", "gpu") else _memory(memory),
         _disk(disk),
         _lock(ROOT / "requirements.lock"),
     ]
@@ -207,6 +207,28 @@ def _memory(least: int) -> Check:
         return Check("memory", found, "missing", f"this profile needs {least} GB", True)
     if memory.available < least * GB * 0.9:
         return Check("memory", found, "limited", f"close other programs: the peak is up to {least} GB", True)
+    return Check("memory", found, needed=True)
+
+
+def _plan(profile: str) -> Check:
+    """Does training the profile's PRM fit: computed from the shape of its base, before anything is fetched."""
+    if not util.find_spec("torch"):
+        return Check("memory", "unknown without torch", "missing", "make setup", True)
+    import psutil
+    import torch
+
+    from .verifiers.prm import SIZES, fast_dtype
+
+    width = torch.finfo(fast_dtype()).bits // 8
+    need = SIZES[profile].memory(width)
+    if profile == "gpu" and torch.cuda.is_available():
+        free, where = torch.cuda.mem_get_info()[0], "GPU"
+    else:
+        free, where = min([psutil.virtual_memory().available, *_container_limit()]), "main"
+    parts = ", ".join(f"{name} {size / GB:.1f}" for name, size in vars(need).items() if size >= 0.05 * GB)
+    found = f"training the PRM takes {need.total / GB:.1f} GB ({parts}); {free / GB:.1f} GB of {where} memory are free"
+    if need.total > free:
+        return Check("memory", found, "missing", "a smaller batch, checkpointing=true, or method=qlora", True)
     return Check("memory", found, needed=True)
 
 

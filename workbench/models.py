@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from .format import CHAT_TEMPLATE, END_ASSISTANT, TAGS
@@ -131,3 +132,55 @@ def flops(config, tokens: float, context: float, head: bool = True) -> float:
     """
     token, seen = rates(config, head)
     return tokens * (token + seen * context)
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a training run holds at once, by what holds them."""
+
+    weights: float
+    adapters: float  # what learns beside the weights
+    gradients: float
+    optimiser: float
+    activations: float
+    program: float = 0.6e9  # Python, torch and its workspaces
+
+    @property
+    def total(self) -> float:
+        return sum(vars(self).values())
+
+
+def memory(
+    config, method: str, rows: int, tokens: int, rank: int = 16, width: int = 4, checkpointing: bool = False
+) -> Need:
+    """What training a verifier takes: `rows` x `tokens` are computed at a time, `width` bytes a number of the base.
+
+    Weights: 4 bytes each where they learn (`full`), `width` under adapters, 4.127 bits in NF4 with double quantisation
+    (Dettmers et al. 2023) for all but the embedding. AdamW keeps two fp32 numbers for each that learns. Activations:
+    what a Llama layer keeps for its backward pass, 11 times its width and 4.5 times its feed-forward width a token,
+    and an attention mask; with `checkpointing` one layer's and every layer's input. Left out: the optimiser's
+    temporaries, fragments, and a language model's logits, which a verifier has none of.
+
+    >>> from types import SimpleNamespace as C
+    >>> small = C(hidden_size=576, num_hidden_layers=30, intermediate_size=1536, num_attention_heads=9,
+    ...           num_key_value_heads=3, head_dim=64, vocab_size=49158)
+    >>> [round(memory(small, method, 2, 512).total / 1e9, 1) for method in ("full", "lora", "qlora")]
+    [4.0, 2.8, 2.5]
+    """
+    d, layers, ff = config.hidden_size, config.num_hidden_layers, config.intermediate_size
+    linear = rates(config, head=False)[0] / 2
+    table = d * config.vocab_size
+    heads, dim = config.num_attention_heads, getattr(config, "head_dim", None) or d // config.num_attention_heads
+    kv = (getattr(config, "num_key_value_heads", None) or heads) * dim
+    q = heads * dim
+    learns = linear if method == "full" else rank * layers * (3 * (d + ff) + 2 * (d + kv) + 2 * (d + q))
+    base = {"full": 4 * linear, "lora": width * linear, "qlora": 4.127 / 8 * linear}[method]
+    one = (11 * d + 4.5 * ff) * width
+    kept = one + layers * d * width if checkpointing else layers * one
+    return Need(
+        weights=base + table * (4 if method == "full" else width),
+        adapters=0.0 if method == "full" else 4.0 * learns,
+        gradients=4.0 * learns,
+        optimiser=8.0 * learns,
+        activations=rows * tokens * kept + rows * tokens * tokens,
+    )

@@ -333,3 +333,35 @@ def _straight(rows: Sequence[Judged], pad: int) -> dict[str, torch.Tensor]:
     start, steps = torch.tensor([r.start for r in rows]), torch.tensor([len(r.ends) for r in rows])
     batch = {"input_ids": ids, "attention_mask": mask, "ends": ends, "labels": labels, "start": start, "steps": steps}
     return batch | {"items": (labels != UNKNOWN).sum()}
+
+
+# --- from a model back to chains ---
+
+
+@torch.inference_mode()
+def read_trees(
+    trunk, encoder: Encoder, items: Sequence[tuple[Problem, Trace]], judge, capacity: int = 1024, limit: int = 8192
+) -> list[tuple[float | None, ...]]:
+    """What `judge` says of every step of many chains, each shared step read once: (one note a step) for every chain.
+
+    judge(hidden (tokens, width), ids, before, ends) -> a note for every segment. `ends` are the segments' last tokens,
+    `before` is for every token the place of the one before it in its own chain, −1 for the first. Steps that end
+    within `capacity` tokens are read in rows of that size, the others in rows of `limit`; beyond that a note is None.
+    """
+    codes = [encoder.encode(problem.prompt, trace.steps) for problem, trace in items]
+    known: dict[tuple[int, ...], float] = {}
+    for size in (capacity, limit):
+        left = [i for i, code in enumerate(codes) if code.step_ends and tuple(code.ids) not in known]
+        every = (Labelled(*items[i], (0.5,) * len(items[i][1].steps)) for i in left)
+        for row in pack(every, encoder, min(size, limit)):
+            batch = {k: v.to(trunk.device) for k, v in collate([row], 0).items()}
+            seen = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids") if k in batch}
+            ends = [end - 1 for end in itertools.accumulate(row.lengths)]
+            paths: list[tuple[int, ...]] = []
+            before = torch.arange(-1, len(row.ids) - 1)
+            for end, length, parent in zip(ends, row.lengths, row.parents, strict=True):
+                before[end + 1 - length] = ends[parent] if parent >= 0 else -1
+                paths.append((paths[parent] if parent >= 0 else ()) + tuple(row.ids[end + 1 - length : end + 1]))
+            notes = judge(trunk(**seen).last_hidden_state[0], row.ids, before, ends)
+            known.update(zip(paths, notes, strict=True))
+    return [tuple(known.get(tuple(code.ids[: end + 1])) for end in code.step_ends) for code in codes]

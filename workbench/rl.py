@@ -10,11 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
 from . import tasks
-from .fit import Fit, optimiser
+from .fit import Fit, load_state, optimiser, save_state
 from .labels import right_answer
 from .models import flops
 from .policies import Sampling
@@ -180,40 +178,6 @@ def update(policy: LocalPolicy, optimizer, items, advantage: torch.Tensor, confi
     }
 
 
-def save_state(path: Path, model, optimizer, step: int) -> None:
-    """Weights, optimiser moments and step number as one safetensors file, written aside and renamed."""
-    state = {f"model.{n}": p.detach().contiguous() for n, p in model.named_parameters()}
-    names = {id(p): n for n, p in model.named_parameters()}
-    for part in getattr(optimizer, "parts", [optimizer]):
-        for p, values in part.state.items():
-            state |= {f"{key}.{names[id(p)]}": torch.as_tensor(v).contiguous() for key, v in values.items()}
-    save_file(state, str(path) + ".tmp", metadata={"step": str(step)})
-    with open(str(path) + ".tmp", "rb") as file:
-        os.fsync(file.fileno())  # on the disk before it takes the old one's name
-    os.replace(str(path) + ".tmp", path)
-
-
-def load_state(path: Path, model, optimizer) -> int:
-    try:
-        with safe_open(path, "pt") as f:
-            step = int(f.metadata()["step"])
-        state = load_file(path)
-    except (SafetensorError, TypeError, KeyError) as error:
-        raise WorkbenchError(
-            f"{path} is no checkpoint of an RL run ({error}): delete {path.parent}, run again"
-        ) from error
-    names = {id(p): n for n, p in model.named_parameters()}
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(state[f"model.{name}"])
-    for part in getattr(optimizer, "parts", [optimizer]):
-        for p in (p for group in part.param_groups for p in group["params"]):
-            keys = ("step", "exp_avg", "exp_avg_sq", "momentum")
-            found = {k: state[f"{k}.{names[id(p)]}"].clone() for k in keys if f"{k}.{names[id(p)]}" in state}
-            part.state[p] = {k: v if k == "step" else v.to(p.device) for k, v in found.items()}
-    return step
-
-
 def train(
     policy: LocalPolicy,
     task: str,
@@ -234,7 +198,7 @@ def train(
     )
     rates = [group["lr"] for group in optimizer.param_groups]
     state, history = run.path / "state.safetensors", run.read("history")
-    step = load_state(state, policy.model, optimizer) if state.exists() else 0
+    step = load_state(state, policy.model, optimizer)["step"] if state.exists() else 0
     if len(history) > step + 1:  # rows past the checkpoint will be made again, the same
         _rewrite(run.path / "history.jsonl", history[: step + 1])
     history = history[: step + 1]
@@ -288,7 +252,7 @@ def train(
         history.append(row)
         run.append("history", [row])
         if step % config.check_every == 0 or step == config.steps:
-            save_state(state, policy.model, optimizer, step)
+            save_state(state, policy.model, optimizer, step=step)
         bar.set_postfix(proxy=f"{row['proxy']:.3f}", true=f"{row['true']:.3f}")
         bar.update()
     bar.close()

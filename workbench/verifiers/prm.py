@@ -6,18 +6,21 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 
+from .. import tasks
+from ..fit import Fit, Ordered, fit, reached  # noqa: F401
 from ..format import Encoder, add_tags
 from ..kv import Reader, core
-from ..models import Price, load_model
-from ..packing import UNKNOWN, Judged, Store, collate, judged, mask_after_error, pack  # noqa: F401
+from ..models import Need, Price, load_model, memory
+from ..packing import UNKNOWN, Judged, Store, collate, judged, mask_after_error, pack, read_trees  # noqa: F401
 from ..types import Cost, Labelled, Problem, ProblemError, Trace, WorkbenchError
 
 VERDICT = (" Yes", " No")  # the two tokens of a PRM that stays a language model
@@ -111,6 +114,17 @@ class PRM:
             return in_batches(self, items, lambda batch: step_logits(self.model, batch).sigmoid())
         return by_step(self, items, self._judge, ahead=0)
 
+    def score_trees(self, items: Sequence[tuple[Problem, Trace]]) -> list[tuple[float | None, ...]]:
+        """As `score`, for many chains at once that share what they begin with, such as a labelled data set's."""
+        limit = getattr(self.model.config, "max_position_embeddings", None) or 8192
+        return read_trees(
+            trunk(self.model),
+            self.encoder,
+            items,
+            lambda h, ids, before, ends: judge(self.model, h[ends]).sigmoid().tolist(),
+            limit=limit,
+        )
+
     def _judge(self, hidden: list[torch.Tensor], after) -> list[float]:
         return judge(self.model, torch.stack([states[-1] for states in hidden])).sigmoid().tolist()
 
@@ -187,7 +201,6 @@ class Training:
     warmup: float = 0.1  # share of the steps
     held_out: float = 0.03
     check_every: int = 50
-    save_every: int = 50
     patience: int = 0
     checkpointing: bool = False
     seed: int = 0
@@ -198,6 +211,38 @@ class Training:
                 raise WorkbenchError(f"{name}={getattr(self, name)!r}: one of {', '.join(known)}")
         if not 0 <= self.held_out < 1:
             raise WorkbenchError(f"held_out={self.held_out}: a share of the problems, from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class Size:
+    """A base and how a PRM is trained on it: profiles differ in these scalars only. `minutes` for PRM800K's phase 1."""
+
+    base: str
+    training: Training
+    minutes: int
+    note: str
+    shape: Mapping[str, int]  # of the base, so that memory is known before it is fetched
+
+    def memory(self, width: int) -> Need:
+        t = self.training
+        return memory(SimpleNamespace(**self.shape), t.method, t.batch, t.capacity, t.rank, width, t.checkpointing)
+
+
+_SHAPE = "hidden_size num_hidden_layers intermediate_size num_attention_heads num_key_value_heads head_dim vocab_size"
+_SMOLLM2 = dict(zip(_SHAPE.split(), (576, 30, 1536, 9, 3, 64, 49158), strict=True))
+_QWEN = dict(zip(_SHAPE.split(), (1536, 28, 8960, 12, 2, 128, 151936), strict=True))
+SIZES = {
+    "small": Size(
+        "smollm2", Training("qlora", cap=512, batch=2, accumulate=1, lr=3e-4), 120, "two CPU cores", _SMOLLM2
+    ),
+    "gpu": Size(
+        "Qwen/Qwen2.5-1.5B-Instruct",
+        Training("qlora", capacity=1024, batch=8, accumulate=4, lr=1e-4, checkpointing=True),
+        60,
+        "one GPU of 24 GB; not yet measured",
+        _QWEN,
+    ),
+}
 
 
 def train(
@@ -218,9 +263,6 @@ def train(
     Errors: overlap, no label that fits, an unknown method, a base that is no safetensors checkpoint.
     Left out: a language-model loss beside the verdict's.
     """
-    from .. import tasks
-    from ..fit import Fit, fit
-
     folder = Path(folder)
     model, tokenizer = open_base(base, config)
     encoder = Encoder(tokenizer)
@@ -279,7 +321,7 @@ def train(
             lr=config.lr,
             warmup=round(config.warmup * steps),
             check_every=config.check_every,
-            save_every=config.save_every,
+            save=True,
             patience=config.patience,
             watch="loss held out" if config.patience else "",
             checkpointing=config.checkpointing,
@@ -290,7 +332,6 @@ def train(
         check=check,
         log=log,
         progress=progress,
-        resume=True,
     )
     save(model, tokenizer, base, config, folder / "model")
     return folder / "model", cost
@@ -298,8 +339,6 @@ def train(
 
 def padding(lengths: Sequence[int], batch: int, seed: int) -> float:
     """Share of the computed tokens that are none, in the batches that the trainer will make."""
-    from ..fit import Ordered
-
     order = list(Ordered(lengths, batch, seed))
     parts = [[lengths[i] for i in order[at : at + batch]] for at in range(0, len(order), batch)]
     return 1 - sum(lengths) / sum(max(part) * len(part) for part in parts)
@@ -359,6 +398,10 @@ def save(model, tokenizer, base: str | Path, config: Training, out: Path) -> Non
 
 def open_base(base: str | Path, config: Training):
     """(model whose learning weights ask for gradients, tokenizer with the tags) of a pre-trained language model."""
+    if base == "smollm2":
+        from ..smollm2 import checkpoint
+
+        base = checkpoint()
     dtype = fast_dtype() if config.dtype == "auto" else getattr(torch, config.dtype)
     more: dict = {"dtype": torch.float32 if config.method == "full" else dtype}
     if config.head == "linear":
@@ -414,8 +457,9 @@ def prepare(model, tokenizer) -> None:
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def verdict(tokenizer, words: Sequence[str] = VERDICT) -> list[int]:
-    """The ids of the two words; each must be one token, and not the same one."""
+def verdict(tokenizer, words: Sequence[str] = ()) -> list[int]:
+    """The ids of two words (`VERDICT`); each must be one token, and not the same one."""
+    words = words or VERDICT
     ids = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
     if any(len(i) != 1 for i in ids) or ids[0] == ids[1]:
         raise WorkbenchError(

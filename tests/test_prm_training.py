@@ -1,0 +1,221 @@
+"""Training a PRM on a pre-trained base: each test names the mistake that it keeps out."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from workbench import labels, tasks
+from workbench.models import load_model, new_model
+from workbench.packing import pack
+from workbench.types import Labelled, Step, WorkbenchError
+from workbench.verifiers import prm
+from workbench.verifiers.likelihood import mean_logprobs
+from workbench.verifiers.prm import PRM, Training, train
+
+QUICK = Training("lora", dtype="float32", steps=6, batch=4, accumulate=1, lr=3e-3, check_every=3, held_out=0.2)
+
+
+@pytest.fixture(scope="module")
+def chains():
+    """Every problem with its right chain and one that goes wrong half-way; they begin alike."""
+    task = tasks.get("arithmetic")
+    out = []
+    for i, problem in enumerate(task.load("train", 40, seed=3, level=2)):
+        right = task.demonstration(problem)
+        for trace in (right, replace(right, steps=(*right.steps[:1], Step(f"{i}+1=0"), *right.steps[2:]))):
+            [marks] = labels.oracle([(problem, trace)])
+            out.append(Labelled(problem, trace, tuple(marks)))
+    return out
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("base")
+    new_model("micro", tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def run(chains, base, folder, config=QUICK, **more):
+    rows = []
+    out, cost = train(chains, base, folder, config, log=rows.append, progress=False, **more)
+    return out, cost, rows
+
+
+@pytest.mark.parametrize("head", ["linear", "verdict"])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_every_method_learns_and_comes_back_from_disk(chains, base, tmp_path, method, head, monkeypatch):
+    """Bugs: what is trained is not what is saved; the head is lost, quantised or random again; the verdict's tokens
+    are forgotten; adapters go onto another base."""
+    monkeypatch.setattr(prm, "VERDICT", ("0", "1"))
+    config = replace(QUICK, method=method, head=head, steps=30, check_every=30)
+    out, cost, rows = run(chains, base, tmp_path, config)
+    assert rows[-1]["step"] == 30 and rows[-1]["loss"] < 0.69 and cost.trained > 0
+    assert not list(out.rglob("*.bin")) and not list(out.rglob("*.pt")) and (out / "prm.json").exists()
+    judge = PRM.load(out, cache=0, quantised=method == "qlora")
+    wrong = [(c.problem.blind(), c.trace) for c in chains if 0 in c.labels][:6]
+    again = PRM.load(out, cache=0, quantised=method == "qlora").score(wrong)
+    assert judge.score(wrong) == again and len({x for s in again for x in s}) > 3
+    for score, kept in zip(again, PRM.load(out, quantised=method == "qlora").score(wrong), strict=True):
+        assert kept == pytest.approx(score, abs=1e-4), "read step by step it says something else"
+
+
+def test_only_what_shall_learn_learns(base):
+    config = replace(QUICK, method="qlora")
+    model, _ = prm.open_base(base, config)
+    learns = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert learns and all("lora_" in name or "score.modules_to_save" in name for name in learns)
+    assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+    layer = prm.trunk(model).layers[0].self_attn.q_proj.base_layer.weight
+    assert layer.dtype == torch.uint8 and layer.quant_state.nested, "NF4 with double quantisation"
+    full, _ = prm.open_base(base, replace(QUICK, method="full"))
+    assert {n for n, p in full.named_parameters() if not p.requires_grad} == {"model.embed_tokens.weight"}
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_training_and_scoring_are_equal_to_the_bit(chains, base, method):
+    """The score of a chain in training, alone in its row, is the score at inference, to the last bit."""
+    model, tokenizer = prm.open_base(base, replace(QUICK, method=method))
+    torch.nn.init.normal_(prm.core(model).score.weight)
+    judge = PRM(model, tokenizer, cache=0)
+    for chain in chains[:10]:
+        [row] = pack([chain], judge.encoder, 400)
+        batch = prm.collate([row], tokenizer.pad_token_id)
+        with torch.inference_mode():
+            trained = prm.step_logits(model, batch).sigmoid()[0].tolist()
+        assert trained == list(judge.score([(chain.problem, chain.trace)])[0])[: len(trained)]
+
+
+def test_trees_are_scored_as_chains_are(chains, base):
+    """Bugs: a step that two chains share scored in one only; log-probs of a step's first token taken behind the row's
+    last token and not behind its own chain's."""
+    model, tokenizer = prm.open_base(base, QUICK)
+    torch.nn.init.normal_(prm.core(model).score.weight)
+    judge = PRM(model, tokenizer, cache=0)
+    items = [(c.problem, c.trace) for c in chains]
+    for one, other in zip(judge.score_trees(items), judge.score(items), strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+    lm, _ = load_model(base)
+    for (problem, trace), found in zip(items[:12], mean_logprobs(lm, judge.encoder, items)[:12], strict=True):
+        code = judge.encoder.encode(problem.prompt, trace.steps)
+        with torch.inference_mode():
+            logp = lm(torch.tensor([code.ids])).logits[0].log_softmax(-1)
+        each = [logp[t - 1, code.ids[t]].item() for t in range(1, len(code.ids))]
+        begin = code.prompt_length
+        for end, value in zip(code.step_ends, found, strict=True):
+            assert value == pytest.approx(sum(each[begin - 1 : end]) / (end + 1 - begin), abs=1e-4)
+            begin = end + 1
+
+
+def test_a_run_that_would_report_what_it_learns_from_is_refused(chains, base, tmp_path):
+    """Bug: PRM800K's test problems lie inside MATH-500. Nothing is trained, and the first of them is named."""
+    with pytest.raises(WorkbenchError, match="1 problems of .* are also reported on"):
+        run(chains, base, tmp_path, reported=[chains[0].problem.prompt + " "])
+    assert not (tmp_path / "model").exists()
+
+
+def test_held_out_problems_are_not_learnt_from(chains, base, tmp_path, encoder):
+    run(chains, base, tmp_path)
+    train_rows, held = prm.Store(tmp_path / "rows" / "train"), prm.Store(tmp_path / "rows" / "held-out")
+    prompts = [{tuple(r.ids[: r.lengths[0]]) for r in part} for part in (train_rows, held)]
+    assert prompts[0] and prompts[1] and not prompts[0] & prompts[1]
+
+
+def test_soft_labels_pull_to_their_value(base, tmp_path, chains):
+    """Bug: soft labels are rounded."""
+    soft = [Labelled(c.problem, c.trace, (0.3,) * len(c.labels)) for c in chains]
+    config = replace(QUICK, method="full", steps=60, lr=1e-2, check_every=60)
+    out, _, _ = run(soft, base, tmp_path, config)
+    scores = [x for s in PRM.load(out).score([(c.problem, c.trace) for c in chains[:10]]) for x in s]
+    assert sum(scores) / len(scores) == pytest.approx(0.3, abs=0.05)
+
+
+def test_a_pickle_is_refused_by_name(chains, base, tmp_path):
+    out, _, _ = run(chains, base, tmp_path, replace(QUICK, steps=1))
+    (out / "adapter_model.safetensors").rename(out / "adapter_model.bin")
+    with pytest.raises(WorkbenchError, match="adapter_model.safetensors: other formats are pickles, and refused"):
+        PRM.load(out)
+
+
+def test_what_cannot_be_trained_is_said(base, tmp_path, chains):
+    for change, text in [({"method": "dora"}, "one of full, lora, qlora"), ({"held_out": 1.0}, "a share")]:
+        with pytest.raises(WorkbenchError, match=text):
+            replace(QUICK, **change)
+    with pytest.raises(WorkbenchError, match="holds no rows"):
+        run([Labelled(c.problem, c.trace, (None,) * len(c.labels)) for c in chains], base, tmp_path)
+    with pytest.raises(WorkbenchError, match="no single tokens"):
+        run(chains, base, tmp_path, replace(QUICK, head="verdict"))
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(chains, base, tmp_path, monkeypatch):
+    """Bugs: the optimiser or the order of rows begins anew; a history row twice."""
+    whole, _, rows = run(chains, base, tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    def dies(row):
+        seen.append(row)
+        if row.get("step") == 3:
+            raise Killed
+
+    seen: list[dict] = []
+    with pytest.raises(Killed):
+        train(chains, base, tmp_path / "cut", QUICK, log=dies, progress=False)
+    again, _, _ = run(chains, base, tmp_path / "cut")
+    one, other = (load_file(folder / "adapter_model.safetensors") for folder in (whole, again))
+    assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def load_file(path):
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def test_the_auc_counts_pairs():
+    scores, marks = torch.tensor([0.1, 0.4, 0.4, 0.9]), torch.tensor([0.0, 1.0, 0.0, 1.0])
+    assert prm.auc(scores, marks) == (1 + 0.5 + 1 + 1) / 4
+    assert prm.auc(scores, torch.ones(4)) is None
+
+
+def test_the_checkpoint_says_what_it_stands_on(chains, base, tmp_path):
+    out, _, _ = run(chains, base, tmp_path, replace(QUICK, steps=1))
+    assert json.loads((out / "prm.json").read_text())["base"] == str(base)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(base, tmp_path):
+    """Bugs: the mean of two means instead of the mean over all labels; both write the same file; rows twice."""
+    script = str(Path(__file__).with_name("two_processes.py"))
+    port = str(free_port())
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    environment["ACCELERATE_USE_CPU"] = "true"  # launch --cpu knows only of one process, or of MPI
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
+    launch += [script]
+    for command, name, accumulate in ((launch, "two", "1"), ([sys.executable, script], "one", "2")):
+        command = [*command, str(base), str(tmp_path / name), accumulate]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (json.loads((tmp_path / name / "rows.json").read_text()) for name in ("one", "two"))
+    assert [row.get("step") for row in one] == [row.get("step") for row in two]
+    for row, other in zip(one[1:], two[1:], strict=True):
+        assert other == pytest.approx(row, abs=1e-4), "another loss curve"
+    weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two")]
+    assert all(torch.allclose(weights[0][k], weights[1][k], atol=1e-4) for k in weights[0])
