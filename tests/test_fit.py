@@ -1,15 +1,22 @@
 """The training loop and teaching: each test names the mistake it pins."""
 
 import copy
+import json
 import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from workbench import fit, sft, tasks
 from workbench.fit import Fit, Muon, Ordered, orthogonalise
 from workbench.format import Encoder
-from workbench.models import flops, new_model
+from workbench.models import character_tokenizer, flops, new_model
 from workbench.policies import Sampling, Want
 from workbench.policies.local import LocalPolicy
 from workbench.types import Node, Step, Trace, WorkbenchError
@@ -172,6 +179,306 @@ def test_ordered_batches_hold_every_row_once(rows, batch):
         assert padding(order) < 0.5 * padding(range(rows))
 
 
+# --- several batches a step ---------------------------------------------------------------------------------------
+
+
+def counting(batch):
+    """A collate that says how many tokens the loss is the mean of."""
+    made = sft.collate(batch, 257)
+    return made | {"items": (made["labels"][:, 1:] != sft.IGNORE).sum()}
+
+
+def plain(model, batch):
+    return sft.loss(model, {k: v for k, v in batch.items() if k != "items"})
+
+
+def same(model, other, **tolerance):
+    pairs = zip(model.parameters(), other.parameters(), strict=True)
+    if tolerance:
+        return all(torch.allclose(a, b, **tolerance) for a, b in pairs)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_several_batches_are_one(tokenizer, rows, tmp_path):
+    """Bugs: the mean of means in place of the mean over all tokens; a gradient scaled by the number of parts."""
+    eight = sorted(rows, key=lambda row: len(row.ids))[::3]
+    assert len(eight) == 8
+    runs = []
+    for batch, accumulate, items in ((8, 1, True), (2, 4, True), (3, 3, True), (2, 4, False), (8, 1, False)):
+        model = new_model("micro", tokenizer)
+        config = Fit(3, batch, lr=1e-3, warmup=0, check_every=1, accumulate=accumulate)
+        more = {} if not items else {"collate": counting}
+        _, history = teach(model, eight, config, tmp_path, loss=plain, **more)
+        runs.append((model, [row["loss"] for row in history]))
+    (whole, losses), *parts, means, bare = runs
+    for model, found in parts:
+        assert same(model, whole, atol=1e-5) and found == pytest.approx(losses, abs=1e-5)
+    assert not same(means[0], whole, atol=1e-4) and abs(means[1][0] - losses[0]) > 1e-4, "else this shows nothing"
+    assert same(bare[0], whole) and bare[1] == losses, "one batch is its own mean, to the last bit"
+
+
+# --- a run that was killed ----------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    pass
+
+
+LONG = Fit(10, 4, 5e-3, 0.02, warmup=2, check_every=3, accumulate=2, save=True, patience=9, watch="held out")
+
+
+def wobbly(tokenizer):
+    """A model with dropout, so that the random state matters."""
+    model = new_model("micro", tokenizer)
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.3
+    return model
+
+
+def long(tokenizer, rows, folder, history, die_at=None, die_in_row=None, config=LONG):
+    """One attempt: teach, or die in the given call of the loss, or as the row of a step is written."""
+    model, calls = wobbly(tokenizer), [0]
+
+    def loss(model, batch):
+        calls[0] += 1
+        if calls[0] == die_at:
+            raise Killed
+        return plain(model, batch)
+
+    def log(row):
+        history.append(row)
+        if row["step"] == die_in_row:
+            raise Killed
+
+    def check():
+        torch.rand(3)  # a check that draws must not change what is learnt
+        with torch.no_grad():
+            return {"held out": sft.loss(model.eval(), sft.collate(rows[20:], 257)).item()}
+
+    cost = fit.fit(model, rows[:19], counting, loss, config, folder, check=check, log=log, progress=False)
+    return model, cost, calls[0]
+
+
+@pytest.fixture(scope="module")
+def straight(tokenizer, rows, tmp_path_factory):
+    folder, history = tmp_path_factory.mktemp("fit"), []
+    return *long(tokenizer, rows, folder, history), history, load_file(folder / fit.STATE)
+
+
+def resumed(straight, tokenizer, rows, folder, history, reached):
+    """The second attempt ends as the undisturbed run did: weights, best weights, moments, history and cost."""
+    assert fit.reached(folder) == reached
+    history = [row for row in history if row["step"] <= reached]
+    model, cost, calls = long(tokenizer, rows, folder, history)
+    assert calls == straight[2] - LONG.accumulate * reached + (reached > 2) + (reached > 5) + (reached > 8), (
+        "begun anew"
+    )
+    assert history == straight[3]
+    assert same(model, straight[0])
+    state = load_file(folder / fit.STATE)
+    assert state.keys() == straight[4].keys() and all(torch.equal(state[k], v) for k, v in straight[4].items())
+    assert (cost.trained, cost.training_flops) == (straight[1].trained, straight[1].training_flops)
+
+
+@pytest.mark.parametrize("die_at, reached", [(1, 0), (5, 0), (6, 3), (11, 6), (17, 9)])
+def test_a_killed_run_ends_as_if_nothing_had_been(straight, tokenizer, rows, tmp_path, die_at, reached):
+    """Bugs: a checkpoint without optimiser, schedule, random state, place in the data, best weights, or tokens seen."""
+    history = []
+    with pytest.raises(Killed):
+        long(tokenizer, rows, tmp_path, history, die_at=die_at)
+    resumed(straight, tokenizer, rows, tmp_path, history, reached)
+    assert not {path.suffix for path in tmp_path.rglob("*") if path.is_file()} - {".safetensors", ".tmp"}
+
+
+def test_killed_twice_and_behind_a_row(straight, tokenizer, rows, tmp_path):
+    """Bug: a row twice, because the history ran ahead of the checkpoint that was lost."""
+    history = []
+    for die in ({"die_in_row": 3}, {"die_at": 14}, {"die_in_row": 9}):
+        with pytest.raises(Killed):
+            long(tokenizer, rows, tmp_path, history, **die)
+        history = [row for row in history if row["step"] <= fit.reached(tmp_path)]
+    resumed(straight, tokenizer, rows, tmp_path, history, 6)
+
+
+@pytest.mark.parametrize("writes", [1, 2, 4])
+def test_killed_while_a_checkpoint_is_written(straight, tokenizer, rows, tmp_path, monkeypatch, writes):
+    """Bug: half a checkpoint in the place of the old one. Every other write is of the best weights."""
+    history, done = [], [0]
+
+    def half(tensors, path, metadata):
+        save_file(tensors, path, metadata=metadata)
+        done[0] += 1
+        if done[0] == writes:
+            with open(path, "r+b") as file:
+                file.truncate(1000)
+            raise Killed
+
+    monkeypatch.setattr(fit, "save_file", half)
+    with pytest.raises(Killed):
+        long(tokenizer, rows, tmp_path, history)
+    monkeypatch.undo()
+    resumed(straight, tokenizer, rows, tmp_path, history, 3 if writes == 4 else 0)
+
+
+def test_a_finished_run_is_only_read(straight, tokenizer, rows, tmp_path):
+    """Bug: a run that its target or its patience ended goes on when it is asked for again."""
+    patient = replace(LONG, patience=1, watch="-held out")  # the loss falls, so the first check is the best
+    for config, steps in ((LONG, 10), (patient, 6), (replace(LONG, patience=0, target=0.5), 3)):
+        folder, history = tmp_path / str(steps), []
+        made = []
+        for _ in range(2):
+            model = wobbly(tokenizer)
+            check = lambda: {"held out": -len(history), "accuracy": 1.0}  # noqa: E731, B023
+            cost = fit.fit(model, rows[:19], counting, plain, config, folder, check, history.append, progress=False)
+            made.append((model, cost.trained, len(history)))
+        assert history[-1]["step"] == steps and made[0][1:] == made[1][1:] and same(made[0][0], made[1][0])
+
+
+@pytest.mark.parametrize("damage", [b"", b"no checkpoint", "cut", "other"])
+def test_a_damaged_checkpoint_is_named(tokenizer, rows, tmp_path, damage):
+    """Bug: a traceback out of a library, or a run that quietly begins anew over weights somebody waited for."""
+    with pytest.raises(Killed):
+        long(tokenizer, rows, tmp_path, [], die_at=9)
+    path = tmp_path / fit.STATE
+    if damage == "other":
+        about = fit._about(tmp_path)
+        fit.save_state(path, new_model("nano", tokenizer), **about)
+    else:
+        path.write_bytes(path.read_bytes()[:-100] if damage == "cut" else damage)
+    with pytest.raises(WorkbenchError, match=f"{fit.STATE} is no checkpoint of this run .*: delete"):
+        long(tokenizer, rows, tmp_path, [])
+
+
+def test_a_checkpoint_of_another_run_is_refused(tokenizer, rows, tmp_path):
+    """Bug: half a run with one learning rate, half with another."""
+    with pytest.raises(Killed):
+        long(tokenizer, rows, tmp_path, [], die_at=9)
+    with pytest.raises(WorkbenchError, match=r"another run \(lr was 0.005, is 0.1\): delete"):
+        long(tokenizer, rows, tmp_path, [], config=replace(LONG, lr=0.1))
+
+
+def optimisers():
+    from bitsandbytes import optim
+
+    return {
+        "AdamW": torch.optim.AdamW,
+        "8-bit": optim.AdamW8bit,
+        "paged": optim.PagedAdamW,
+        "Both": lambda params: fit.Both(Muon(params[:1]), torch.optim.AdamW(params[1:])),
+    }
+
+
+@pytest.mark.parametrize("name", ["AdamW", "8-bit", "paged", "Both"])
+@pytest.mark.filterwarnings("ignore:Paged optimizers")
+def test_every_optimiser_comes_back(tmp_path, name):
+    """Bugs: a moment left out; a count that became a tensor; the table that 8-bit moments share refused by the file."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(80, 90), torch.nn.Linear(90, 80))
+    model[1].bias.requires_grad_(False)
+    kind, grads = optimisers()[name], [[torch.randn_like(p) for p in model.parameters()] for _ in range(4)]
+
+    def go(model, optimizer, steps):
+        for step in steps:
+            for p, g in zip(model.parameters(), step, strict=True):
+                p.grad = g.clone() if p.requires_grad else None
+            optimizer.step()
+
+    learns = [p for p in model.parameters() if p.requires_grad]
+    optimizer = kind(learns)
+    go(model, optimizer, grads[:2])
+    fit.save_state(tmp_path / "x.safetensors", model, optimizer, step=2)
+    assert "model.1.bias" not in load_file(tmp_path / "x.safetensors"), "only what learns is kept"
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in twin.parameters():
+            if p.requires_grad:
+                p.zero_()
+    again = kind([p for p in twin.parameters() if p.requires_grad])
+    assert fit.load_state(tmp_path / "x.safetensors", twin, again) == {"step": 2}
+    for part, other in zip(fit._parts(optimizer), fit._parts(again), strict=True):
+        kinds = [
+            [{k: type(v) for k, v in o.state[p].items()} for p in o.param_groups[0]["params"]] for o in (part, other)
+        ]
+        assert kinds[0] == kinds[1] and all(kinds[0])
+    go(model, optimizer, grads[2:])
+    go(twin, again, grads[2:])
+    assert same(model, twin)
+
+
+# --- patience, memory, long data ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_patience_ends_with_the_best_weights(tokenizer, rows, tmp_path, sign):
+    """Bugs: the last weights in place of the best; the wrong direction; an unknown number taken for a good one."""
+    values = iter([3.0, None, 2.0, math.nan, 2.5, 1.0])
+    model, seen = new_model("micro", tokenizer), {}
+
+    def check():
+        seen[len(seen) + 1] = copy.deepcopy(model)
+        value = next(values)
+        return {"x": -value if sign and value is not None else value}
+
+    config = Fit(40, 8, warmup=1, check_every=1, patience=2, watch=f"{sign}x")
+    _, history = teach(model, rows, config, tmp_path, check=check)
+    assert [(row["step"], row["best"]) for row in history] == [(1, 1), (2, 1), (3, 3), (4, 3), (5, 3)]
+    assert same(model, seen[3]) and not same(model, seen[5])
+    with pytest.raises(WorkbenchError, match="no 'y' to watch, only step, loss, x"):
+        teach(model, rows, replace(config, watch="y"), tmp_path, check=lambda: {"x": 1})
+    with pytest.raises(WorkbenchError, match="patience needs a check"):
+        teach(model, rows, config, tmp_path)
+
+
+def test_computing_again_changes_memory_only(tokenizer, rows, tmp_path):
+    """Bugs: nothing is computed again, since the weights underneath are frozen; or something else comes out."""
+    from peft import LoraConfig, get_peft_model
+
+    models, passes = [], []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        wanted = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.2)
+        model, count = get_peft_model(new_model("micro", tokenizer), wanted), [0]
+        for layer in model.base_model.model.model.layers:
+            layer.register_forward_pre_hook(lambda *_, count=count: count.__setitem__(0, count[0] + 1))
+            layer.mlp.register_forward_pre_hook(lambda *_, count=count: count.__setitem__(0, count[0] + 1))
+        config = Fit(3, 8, 1e-2, warmup=0, check_every=3, checkpointing=checkpointing)
+        teach(model, rows, config, tmp_path)
+        models.append(model)
+        passes.append(count[0])
+    assert passes[1] > passes[0] and same(*models)
+    assert any("lora_B" in n and p.abs().max() > 0 for n, p in models[1].named_parameters()), "nothing was learnt"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="moments are paged on a GPU")
+def test_a_paged_optimiser_says_where_there_is_none(tokenizer, rows, tmp_path):
+    """Bug: an option that is silently ignored."""
+    _, history = teach(new_model("micro", tokenizer), rows, Fit(1, 8, paged=True), tmp_path)
+    assert [list(row) for row in history] == [["note"], ["step", "loss"]] and "no NVIDIA GPU" in history[0]["note"]
+
+
+def test_data_on_disk_is_read_row_by_row(tokenizer, rows, tmp_path):
+    """Bug: a data set that does not fit into memory is read as a whole to learn how long its rows are."""
+    many = rows * 40
+
+    class Data:
+        lengths = [len(row.ids) for row in many]
+        read = 0
+
+        def __len__(self):
+            return len(many)
+
+        def __getitem__(self, i):
+            Data.read += 1
+            return many[i]
+
+    models = [new_model("micro", tokenizer) for _ in range(2)]
+    config = Fit(3, 4, warmup=1)
+    teach(models[0], Data(), config, tmp_path)
+    assert Data.read <= (config.steps + 2) * config.batch
+    teach(models[1], many, config, tmp_path)
+    assert same(*models)
+
+
 # --- Muon ---------------------------------------------------------------------------------------------------------
 
 
@@ -223,3 +530,61 @@ def test_both_optimisers_follow_the_schedule_and_share_nothing(micro, rows):
     both.step()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert math.isclose(fit.optimiser(model, Fit(lr=1e-3)).param_groups[0]["lr"], 1e-3)
+
+
+# --- several processes --------------------------------------------------------------------------------------------
+
+
+def shared(folder, accumulate):
+    """Killed once and gone on, with one process or several: (history, weights, tokens seen)."""
+    task, encoder = tasks.get("arithmetic"), Encoder(character_tokenizer())
+    rows = sft.rows([(p, task.demonstration(p)) for p in task.load("train", 24, seed=2)], encoder)
+    config = Fit(7, 3, 3e-3, 0.02, warmup=1, check_every=2, accumulate=accumulate, save=True, patience=5, watch="x")
+    history = []
+    for die_at in (5 * accumulate, None):
+        model, calls, done = new_model("micro", encoder.tokenizer), [0], []
+
+        def loss(model, batch, calls=calls, die_at=die_at):
+            calls[0] += 1
+            if calls[0] == die_at:
+                raise Killed
+            return plain(model, batch)
+
+        try:
+            history = [row for row in history if row["step"] <= fit.reached(folder)]
+            check = lambda done=done: done.append(1) or {"x": -len(done)}  # noqa: E731
+            cost = fit.fit(model, rows, counting, loss, config, folder, check, history.append, progress=False)
+        except Killed:
+            assert die_at
+    return history, model.state_dict(), cost.trained
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_of_twice_the_batch(tmp_path):
+    """Bugs: halves with unlike counts of tokens weigh alike; gradients that are not shared; both write the files; a
+    run that goes on elsewhere in the data; tokens of one process billed for both."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    launch = [sys.executable, *"-m torch.distributed.run --standalone --nproc_per_node 2".split()]
+    command = [*launch, __file__, str(tmp_path / "two")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    history, weights, trained = shared(tmp_path / "one", 2)
+    told = json.loads((tmp_path / "two.json").read_text())
+    assert [row["step"] for row in told["history"]] == [row["step"] for row in history] == [2, 4, 6, 7]
+    for one, two in zip(history, told["history"], strict=True):
+        assert two == pytest.approx(one, abs=1e-5)
+    theirs = load_file(tmp_path / "two.safetensors")
+    assert all(torch.allclose(theirs[k], v, atol=1e-5) for k, v in weights.items() if k in theirs)
+    assert len(theirs) > 10 and told["trained"] == trained
+
+
+if __name__ == "__main__":  # as one of the two processes
+    out, first = Path(sys.argv[1]), os.environ["RANK"] == "0"
+    if not first:
+        fit.save_state = None  # whoever calls it here fails
+    history, weights, trained = shared(out, 1)
+    assert first or not history
+    if first:
+        save_file({k: v.clone() for k, v in weights.items()}, out.with_suffix(".safetensors"))
+        out.with_suffix(".json").write_text(json.dumps({"history": history, "trained": trained}))

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from workbench import labels, tasks
+from workbench.__main__ import main
 from workbench.models import load_model, new_model
 from workbench.packing import pack
-from workbench.types import Labelled, Step, WorkbenchError
+from workbench.types import Labelled, Problem, Step, Trace, WorkbenchError
 from workbench.verifiers import prm
 from workbench.verifiers.likelihood import mean_logprobs
 from workbench.verifiers.prm import PRM, Training, train
@@ -219,3 +220,81 @@ def test_two_processes_train_as_one(base, tmp_path):
         assert other == pytest.approx(row, abs=1e-4), "another loss curve"
     weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two")]
     assert all(torch.allclose(weights[0][k], weights[1][k], atol=1e-4) for k in weights[0])
+
+
+def rows_of(chains, path):
+    """The chains as ProcessBench rows, with a bad one among them."""
+    rows = []
+    for problem, trace, marks in chains:
+        first = next((i for i, x in enumerate(marks) if x == 0), -1)
+        steps = [step.text for step in trace.steps]
+        rows.append({"problem": problem.prompt, "steps": steps, "label": first, "final_answer_correct": first < 0})
+    rows.insert(3, {**rows[0], "label": 99})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_command_line_trains_and_judges(chains, base, tmp_path, capsys):
+    """Bugs: what was left out is not told; a finished run trains again; the report lacks a baseline."""
+    data, run_folder = rows_of(chains, tmp_path / "rows.jsonl"), tmp_path / "run"
+    command = ["prm", "train", str(data), "--base", str(base), "--out", str(run_folder), "-p", "dtype=float32"]
+    command += ["-p", "method=lora", "-p", "steps=4", "-p", "check_every=2", "-p", "held_out=.2"]
+    assert main(command) == 0
+    about = json.loads((run_folder / "run.json").read_text())
+    assert about["params"]["steps"] == 4 and len(about["params"]["data"]) == 32
+    history = [json.loads(line) for line in (run_folder / "history.jsonl").read_text().splitlines()]
+    assert [row.get("step") for row in history] == [None, 2, 4] and "AUC held out" in history[-1]
+    done = json.loads((run_folder / "DONE").read_text())
+    assert "a first error outside the steps" in json.dumps(done)
+    assert main(command) == 0 and "is finished" in capsys.readouterr().out
+    other = rows_of(
+        [c._replace(problem=replace(c.problem, prompt=c.problem.prompt + "+1")) for c in chains], tmp_path / "b.jsonl"
+    )
+    assert main(["prm", "evaluate", str(run_folder / "model"), str(other), "--out", str(tmp_path / "judged")]) == 0
+    said = capsys.readouterr().out
+    assert all(
+        name in said for name in ('always "no error"', "length only", "policy log-prob", "1 x a first error outside")
+    )
+    report = json.loads((tmp_path / "judged" / "report.json").read_text())
+    assert report["verifier"]["auc"] and len(report["baselines"]) == 3
+    assert {path.stem for path in (tmp_path / "judged").iterdir()} == {"report", "reliability", "depth"}
+
+
+def test_a_mistyped_command_is_one_sentence(chains, base, tmp_path, capsys):
+    data = str(rows_of(chains, tmp_path / "rows.jsonl"))
+    for more, text in [
+        (["-p", "stepz=4"], "did you mean 'steps'"),
+        (["-p", "steps=x"], "steps is int"),
+        (["--profile", "nano"], "one of small, gpu"),
+        (["--reported", data], "are also reported on"),
+    ]:
+        assert main(["prm", "train", data, "--base", str(base), "--out", str(tmp_path / "x"), *more]) == 2
+        assert text in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_few_steps_on_a_real_model_in_four_bits(tmp_path):
+    """SmolLM2 and QLoRA through bitsandbytes' CPU path, by the command that a user types."""
+    from workbench.smollm2 import checkpoint
+
+    try:
+        checkpoint()
+    except WorkbenchError as error:
+        pytest.skip(str(error))
+    texts = ["We add 2 and 3.", "That gives 5.", "Then we double it to get 10."]
+    rows = [
+        {
+            "problem": f"What is 2+3, doubled, plus {i}?",
+            "steps": [*texts, f"So {10 + i + i % 2}."],
+            "label": 3 if i % 2 else -1,
+        }
+        for i in range(12)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({**row, "final_answer_correct": row["label"] < 0}) + "\n" for row in rows))
+    command = ["prm", "train", str(path), "--out", str(tmp_path / "run"), "-p", "steps=2", "-p", "check_every=1"]
+    command += ["-p", "capacity=128", "-p", "batch=1", "-p", "dtype=float32", "-p", "held_out=0"]
+    assert main(command) == 0
+    judge = PRM.load(tmp_path / "run" / "model", cache=0, quantised=True)
+    [scores] = judge.score([(Problem("p", "", rows[0]["problem"], None), Trace(tuple(map(Step, rows[0]["steps"]))))])
+    assert len(scores) == 4 and all(0 < x < 1 for x in scores)

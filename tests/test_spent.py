@@ -1,7 +1,7 @@
-from dataclasses import replace
 import pytest
-from searching import POLICY, JUDGE, go, knobs, seen
-from test_generative import TWO, Fan, Wrapped
+from searching import POLICY, go, knobs, seen
+from test_generative import TWO
+
 from workbench.search import Memo
 from workbench.types import Cost
 from workbench.verifiers.generative import Generative, question

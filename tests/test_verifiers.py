@@ -9,11 +9,11 @@ import torch
 from transformers import AutoModelForTokenClassification
 
 from workbench import tasks, verifiers
+from workbench.models import new_model
 from workbench.policies import Sampling, Want
+from workbench.policies.scripted import Scripted
 from workbench.types import Node, Problem, ProblemError, Step, Trace, WorkbenchError
 from workbench.verifiers import Verifier, likelihood, prm
-from workbench.models import new_model
-from workbench.policies.scripted import Scripted
 from workbench.verifiers.generative import Generative
 from workbench.verifiers.implicit import Implicit
 from workbench.verifiers.likelihood import Likelihood

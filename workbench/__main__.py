@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import threading
@@ -144,7 +145,7 @@ def prm_train(args) -> int:
 
     def log(row):
         run.append("history", [row])
-        print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v:,}" for k, v in row.items()), flush=True)
+        print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
 
     print(f"{size.note}, about {size.minutes} minutes, {size.memory(4).total / 1e9:.1f} GB of memory at most")
     folder, cost = prm.train(
@@ -154,6 +155,57 @@ def prm_train(args) -> int:
     run.finish(rows=rows.counts["rows"], chains=rows.counts["chains"], rejected=listed, cost=asdict(cost))
     print(folder)
     return 0
+
+
+def prm_evaluate(args) -> int:
+    from . import judging, plots, stepdata
+    from .models import load_model
+    from .packing import UNKNOWN, mask_after_error
+    from .verifiers.likelihood import mean_logprobs
+    from .verifiers.prm import PRM, about
+
+    def labelled(source):
+        known = stepdata.Rows(source, args.format, args.split)
+        chains = [
+            c._replace(labels=tuple(None if x == UNKNOWN else x for x in mask_after_error(c.labels))) for c in known
+        ]
+        print(
+            f"{source}: {len(chains):,} chains, {known.counts['labels']:,} labels; "
+            f"left out: {', '.join(f'{n:,} x {why}' for why, n in known.reasons()) or 'none'}"
+        )
+        return chains
+
+    items, tuning = labelled(args.data), labelled(args.tuning) if args.tuning else None
+    if tuning is None:  # every fourth problem, by a hash of its text
+        apart = [hash_of(chain.problem.id) % 4 == 0 for chain in items]
+        tuning = [chain for chain, held in zip(items, apart, strict=True) if held]
+        items = [chain for chain, held in zip(items, apart, strict=True) if not held]
+    out = args.out or args.checkpoint.parent / f"judged-{Path(args.data).stem}"
+    judge = PRM.load(args.checkpoint, args.base)
+    both = [(chain.problem.blind(), chain.trace) for chain in items + tuning]
+    scores, baselines = judge.score_trees(both, progress=True), {}
+    base = args.policy or about(args.checkpoint).get("base")
+    if base and not args.no_policy:
+        found = mean_logprobs(load_model(base)[0], judge.encoder, both, progress=True)
+        sure = [tuple(None if x is None else math.exp(x) for x in row) for row in found]
+        baselines[judging.POLICY] = (sure[: len(items)], sure[len(items) :])
+    report = judging.report(
+        items, scores[: len(items)], tuning, scores[len(items) :], baselines, name=args.checkpoint.name
+    )
+    print(judging.as_text(report))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.json").write_text(judging.to_json(report) + "\n")
+    figures = {"reliability": plots.reliability_plot(report.bins), "depth": plots.score_by_depth(report.depths)}
+    for name, figure in figures.items():
+        plots.save(figure, out / name)
+    print(out)
+    return 0
+
+
+def hash_of(text: str) -> int:
+    from .tasks import digest
+
+    return digest("tuning", text)
 
 
 def _changed(config, given: dict[str, str]):
@@ -276,6 +328,17 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--format", help="the rows' format, where it cannot be told from their fields")
     made.add_argument("--split", default="train", help="the split of a hub data set (default train)")
     made.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
+    made = inner.add_parser("evaluate", help="step AUC, first-error F1, calibration and depth, beside three baselines")
+    made.set_defaults(action=prm_evaluate)
+    made.add_argument("checkpoint", type=Path, help="the model folder that `prm train` wrote")
+    made.add_argument("data", help="labelled steps: a file, a folder, or a hub id owner/name")
+    made.add_argument("--tuning", help="labelled steps of other problems, which fix the threshold (default: a quarter)")
+    made.add_argument("--base", help="where an adapter's base lies, if not where it was")
+    made.add_argument("--policy", help="the language model of the log-prob baseline (default: the base)")
+    made.add_argument("--no-policy", action="store_true", help="leave that baseline out, which halves the time")
+    made.add_argument("--format", help="the rows' format, where it cannot be told from their fields")
+    made.add_argument("--split", default="train", help="the split of a hub data set (default train)")
+    made.add_argument("--out", type=Path, help="where report.json and the figures go (default: beside the checkpoint)")
     made = command(bench, "measure speed and quality against their goals", profile=False)
     made.add_argument("name", nargs="?", help="one file of benchmarks/; all of them when left out")
     return main

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,9 +14,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup
 
+from . import tasks
 from .models import flops
 from .types import Cost, WorkbenchError
 
@@ -28,9 +31,10 @@ class Fit:
     `accuracy` reaches it, which leaves later stages (search, RL) something to gain; None never stops early.
 
     A step is `batch` x `accumulate` rows in every process, and its loss the mean over all their items. `save`: leave a
-    checkpoint after every check. `patience` > 0: stop after so many checks without a lower `watch` (a key of the
-    check's numbers), and end with the best weights. `checkpointing`: recompute activations instead of keeping them.
-    `paged`: on an NVIDIA GPU, AdamW whose moments may be moved out to main memory (bitsandbytes).
+    checkpoint after every check. `patience` > 0: stop after so many checks in a row without a lower `watch` (a key of
+    the check's numbers; a higher one if `-` stands before the key), and end with the best weights. `checkpointing`:
+    recompute activations instead of keeping them. `paged`: on an NVIDIA GPU, AdamW whose moments may be moved out to
+    main memory (bitsandbytes); elsewhere the plain one, and the log says so.
     """
 
     steps: int = 800
@@ -128,12 +132,14 @@ def save_state(path: Path, model, optimizer=None, **about) -> None:
     names = {id(p): n for n, p in model.named_parameters()}
     state = {f"model.{n}": p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
     numbers = []
-    for part in getattr(optimizer, "parts", [optimizer] if optimizer else []):
+    for part in _parts(optimizer):
         for p, values in part.state.items():
             for key, value in values.items():
                 if not torch.is_tensor(value):
                     numbers.append(f"{key}.{names[id(p)]}")
-                state[f"{key}.{names[id(p)]}"] = torch.as_tensor(value).contiguous()
+                # 8-bit moments of all parameters share one table, which a file may not
+                value = value.clone() if key.startswith("qmap") else torch.as_tensor(value).contiguous()
+                state[f"{key}.{names[id(p)]}"] = value
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"about": json.dumps(about), "numbers": json.dumps(numbers)}
     save_file(state, f"{path}.tmp", metadata=metadata)
@@ -151,18 +157,30 @@ def load_state(path: Path, model, optimizer=None) -> dict:
         with torch.no_grad():
             for name, p in model.named_parameters():
                 if p.requires_grad:
-                    p.copy_(state.pop(f"model.{name}"))
-    except (SafetensorError, TypeError, KeyError, RuntimeError, ValueError) as error:
+                    value = state.pop(f"model.{name}")
+                    if value.shape != p.shape:
+                        raise ValueError(f"{name} is {tuple(value.shape)}, not {tuple(p.shape)}")
+                    p.copy_(value)
+    except (SafetensorError, TypeError, KeyError, ValueError) as error:
         raise WorkbenchError(f"{path} is no checkpoint of this run ({error}): delete {path.parent}") from error
-    parts = getattr(optimizer, "parts", [optimizer] if optimizer else [])
-    part_of = {id(p): part for part in parts for group in part.param_groups for p in group["params"]}
+    part_of = {id(p): part for part in _parts(optimizer) for group in part.param_groups for p in group["params"]}
     parameters = {n: p for n, p in model.named_parameters() if id(p) in part_of}
     for entry, value in state.items():
         key, _, name = entry.partition(".")
         if (p := parameters.get(name)) is not None:
-            value = value.item() if entry in numbers else value.clone() if key == "step" else value.to(p.device)
-            part_of[id(p)].state[p][key] = value
+            part_of[id(p)].state[p][key] = value.item() if entry in numbers else _placed(value, key, p, part_of[id(p)])
     return about
+
+
+def _parts(optimizer) -> list[torch.optim.Optimizer]:
+    return getattr(optimizer, "parts", [optimizer] if optimizer else [])
+
+
+def _placed(value: torch.Tensor, key: str, p: torch.Tensor, part: torch.optim.Optimizer) -> torch.Tensor:
+    """A copy where the optimiser wants it: AdamW counts steps in main memory, moments that may move have a place."""
+    if hasattr(part, "get_state_buffer") and value.shape == p.shape:
+        return part.get_state_buffer(p, value.dtype).copy_(value)
+    return value.clone() if key == "step" else value.to(p.device, copy=True)
 
 
 class Ordered(torch.utils.data.Sampler):
@@ -188,56 +206,77 @@ class Ordered(torch.utils.data.Sampler):
 class _Trainer(Trainer):
     """transformers' loop with our loss, rows in our order, and one file of safetensors to resume from."""
 
-    def __init__(self, *args, loss: Callable, state: Path, seen: dict, **kwargs):
+    def __init__(self, *args, loss: Callable, state: Path, **kwargs):
         super().__init__(*args, **kwargs)
-        self.loss, self.file, self.seen = loss, state, seen
+        self.loss, self.file = loss, state
+        self.seen = {"tokens": 0, "context": 0.0, "seconds": 0.0}  # by this process, and before it went on
+        self.began = time.perf_counter()
         self.model_accepts_loss_kwargs = False  # the mean over a step's items is taken here
 
     def _get_train_sampler(self, dataset=None):
         rows = self.train_dataset
-        lengths = getattr(rows.data, "lengths", None) or [len(row.ids) for row in rows]
+        lengths = getattr(rows.data, "lengths", None)
+        lengths = [len(row.ids) for row in rows] if lengths is None else lengths
         return Ordered(lengths, self.args.train_batch_size, self.args.seed)
 
     def _get_num_items_in_batch(self, batch_samples, device):
         """Items of the whole step over all processes; None where one batch is the step, and its mean the loss."""
         if len(batch_samples) * self.args.world_size == 1 or "items" not in batch_samples[0]:
             return None
-        items = sum(batch["items"].to(device) for batch in batch_samples)
+        items = sum(batch["items"].sum().to(device) for batch in batch_samples)
         return self.accelerator.gather(items).sum()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None, **kwargs):
-        inner = self.accelerator.unwrap_model(model)
-        if inner is model:
-            loss = self.loss(model, inputs)
-        else:  # gradients are only shared between processes if the call goes through the wrapper's forward
-
-            def once(batch):
-                del inner.forward
-                return self.loss(inner, batch)
-
-            inner.forward = once
-            loss = model(inputs)
+        tokens = inputs["input_ids"].numel()  # counted here and not in collate: a loader reads a batch ahead
+        self.seen["tokens"] += tokens
+        self.seen["context"] += tokens * (inputs["input_ids"].shape[1] + 1) / 2
+        loss = self._loss(model, inputs)
         if num_items_in_batch is None:
             return loss
-        share = inputs["items"] / num_items_in_batch  # the trainer goes on to average over batches and processes
+        share = inputs["items"].sum() / num_items_in_batch  # the trainer goes on to average over batches and processes
         return loss * share * self.current_gradient_accumulation_steps * self.args.world_size
 
-    def keep(self, about: dict) -> None:
-        if self.is_world_process_zero():
-            inner = self.accelerator.unwrap_model(self.model_wrapped)
-            rates = [group["lr"] for group in self.optimizer.param_groups]
-            about = {"trainer": asdict(self.state), "seen": self.seen, "rates": rates, **about}
-            save_state(self.file, inner, self._inner(self.optimizer), **about)
+    def _loss(self, model, inputs):
+        inner = self.accelerator.unwrap_model(model)
+        if inner is model:
+            return self.loss(model, inputs)
+        # processes share gradients only if the call goes through the wrapper's forward, which calls the model's
+        own = vars(inner).get("forward")  # a forward of its own, such as mixed precision's, comes back
 
-    @staticmethod
-    def _inner(optimizer):
-        return getattr(optimizer, "optimizer", optimizer)
+        def once(batch):
+            vars(inner).pop("forward")
+            if own:
+                inner.forward = own
+            return self.loss(inner, batch)
+
+        inner.forward = once
+        return model(inputs)
+
+    def spent(self) -> dict:
+        """Tokens (and their contexts) that all processes have seen, and seconds, of all parts of the run."""
+        counts = torch.tensor([self.seen["tokens"], self.seen["context"]], dtype=torch.float64)
+        if self.args.world_size > 1:
+            counts = self.accelerator.reduce(counts.to(self.args.device))
+        seconds = self.seen["seconds"] + time.perf_counter() - self.began
+        return {"tokens": int(counts[0]), "context": float(counts[1]), "seconds": seconds}
+
+    def keep(self, **about) -> None:
+        about |= {
+            "trainer": asdict(self.state),
+            "seen": self.spent(),
+            "rates": [group["lr"] for group in self.optimizer.param_groups],
+        }
+        if self.is_world_process_zero():
+            save_state(self.file, self.accelerator.unwrap_model(self.model_wrapped), self._inner(), **about)
+
+    def _inner(self):
+        return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def _load_from_checkpoint(self, *args, **kwargs):
         pass  # weights and moments lie in one file, which is read below
 
     def _load_rng_state(self, checkpoint):
-        pass  # the order of rows comes from the seed, and no layer here draws numbers
+        pass  # every step has a seed of its own
 
     def _load_scaler(self, checkpoint):
         pass
@@ -245,7 +284,7 @@ class _Trainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint):
         if checkpoint is None:
             return
-        about = load_state(self.file, self.accelerator.unwrap_model(self.model_wrapped), self._inner(self.optimizer))
+        about = load_state(self.file, self.accelerator.unwrap_model(self.model_wrapped), self._inner())
         for group, rate in zip(self.optimizer.param_groups, about["rates"], strict=True):
             group["lr"] = rate
         schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
@@ -253,38 +292,51 @@ class _Trainer(Trainer):
 
 
 class _Watch(TrainerCallback):
-    """Writes the history, keeps the best weights, and stops at the target or when the loss is no number."""
+    """Seeds each step, writes the history, keeps the best weights, and stops where `Fit` says or the loss is none."""
 
     def __init__(self, config: Fit, check: Callable[[], dict] | None, log: Callable[[dict], None], best: Path):
-        self.config, self.check, self.log, self.loss, self.best = config, check, log, None, best
-        self.lowest, self.stale, self.trainer = math.inf, 0, None
+        self.config, self.check, self.log, self.best = config, check, log, best
+        self.lowest, self.best_step, self.stale = None, None, 0
+        self.run: dict = {}  # what a checkpoint must agree with to be gone on from
+        self.trainer: _Trainer = None
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        # by counter, so that dropout is the same whatever was drawn before: by a check, or by a run that was killed
+        set_seed(tasks.digest("training step", args.seed, state.global_step, args.process_index) % 2**32)
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_log |= state.global_step >= state.max_steps  # the last step has a row whatever check_every is
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        self.loss = (logs or {}).get("loss", self.loss)
-        if self.loss is not None and not math.isfinite(self.loss):
-            raise WorkbenchError(f"the loss is {self.loss} at step {state.global_step}: lower lr ({self.config.lr})")
-        if "loss" in (logs or {}):
-            found = self.check() if self.check else {}
-            if self.trainer.is_world_process_zero():
-                self.log({"step": state.global_step, "loss": self.loss, **found})
-            if self.config.target is not None and found["accuracy"] >= self.config.target:
-                control.should_training_stop = True
-            if self.config.patience:
-                self._compare(found[self.config.watch], control)
-            if self.config.save:
-                self.trainer.keep({"lowest": self.lowest, "stale": self.stale})
+        if "loss" not in (logs or {}):
+            return
+        loss, config = logs["loss"], self.config
+        if not math.isfinite(loss):
+            raise WorkbenchError(f"the loss is {loss} at step {state.global_step}: lower lr ({config.lr})")
+        row = {"step": state.global_step, "loss": loss, **(self.check() if self.check else {})}
+        stop = config.target is not None and row["accuracy"] >= config.target
+        if config.patience:
+            self._compare(row)
+            stop |= self.stale >= config.patience
+        if self.trainer.is_world_process_zero():
+            self.log(row)
+        if config.save:  # after the row: what the checkpoint has seen, the history has
+            done = stop or state.global_step >= state.max_steps
+            self.trainer.keep(run=self.run, done=done, best=[self.lowest, self.best_step, self.stale])
+        control.should_training_stop |= stop
 
-    def _compare(self, value: float, control) -> None:
-        self.stale += 1
-        if value < self.lowest:
-            self.lowest, self.stale = value, 0
-            if self.trainer.is_world_process_zero():
-                save_state(self.best, self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped))
-        if self.stale >= self.config.patience:
-            control.should_training_stop = True
+    def _compare(self, row: dict) -> None:
+        key = self.config.watch.removeprefix("-")
+        if key not in row:
+            raise WorkbenchError(f"the check gives no {key!r} to watch, only {', '.join(row)}")
+        value, self.stale = row[key], self.stale + 1
+        if value is not None and math.isfinite(value):  # unknown is never better
+            value = -value if self.config.watch.startswith("-") else value
+            if self.lowest is None or value < self.lowest:
+                self.lowest, self.best_step, self.stale = value, row["step"], 0
+                if self.trainer.is_world_process_zero():
+                    save_state(self.best, self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped))
+        row["best"] = self.best_step
 
 
 class _Rows(torch.utils.data.Dataset):
@@ -314,11 +366,15 @@ def fit(
 ) -> Cost:
     """Train `model` in place on rows that have `.ids` (or on data that has `.lengths`); returns what it cost.
 
-    One pass over `data` is len(data) / batch steps. `check()` gives numbers for the history every
-    `check_every` steps and after the last one. A batch may say how many `items` its loss is the mean of. With
-    `config.save` a killed run goes on from its last check, to the same weights; `reached(folder)` says which step that
-    was, and rows of the history past it come again. Under `accelerate launch` every process calls this alike; where the
-    last batches of a pass are fewer than the processes, the first ones come again to fill up.
+    One pass over `data` is len(data) / (batch x accumulate x processes) steps. `check()` gives numbers for the history
+    every `check_every` steps and after the last one; with `patience`, a row also says which step was the `best` so far.
+    A batch may say how many `items` its loss is the mean of; without, batches count alike.
+    With `config.save` a killed run goes on from its last check, to the same weights, and a finished one is only read;
+    `reached(folder)` says which step that was, and rows of the history past it come again. `folder` is the run's own.
+    Under `accelerate launch` every process calls this alike; process 0 writes, into a folder that all can read.
+
+    Errors: a loss that is no number; a checkpoint that is damaged, or of another run.
+    Left out: several processes fill the last step of a pass up with rows of its beginning, where one does a short step.
     """
     if not data:
         raise WorkbenchError("no training rows: the stage before this one left none")
@@ -328,6 +384,7 @@ def fit(
         raise WorkbenchError(f"a target of {config.target} needs a check that gives the accuracy")
     if config.patience and not (check and config.watch):
         raise WorkbenchError("patience needs a check, and in `watch` the name of the number that shall fall")
+    folder = Path(folder)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,
@@ -344,53 +401,53 @@ def fit(
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=False,
     )
-    seen = {"tokens": 0, "context": 0.0}
-
-    def counted(model, batch):  # here and not in collate: a loader reads a batch ahead
-        tokens = batch["input_ids"].numel()
-        seen["tokens"] += tokens
-        seen["context"] += tokens * (batch["input_ids"].shape[1] + 1) / 2
-        return loss(model, batch)
-
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one GPU: several of them through `accelerate launch`
     optimizer = optimiser(model, config)
     schedule = get_cosine_with_min_lr_schedule_with_warmup(optimizer, config.warmup, config.steps, min_lr_rate=0.05)
     if config.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    folder = Path(folder)
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     watch = _Watch(config, check, log, folder / "best.safetensors")
-    if config.checkpointing and hasattr(model, "enable_input_require_grads"):
-        model.enable_input_require_grads()  # else nothing under frozen weights would be computed again
-    trainer = _Trainer(
+    watch.run = {**asdict(config), "rows": len(data), "processes": arguments.world_size}
+    watch.trainer = trainer = _Trainer(
         model=model.train(),
         args=arguments,
         train_dataset=_Rows(data),
         data_collator=collate,
         optimizers=(optimizer, schedule),
-        loss=counted,
+        loss=loss,
         state=folder / STATE,
-        seen=seen,
         callbacks=[watch],
     )
-    watch.trainer = trainer
     trainer.remove_callback(PrinterCallback)
-    resume = None
-    if config.save and (about := _about(folder)):
-        seen.update(about["seen"])
-        watch.lowest, watch.stale = about["lowest"], about["stale"]
-        (resume := folder / "resumed").mkdir(exist_ok=True)
-        (resume / "trainer_state.json").write_text(json.dumps(about["trainer"]))
-    if resume and about["trainer"]["global_step"] >= config.steps or resume and 0 < config.patience <= watch.stale:
-        load_state(folder / STATE, model)
-        runtime = 0.0
+    about = _about(folder) if config.save else None
+    if about is None:
+        if config.paged and not torch.cuda.is_available() and trainer.is_world_process_zero():
+            log({"note": "no NVIDIA GPU, so AdamW keeps its moments where the weights are"})
+        trainer.train()
     else:
-        runtime = trainer.train(resume_from_checkpoint=str(resume) if resume else None).metrics["train_runtime"]
-    if config.patience:
+        if changed := [k for k, v in watch.run.items() if about["run"].get(k) != v]:
+            changed = ", ".join(f"{k} was {about['run'].get(k)}, is {watch.run[k]}" for k in changed)
+            raise WorkbenchError(f"{folder / STATE} is of another run ({changed}): delete {folder} to begin this one")
+        watch.lowest, watch.best_step, watch.stale = about["best"]
+        if trainer.is_world_process_zero():
+            trainer.seen |= about["seen"]
+        if about["done"]:
+            load_state(folder / STATE, model)
+            trainer.began = time.perf_counter()
+        else:
+            with tempfile.TemporaryDirectory() as scratch:
+                (Path(scratch) / "trainer_state.json").write_text(json.dumps(about["trainer"]))
+                trainer.train(resume_from_checkpoint=scratch)
+    spent = trainer.spent()
+    if watch.best_step is not None:
+        trainer.accelerator.wait_for_everyone()
         load_state(watch.best, model)
     model.eval()
     return Cost(
-        trained=seen["tokens"],
-        training_flops=3 * flops(model.config, seen["tokens"], seen["context"] / seen["tokens"]),
-        training_seconds=runtime,
+        trained=spent["tokens"],
+        training_flops=3 * flops(model.config, spent["tokens"], spent["context"] / spent["tokens"]),
+        training_seconds=spent["seconds"],
     )
 
 

@@ -75,9 +75,13 @@ def new_model(shape: str, tokenizer, seed: int = 0):
 
 
 def load_model(folder: str | Path, kind: str = "AutoModelForCausalLM", **more):
-    """(model in eval mode, tokenizer) from a checkpoint folder or a hub id; safetensors only."""
+    """(model in eval mode, tokenizer) from a checkpoint folder, a hub id, or `smollm2`; safetensors only."""
     import transformers
 
+    if folder == "smollm2":
+        from .smollm2 import checkpoint
+
+        folder = checkpoint()
     path = Path(folder)
     if path.exists() and not (path / "config.json").exists():
         raise WorkbenchError(f"{path} is no checkpoint: it has no config.json. Delete it and run its stage again")

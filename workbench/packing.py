@@ -340,7 +340,13 @@ def _straight(rows: Sequence[Judged], pad: int) -> dict[str, torch.Tensor]:
 
 @torch.inference_mode()
 def read_trees(
-    trunk, encoder: Encoder, items: Sequence[tuple[Problem, Trace]], judge, capacity: int = 1024, limit: int = 8192
+    trunk,
+    encoder: Encoder,
+    items: Sequence[tuple[Problem, Trace]],
+    judge,
+    capacity: int = 1024,
+    limit: int = 8192,
+    progress: bool = False,
 ) -> list[tuple[float | None, ...]]:
     """What `judge` says of every step of many chains, each shared step read once: (one note a step) for every chain.
 
@@ -348,12 +354,15 @@ def read_trees(
     `before` is for every token the place of the one before it in its own chain, −1 for the first. Steps that end
     within `capacity` tokens are read in rows of that size, the others in rows of `limit`; beyond that a note is None.
     """
+    from tqdm.auto import tqdm
+
     codes = [encoder.encode(problem.prompt, trace.steps) for problem, trace in items]
     known: dict[tuple[int, ...], float] = {}
     for size in (capacity, limit):
         left = [i for i, code in enumerate(codes) if code.step_ends and tuple(code.ids) not in known]
         every = (Labelled(*items[i], (0.5,) * len(items[i][1].steps)) for i in left)
-        for row in pack(every, encoder, min(size, limit)):
+        rows = list(pack(every, encoder, min(size, limit)))
+        for row in tqdm(rows, "reading steps", disable=not progress or not rows):
             batch = {k: v.to(trunk.device) for k, v in collate([row], 0).items()}
             seen = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids") if k in batch}
             ends = [end - 1 for end in itertools.accumulate(row.lengths)]

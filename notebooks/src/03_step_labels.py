@@ -392,6 +392,92 @@ answer = plots.learning_curve(curve, blind, x="rollouts a step", y="wrong labels
 answer.update_xaxes(type="log", tickvals=sizes, title=f"rollouts a step (log scale), {len(rows)} problems, 1 seed")
 
 # %% [markdown]
+# ## A search for the first error
+#
+# Rollouts after *every* step spend most of their tokens where nothing happens. If what matters is the first step from
+# which no rollout comes home, you can halve the chain, roll out from the middle, and go on in the half that holds it.
+# OmegaPRM (arXiv 2406.06592) does that, and keeps its rollouts in a pool, for each is a chain that may be searched.
+
+# %%
+policy = series.policy()
+few = [p for p, _, _ in read_traces(audit)][:24]
+few = list({p.id: p for p in few}.values())
+made = labels.omega(policy, few, labels.Omega(k=k, searches=4), seed=seed, sampling=series.profile.sampling)
+checked = labels.audit(made.chains)
+places = sum(x is not None for chain in made.chains for x in chain.labels)
+Markdown(
+    f"{len(made.chains)} chains of {len(few)} problems, {places} labels for {made.cost.sampled:,} sampled tokens: "
+    f"**{made.cost.sampled / max(1, places):.0f} tokens a label**"
+)
+
+# %% [markdown]
+# The same audit, by depth, for its labels read as hard ones: a step is wrong if no rollout came home from it.
+
+# %%
+deep = [row for row in checked.depths if row["label"] == "hard"]
+table(
+    [
+        {"depth": r["depth"], "right steps": r["right"], "of them called wrong": r["false_negative"]}
+        | {"wrong steps": r["wrong"], "of them called right": r["false_positive"]}
+        for r in deep
+    ]
+) if deep else Markdown("No label here: every problem was too easy or too hard for this policy.")
+
+# %% [markdown]
+# ## Two opinions
+#
+# Qwen's report (arXiv 2501.07301) keeps a chain only if rollouts and a judge point at the same first error. Here the
+# judge is the oracle, so you see the most that a consensus can mend, and what share of the chains it costs.
+
+# %%
+from workbench.types import Labelled
+from workbench.verifiers.oracle import Oracle
+
+mc = [Labelled(p, trace, tuple(soft)) for p, trace, soft in read_traces(audit) if trace.steps]
+(agreed, _, _), share_kept = labels.consensus(policy, mc, Oracle([c.problem for c in mc]))
+before, after = (labels.audit(chains).rows[0] for chains in (mc, agreed)) if agreed else (None, None)
+Markdown(
+    f"{share_kept:.0%} of {len(mc)} chains are kept. First errors found, before: {before['first_error']:.0f} of "
+    f"{before['chains']}; in what is kept: {after['first_error']:.0f} of {after['chains']}."
+    if agreed
+    else "No chain is kept."
+)
+
+# %% [markdown]
+# ## Rows of your own, and rows of others
+#
+# Labels come as files. `Rows` reads PRM800K, Math-Shepherd, OmegaPRM and ProcessBench rows as a stream, tells the
+# format by the fields, and lists what it leaves out. You write the row from above into a file, beside one with a
+# rating that nobody can give.
+
+# %%
+import copy
+import json
+import tempfile
+from pathlib import Path
+
+from workbench.stepdata import Rows
+
+_bad = copy.deepcopy(row | {"labeler": "x"})
+_bad["label"]["steps"][0]["completions"][0]["rating"] = 2
+path = Path(tempfile.mkdtemp()) / "rows.jsonl"
+path.write_text("".join(json.dumps(one) + "\n" for one in (row | {"labeler": "x"}, _bad)))
+outside = Rows(path)
+for _chain in outside:
+    print([step.text for step in _chain.trace.steps], _chain.labels)
+outside.rejected
+
+# %% [markdown]
+# And this is how such rows are made: you read, and press a key a step. `+` right, `0` neutral, `-` wrong, `u` takes
+# back, `?` shows the rest. Give it a `journal=` and it goes on where you stopped; two people's marks are compared by
+# `widgets.kappa`.
+
+# %%
+from workbench.widgets import Labeller
+
+Labeller([(problem, chain), (odd_problem, odd_chain)], labeller="me")
+
+# %% [markdown]
 # ## What you saw
 
 # %%

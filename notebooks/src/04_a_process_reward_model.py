@@ -345,6 +345,36 @@ table([{"judge": name, "prefers the right digit": e} for name, e in one_digit.it
 plots.reliability_plot(scaling.reliability(*up_to_error(test["likelihood"], truth)), "likelihood")
 
 # %% [markdown]
+# ## The whole report, beside judges that read nothing
+#
+# A number of a judge means little alone. Three cheap scorers stand beside it: one that never finds an error, one that
+# sees only how long a step is and where it stands, and the policy's own probability of the step. `judging.report`
+# takes labelled chains, fixes every threshold on other problems, and compares pair by pair.
+
+# %%
+from workbench import judging
+from workbench.types import Labelled
+
+
+def labelled(results, marks):
+    """Chains with the oracle's labels up to the first error; what follows means nothing."""
+    known = [tuple(None if x == prm.UNKNOWN else x for x in prm.mask_after_error(m)) for m in marks]
+    return [Labelled(p, t, m) for (p, t), m in zip(judged(results), known, strict=True)]
+
+
+items, tuning = labelled(test["head"], truth), labelled(valid["head"], valid_truth)
+scored = {name: [[t.scores for _, t in judged(part[name])] for part in (test, valid)] for name in judges}
+opinion = {judging.POLICY: (judging.policy_scores(items), judging.policy_scores(tuning))}
+full = judging.report(items, scored["head"][0], tuning, scored["head"][1], opinion, name="head")
+print(judging.as_text(full))
+
+# %% [markdown]
+# Does it know the step, or only the depth? Where the two lines part, the score follows the depth.
+
+# %%
+plots.score_by_depth(full.depths, "head") if full.depths else Markdown("No labelled step here.")
+
+# %% [markdown]
 # ## Does a better judge choose better?
 #
 # Every judge picks one of the same sixteen chains. Beside them stand the vote, which needs no judge, and the oracle,
@@ -462,6 +492,33 @@ claim = Claim(
 )
 claims.record(runs, profile, "04_a_process_reward_model", [claim])
 print(claims.table([claim]))
+
+# %% [markdown]
+# ## The same on a real base
+#
+# Nothing of this needs a small model. The command below trains a PRM on a pre-trained base from PRM800K rows; the
+# profile changes scalars only. A tree of chains is packed, so that what they share is read once, and the base may lie
+# in 4 bits. What it takes is computed before anything is fetched.
+#
+# ```
+# python -m workbench prm train ROWS --profile small --out runs/prm
+# python -m workbench prm evaluate runs/prm/model OTHER_ROWS
+# ```
+
+
+# %%
+def needs(size):
+    """GB by what holds them, at four bytes a number of the base (two where bfloat16 is fast)."""
+    return {name: f"{held / 1e9:.2f}" for name, held in vars(size.memory(4)).items()}
+
+
+table(
+    [
+        {"profile": name, "base": size.base, "method": size.training.method, "minutes": size.minutes, **needs(size)}
+        | {"all, GB": f"{size.memory(4).total / 1e9:.1f}"}
+        for name, size in prm.SIZES.items()
+    ]
+)
 
 # %% [markdown]
 # ## Exercises

@@ -36,7 +36,9 @@ def step_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return worst
 
 
-def mean_logprobs(model, encoder: Encoder, items: Sequence[tuple[Problem, Trace]]) -> list[tuple[float | None, ...]]:
+def mean_logprobs(
+    model, encoder: Encoder, items: Sequence[tuple[Problem, Trace]], progress: bool = False
+) -> list[tuple[float | None, ...]]:
     """Mean log-prob of every step's tokens under a language model: the baseline that a trained judge has to beat."""
     lm = core(model)
 
@@ -51,7 +53,7 @@ def mean_logprobs(model, encoder: Encoder, items: Sequence[tuple[Problem, Trace]
         return [logprob[begin : end + 1].mean().item() for begin, end in zip(begins, ends, strict=True)]
 
     limit = getattr(lm.config, "max_position_embeddings", None) or 8192
-    return read_trees(getattr(lm, lm.base_model_prefix), encoder, items, judge, limit=limit)
+    return read_trees(getattr(lm, lm.base_model_prefix), encoder, items, judge, limit=limit, progress=progress)
 
 
 class Likelihood:

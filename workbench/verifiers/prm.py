@@ -114,7 +114,9 @@ class PRM:
             return in_batches(self, items, lambda batch: step_logits(self.model, batch).sigmoid())
         return by_step(self, items, self._judge, ahead=0)
 
-    def score_trees(self, items: Sequence[tuple[Problem, Trace]]) -> list[tuple[float | None, ...]]:
+    def score_trees(
+        self, items: Sequence[tuple[Problem, Trace]], progress: bool = False
+    ) -> list[tuple[float | None, ...]]:
         """As `score`, for many chains at once that share what they begin with, such as a labelled data set's."""
         limit = getattr(self.model.config, "max_position_embeddings", None) or 8192
         return read_trees(
@@ -123,6 +125,7 @@ class PRM:
             items,
             lambda h, ids, before, ends: judge(self.model, h[ends]).sigmoid().tolist(),
             limit=limit,
+            progress=progress,
         )
 
     def _judge(self, hidden: list[torch.Tensor], after) -> list[float]:
@@ -354,11 +357,17 @@ def auc(scores: torch.Tensor, marks: torch.Tensor) -> float | None:
     return ((below + upto).mean() / (2 * len(bad))).item()
 
 
+def about(folder: str | Path) -> dict:
+    """What a checkpoint says of itself: its head, its verdict's tokens, whether it is an ORM, and its base."""
+    path = Path(folder) / "prm.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def open_checkpoint(folder: str | Path, base: str | Path | None = None, quantised: bool = False, dtype: str = "auto"):
     """(model, tokenizer) of a PRM's checkpoint. Pickles are refused by name."""
     folder = Path(folder)
-    about = json.loads((folder / "prm.json").read_text()) if (folder / "prm.json").exists() else {}
-    kind = "AutoModelForCausalLM" if about.get("head") == "verdict" else "AutoModelForTokenClassification"
+    said = about(folder)
+    kind = "AutoModelForCausalLM" if said.get("head") == "verdict" else "AutoModelForTokenClassification"
     if not (folder / "adapter_config.json").exists():
         return load_model(folder, kind)
     from peft import PeftModel
@@ -367,17 +376,17 @@ def open_checkpoint(folder: str | Path, base: str | Path | None = None, quantise
     if not (folder / "adapter_model.safetensors").exists():
         raise WorkbenchError(f"{folder} has no adapter_model.safetensors: other formats are pickles, and refused")
     base = (
-        base or about.get("base") or json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+        base or said.get("base") or json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
     )
     compute = fast_dtype() if dtype == "auto" else getattr(torch, dtype)
-    more: dict = {"dtype": compute} | ({} if about.get("head") == "verdict" else {"num_labels": 1})
+    more: dict = {"dtype": compute} | ({} if said.get("head") == "verdict" else {"num_labels": 1})
     if quantised:
         more["quantization_config"] = four_bit(compute)
     model, _ = load_model(base, kind, **more)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prepare(model, tokenizer)
-    if about.get("verdict"):
-        model.config.verdict = tuple(about["verdict"])
+    if said.get("verdict"):
+        model.config.verdict = tuple(said["verdict"])
     return PeftModel.from_pretrained(model, folder).eval(), tokenizer
 
 
@@ -390,18 +399,14 @@ def save(model, tokenizer, base: str | Path, config: Training, out: Path) -> Non
     model.save_pretrained(part)
     tokenizer.save_pretrained(part)
     verdict = list(core(model).config.verdict) if config.head == "verdict" else None
-    about = {"head": config.head, "verdict": verdict, "outcome": config.outcome, "base": str(base)}
-    (part / "prm.json").write_text(json.dumps(about, indent=1) + "\n")
+    said = {"head": config.head, "verdict": verdict, "outcome": config.outcome, "base": str(base)}
+    (part / "prm.json").write_text(json.dumps(said, indent=1) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     part.rename(out)
 
 
 def open_base(base: str | Path, config: Training):
     """(model whose learning weights ask for gradients, tokenizer with the tags) of a pre-trained language model."""
-    if base == "smollm2":
-        from ..smollm2 import checkpoint
-
-        base = checkpoint()
     dtype = fast_dtype() if config.dtype == "auto" else getattr(torch, config.dtype)
     more: dict = {"dtype": torch.float32 if config.method == "full" else dtype}
     if config.head == "linear":
