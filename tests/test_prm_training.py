@@ -298,3 +298,33 @@ def test_a_few_steps_on_a_real_model_in_four_bits(tmp_path):
     judge = PRM.load(tmp_path / "run" / "model", cache=0, quantised=True)
     [scores] = judge.score([(Problem("p", "", rows[0]["problem"], None), Trace(tuple(map(Step, rows[0]["steps"]))))])
     assert len(scores) == 4 and all(0 < x < 1 for x in scores)
+
+
+def test_policy_prm_and_reference_are_adapters_of_one_base(chains, base, tmp_path, monkeypatch, sums):
+    """Bugs: one adapter is on while another is asked; scoring leaves the policy changed; the base is there twice."""
+    from workbench.adapters import one_base
+    from workbench.policies import Sampling, Want
+    from workbench.policies.local import LocalPolicy
+    from workbench.types import Node
+    from workbench.verifiers.implicit import Implicit
+
+    monkeypatch.setattr(prm, "VERDICT", ("0", "1"))
+    config = replace(QUICK, method="qlora", head="verdict", steps=8, check_every=8)
+    judge, _, _ = run(chains, base, tmp_path / "judge", config)
+    other, _, _ = run([c._replace(labels=(0.9,) * len(c.labels)) for c in chains], base, tmp_path / "policy", config)
+    items = [(c.problem.blind(), c.trace) for c in chains[:6]]
+    alone = PRM.load(judge, quantised=True, dtype="float32", cache=0).score(items)
+
+    model, tokenizer = one_base(base, {"policy": other, "prm": judge}, dtype="float32")
+    assert (
+        len({p.data_ptr() for n, p in model.named_parameters() if n.endswith("q_proj.base_layer.weight")}) == 2
+    )  # layers
+    policy, verifier = LocalPolicy(model, tokenizer, adapter="policy"), PRM(model, tokenizer, adapter="prm", cache=0)
+    wants = [Want(p.blind(), Node(), 2) for p in sums[:3]]
+    before = policy.extend(wants, 0, Sampling(1.0, 8, 16))
+    assert verifier.score(items) == alone
+    assert policy.extend(wants, 0, Sampling(1.0, 8, 16)) == before, "scoring changed the policy"
+    assert verifier.score(items) == alone, "the policy changed the verifier"
+    ratios = Implicit(model, tokenizer, adapter="policy", cache=0).log_ratio(items)
+    assert any(abs(x) > 1e-4 for row in ratios for x in row), "the reference has the policy's adapter on"
+    assert verifier.score_trees(items) == [pytest.approx(row, abs=1e-5) for row in alone]

@@ -217,7 +217,8 @@ def _plan(profile: str) -> Check:
     import psutil
     import torch
 
-    from .verifiers.prm import SIZES, fast_dtype
+    from .adapters import fast_dtype
+    from .verifiers.prm import SIZES
 
     width = torch.finfo(fast_dtype()).bits // 8
     need = SIZES[profile].memory(width)

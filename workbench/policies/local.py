@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..adapters import switched
 from ..format import Encoder
 from ..kv import Pool, Rows, core, reading
 from ..models import Price, load_model
@@ -139,9 +141,8 @@ class LocalPolicy:
         return len(self.encoder.encode(problem.prompt, node.steps).ids)
 
     def extend(self, wants: Sequence[Want], seed: int = 0, sampling: Sampling | None = None) -> list[list[list[Node]]]:
-        if self.adapter is not None:
-            core(self.model).set_adapter(self.adapter)
-        with reading(self.rows.model, self.rows.packed):
+        on = nullcontext() if self.adapter is None else switched(self.model, self.adapter)
+        with on, reading(self.rows.model, self.rows.packed):
             self.pool.refresh()
             batch = _Batch(self, wants, seed, sampling or Sampling())
             batch.run()

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from ..adapters import adapter_of, switched
 from ..format import Encoder
 from ..kv import Reader, core
 from ..models import Price, load_model
@@ -122,9 +123,9 @@ class Implicit:
         self.encoder = Encoder(tokenizer)
         shared = reference is None or isinstance(reference, str)
         more = self.encoder, tokenizer.pad_token_id, batch, cache
-        adapter = _adapter(model, adapter, needed=shared)
+        adapter = adapter_of(model, adapter, needed=shared)
         on = nullcontext if adapter is None else partial(switched, model, adapter)
-        off = partial(switched, model, _adapter(model, reference) if reference else None) if shared else nullcontext
+        off = partial(switched, model, adapter_of(model, reference) if reference else None) if shared else nullcontext
         self.sides = _Side(model, on, *more), _Side(model if shared else reference, off, *more)
         self.prices = [Price(side.model.config) for side in self.sides]
 
@@ -173,71 +174,13 @@ class _Side:
         return [step.sum().item() for step in values.split([len(step) for step in after])]
 
 
-# --- adapters -----------------------------------------------------------------------------------------------------
-
-
-def _layers(model) -> list:
-    """The layers of a model that an adapter changes; none without PEFT adapters."""
-    if not getattr(core(model), "peft_config", None):
-        return []
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils import ModulesToSaveWrapper
-
-    return [layer for layer in core(model).modules() if isinstance(layer, BaseTunerLayer | ModulesToSaveWrapper)]
-
-
-def _adapter(model, name: str | None, needed: bool = False) -> str | None:
-    """The adapter of this name, or the one that is on; None where a model has none and needs none."""
-    has = getattr(core(model), "peft_config", None) or {}
-    if name is not None:
-        if name not in has:
-            raise WorkbenchError(f"the model has no adapter {name!r}: it has {', '.join(has) or 'none'}")
-        return name
-    layers = _layers(model)
-    if not layers:
-        if needed:
-            raise WorkbenchError("the model has no adapter to switch off: pass a reference model")
-        return None
-    on = {name for layer in layers for name in layer.active_adapters}
-    if len(on) != 1:
-        raise WorkbenchError(f"the adapters {', '.join(sorted(on)) or 'none'} are on: say which one, adapter=…")
-    return on.pop()
-
-
-@contextmanager
-def switched(model, adapter: str | None) -> Iterator[None]:
-    """A model with this PEFT adapter alone, or with none; left as it was found. What is trainable stays trainable.
-
-    Errors: an adapter that is merged into the weights.
-    """
-    layers = _layers(model)
-    if any(getattr(layer, "merged", False) for layer in layers):
-        raise WorkbenchError("an adapter is merged into the weights and cannot be switched: unmerge it first")
-    before = [(layer, list(layer.active_adapters), not layer.disable_adapters) for layer in layers]
-    trainable = [(weight, weight.requires_grad) for weight in core(model).parameters()]
-
-    def put(layer, names: list[str], on: bool) -> None:  # PEFT lets a switch change what is trainable
-        layer.set_adapter(names)
-        layer.enable_adapters(on)
-
-    try:
-        for layer, names, _ in before:
-            put(layer, names if adapter is None else [adapter], adapter is not None)
-        yield
-    finally:
-        for layer, names, on in before:
-            put(layer, names, on)
-        for weight, flag in trainable:
-            weight.requires_grad_(flag)
-
-
 @contextmanager
 def _reference(model, reference) -> Iterator:
     """The reference, without dropout; see `step_logratios`."""
     shared = reference is None or isinstance(reference, str)
     frozen = model if shared else reference
     if shared:
-        _adapter(model, reference, needed=True)
+        adapter_of(model, reference, needed=True)
     mode = frozen.training
     frozen.eval()
     try:

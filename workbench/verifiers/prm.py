@@ -7,8 +7,9 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,8 +17,9 @@ import torch
 import torch.nn.functional as F
 
 from .. import tasks
+from ..adapters import adapter_of, fast_dtype, four_bit, prepare, refuse_pickles, switched
 from ..fit import Fit, Ordered, fit, reached  # noqa: F401
-from ..format import Encoder, add_tags
+from ..format import Encoder
 from ..kv import Reader, core
 from ..models import Need, Price, load_model, memory
 from ..packing import UNKNOWN, Judged, Store, collate, judged, mask_after_error, pack, read_trees  # noqa: F401
@@ -92,17 +94,31 @@ class PRM:
 
     `aggregate`: `min` suits labels of correctness; Monte-Carlo labels are values and want `last`. `cache` bytes are
     kept of what was read, so that scoring a step reads the step; 0 reads chains whole, to the bit as training does.
+    `adapter`: the one of the model's that is the PRM, switched on for each call; a language model needs no head.
     """
 
-    def __init__(self, model, tokenizer, aggregate: str = "min", batch: int = 256, cache: int = 1 << 28):
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        aggregate: str = "min",
+        batch: int = 256,
+        cache: int = 1 << 28,
+        adapter: str | None = None,
+    ):
         self.model, self.encoder, self.aggregate, self.batch = model.eval(), Encoder(tokenizer), aggregate, batch
         self.pad, self.read = tokenizer.pad_token_id, []
         self.reader = Reader(model, cache) if cache else None
+        self.on = partial(switched, model, adapter_of(model, adapter)) if adapter else nullcontext
+        if not hasattr(core(model), "score") and not getattr(core(model).config, "verdict", None):
+            core(model).config.verdict = tuple(verdict(tokenizer))
 
     @classmethod
-    def load(cls, folder: str | Path, base: str | Path | None = None, quantised: bool = False, **more) -> PRM:
+    def load(
+        cls, folder: str | Path, base: str | Path | None = None, quantised: bool = False, dtype: str = "auto", **more
+    ) -> PRM:
         """A checkpoint: whole weights, or an adapter (on the base that it names, or on `base`; `quantised` in NF4)."""
-        return cls(*open_checkpoint(folder, base, quantised), **more)
+        return cls(*open_checkpoint(folder, base, quantised, dtype), **more)
 
     @cached_property
     def flops(self) -> Price:
@@ -110,23 +126,25 @@ class PRM:
 
     @torch.inference_mode()
     def score(self, items: Sequence[tuple[Problem, Trace]]) -> list[tuple[float, ...]]:
-        if self.reader is None:
-            return in_batches(self, items, lambda batch: step_logits(self.model, batch).sigmoid())
-        return by_step(self, items, self._judge, ahead=0)
+        with self.on():
+            if self.reader is None:
+                return in_batches(self, items, lambda batch: step_logits(self.model, batch).sigmoid())
+            return by_step(self, items, self._judge, ahead=0)
 
     def score_trees(
         self, items: Sequence[tuple[Problem, Trace]], progress: bool = False
     ) -> list[tuple[float | None, ...]]:
         """As `score`, for many chains at once that share what they begin with, such as a labelled data set's."""
         limit = getattr(self.model.config, "max_position_embeddings", None) or 8192
-        return read_trees(
-            trunk(self.model),
-            self.encoder,
-            items,
-            lambda h, ids, before, ends: judge(self.model, h[ends]).sigmoid().tolist(),
-            limit=limit,
-            progress=progress,
-        )
+        with self.on():
+            return read_trees(
+                trunk(self.model),
+                self.encoder,
+                items,
+                lambda h, ids, before, ends: judge(self.model, h[ends]).sigmoid().tolist(),
+                limit=limit,
+                progress=progress,
+            )
 
     def _judge(self, hidden: list[torch.Tensor], after) -> list[float]:
         return judge(self.model, torch.stack([states[-1] for states in hidden])).sigmoid().tolist()
@@ -373,8 +391,7 @@ def open_checkpoint(folder: str | Path, base: str | Path | None = None, quantise
     from peft import PeftModel
     from transformers import AutoTokenizer
 
-    if not (folder / "adapter_model.safetensors").exists():
-        raise WorkbenchError(f"{folder} has no adapter_model.safetensors: other formats are pickles, and refused")
+    refuse_pickles(folder)
     base = (
         base or said.get("base") or json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
     )
@@ -447,21 +464,6 @@ def adapted(model, config: Training):
     return get_peft_model(model, wanted)
 
 
-def prepare(model, tokenizer) -> None:
-    """The tags and a pad token, where the base lacks them; their embeddings begin as the mean of all."""
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    add_tags(tokenizer)
-    old = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > old:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        with torch.no_grad():
-            for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-                if layer is not None and layer.weight.shape[0] > old:
-                    layer.weight[old:] = layer.weight[:old].float().mean(0).to(layer.weight.dtype)
-    model.config.pad_token_id = tokenizer.pad_token_id
-
-
 def verdict(tokenizer, words: Sequence[str] = ()) -> list[int]:
     """The ids of two words (`VERDICT`); each must be one token, and not the same one."""
     words = words or VERDICT
@@ -471,23 +473,3 @@ def verdict(tokenizer, words: Sequence[str] = ()) -> list[int]:
             f"this tokenizer has no single tokens for {words[0]!r} and {words[1]!r}: use head='linear'"
         )
     return [i for (i,) in ids]
-
-
-def fast_dtype() -> torch.dtype:
-    """bfloat16 where the hardware multiplies it, else float32: emulated it is ten times slower."""
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
-
-
-def four_bit(dtype: torch.dtype):
-    """NF4 with double quantisation (Dettmers et al. 2023, QLoRA); a linear head stays as it is."""
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=["score", "lm_head"],
-    )

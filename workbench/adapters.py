@@ -1,0 +1,138 @@
+"""PEFT adapters: several on one base, each switched on for its own calls; and the base in 4 bits.
+
+Policy, verifier and reference are then one set of weights in memory and some per cent more for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from .format import add_tags
+from .kv import core
+from .models import load_model
+from .types import WorkbenchError
+
+
+def one_base(base: str | Path, adapters: Mapping[str, str | Path], quantised: bool = True, dtype: str = "auto"):
+    """(causal language model with all `adapters`, tokenizer): name -> checkpoint folder of a LoRA adapter on `base`.
+
+    Give it to `LocalPolicy(…, adapter="policy")`, `PRM(…, adapter="prm")` (of head `verdict`: a head of its own would
+    make it another model) and `Implicit(…, adapter="policy")`, whose reference is the base itself. `quantised`: NF4.
+    Errors: no adapter, an adapter that is no safetensors. Left out: adapters that change the embedding.
+    """
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    if not adapters:
+        raise WorkbenchError("no adapter: name at least one, such as {'policy': folder}")
+    for folder in map(Path, adapters.values()):
+        refuse_pickles(folder)
+    compute = fast_dtype() if dtype == "auto" else getattr(torch, dtype)
+    more = {"quantization_config": four_bit(compute)} if quantised else {}
+    model, _ = load_model(base, dtype=compute, **more)
+    tokenizer = AutoTokenizer.from_pretrained(next(iter(adapters.values())))
+    prepare(model, tokenizer)
+    (name, folder), *rest = adapters.items()
+    model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+    for name, folder in rest:
+        model.load_adapter(str(folder), adapter_name=name)
+    return model.eval(), tokenizer
+
+
+def refuse_pickles(folder: Path) -> None:
+    if not (folder / "adapter_model.safetensors").exists():
+        raise WorkbenchError(f"{folder} has no adapter_model.safetensors: other formats are pickles, and refused")
+
+
+def prepare(model, tokenizer) -> None:
+    """The tags and a pad token, where the base lacks them; their embeddings begin as the mean of all."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    add_tags(tokenizer)
+    old = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > old:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        with torch.no_grad():
+            for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+                if layer is not None and layer.weight.shape[0] > old:
+                    layer.weight[old:] = layer.weight[:old].float().mean(0).to(layer.weight.dtype)
+    model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def fast_dtype() -> torch.dtype:
+    """bfloat16 where the hardware multiplies it, else float32: emulated it is ten times slower."""
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+
+
+def four_bit(dtype: torch.dtype):
+    """NF4 with double quantisation (Dettmers et al. 2023, QLoRA); a linear head stays as it is."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=["score", "lm_head"],
+    )
+
+
+def _layers(model) -> list:
+    """The layers of a model that an adapter changes; none without PEFT adapters."""
+    if not getattr(core(model), "peft_config", None):
+        return []
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    return [layer for layer in core(model).modules() if isinstance(layer, BaseTunerLayer | ModulesToSaveWrapper)]
+
+
+def adapter_of(model, name: str | None, needed: bool = False) -> str | None:
+    """The adapter of this name, or the one that is on; None where a model has none and needs none."""
+    has = getattr(core(model), "peft_config", None) or {}
+    if name is not None:
+        if name not in has:
+            raise WorkbenchError(f"the model has no adapter {name!r}: it has {', '.join(has) or 'none'}")
+        return name
+    layers = _layers(model)
+    if not layers:
+        if needed:
+            raise WorkbenchError("the model has no adapter to switch off: pass a reference model")
+        return None
+    on = {name for layer in layers for name in layer.active_adapters}
+    if len(on) != 1:
+        raise WorkbenchError(f"the adapters {', '.join(sorted(on)) or 'none'} are on: say which one, adapter=…")
+    return on.pop()
+
+
+@contextmanager
+def switched(model, adapter: str | None) -> Iterator[None]:
+    """A model with this PEFT adapter alone, or with none; left as it was found. What is trainable stays trainable.
+
+    Errors: an adapter that is merged into the weights.
+    """
+    layers = _layers(model)
+    if any(getattr(layer, "merged", False) for layer in layers):
+        raise WorkbenchError("an adapter is merged into the weights and cannot be switched: unmerge it first")
+    before = [(layer, list(layer.active_adapters), not layer.disable_adapters) for layer in layers]
+    trainable = [(weight, weight.requires_grad) for weight in core(model).parameters()]
+
+    def put(layer, names: list[str], on: bool) -> None:  # PEFT lets a switch change what is trainable
+        layer.set_adapter(names)
+        layer.enable_adapters(on)
+
+    try:
+        for layer, names, _ in before:
+            put(layer, names if adapter is None else [adapter], adapter is not None)
+        yield
+    finally:
+        for layer, names, on in before:
+            put(layer, names, on)
+        for weight, flag in trainable:
+            weight.requires_grad_(flag)
