@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("WORKBENCH_PRM800K", ROOT.parent / "shared/data/prm800k/phase1_train.stepwise.parquet"))
 SECTIONS = "speed", "data"
-PROBLEMS, CHAINS = 4, 24  # of so many problems, so many chains each: minutes, and not an hour
+PROBLEMS, CHAINS = 2, 16  # of so many problems, so many chains each: minutes, and not an hour
 
 
 def main() -> list[dict]:
@@ -125,10 +125,10 @@ def train(way: str) -> dict:
     model, tokenizer = prm.open_base("smollm2", prm.Training("lora", dtype="float32"))
     encoder, chains = Encoder(tokenizer), sample()
     chains, others = chains[: PROBLEMS * CHAINS], chains[PROBLEMS * CHAINS :]
-    fits = [c for c in chains if len(encoder.encode(c.problem.prompt, c.trace.steps).ids) <= 512]
+    fits = [c for c in chains if len(encoder.encode(c.problem.prompt, c.trace.steps).ids) <= 384]
     straight = [judged(*c, encoder) for c in fits]
-    rows = straight if way == "straight" else list(pack(fits, encoder, 512))
-    batch = 2
+    rows = straight if way == "straight" else list(pack(fits, encoder, 384))
+    batch = 2 if way == "straight" else 1  # rows of the packed way are full: as many tokens at a time, or fewer
     if way == "straight":
         random.Random(0).shuffle(rows)
         order = list(range(len(rows)))
@@ -160,7 +160,7 @@ def held_out(model, encoder, chains) -> float:
 
     total = items = 0.0
     with torch.inference_mode():
-        for forest in pack(chains, encoder, 512):
+        for forest in pack(chains, encoder, 384):
             batch = collate([forest], encoder.tokenizer.pad_token_id)
             n = int(batch["items"])
             total, items = total + prm.bce(model, batch).item() * n, items + n

@@ -224,7 +224,8 @@ class Killed(BaseException):
     pass
 
 
-LONG = Fit(10, 4, 5e-3, 0.02, warmup=2, check_every=3, accumulate=2, save=True, patience=9, watch="held out")
+# the loss falls, so the weights that `-held out` likes best are the first
+LONG = Fit(10, 4, 5e-3, 0.02, warmup=2, check_every=3, accumulate=2, save=True, patience=9, watch="-held out")
 
 
 def wobbly(tokenizer):
@@ -300,9 +301,9 @@ def test_killed_twice_and_behind_a_row(straight, tokenizer, rows, tmp_path):
     resumed(straight, tokenizer, rows, tmp_path, history, 6)
 
 
-@pytest.mark.parametrize("writes", [1, 2, 4])
+@pytest.mark.parametrize("writes", [1, 2, 3])
 def test_killed_while_a_checkpoint_is_written(straight, tokenizer, rows, tmp_path, monkeypatch, writes):
-    """Bug: half a checkpoint in the place of the old one. Every other write is of the best weights."""
+    """Bug: half a checkpoint in the place of the old one. The first write is of the best weights."""
     history, done = [], [0]
 
     def half(tensors, path, metadata):
@@ -317,13 +318,12 @@ def test_killed_while_a_checkpoint_is_written(straight, tokenizer, rows, tmp_pat
     with pytest.raises(Killed):
         long(tokenizer, rows, tmp_path, history)
     monkeypatch.undo()
-    resumed(straight, tokenizer, rows, tmp_path, history, 3 if writes == 4 else 0)
+    resumed(straight, tokenizer, rows, tmp_path, history, 3 if writes == 3 else 0)
 
 
 def test_a_finished_run_is_only_read(straight, tokenizer, rows, tmp_path):
     """Bug: a run that its target or its patience ended goes on when it is asked for again."""
-    patient = replace(LONG, patience=1, watch="-held out")  # the loss falls, so the first check is the best
-    for config, steps in ((LONG, 10), (patient, 6), (replace(LONG, patience=0, target=0.5), 3)):
+    for config, steps in ((LONG, 10), (replace(LONG, patience=1), 6), (replace(LONG, patience=0, target=0.5), 3)):
         folder, history = tmp_path / str(steps), []
         made = []
         for _ in range(2):

@@ -7,7 +7,8 @@ import re
 import plotly.graph_objects as go
 import pytest
 
-from workbench import plots
+from workbench import judging, plots
+from workbench.judging import Depth, Response
 from workbench.scaling import Bin, Estimate, Point, PowerLaw, reliability
 from workbench.types import Node, Record, Step, Trace, WorkbenchError
 
@@ -28,6 +29,17 @@ TREE = [
     Node((0, 1), (Step("1<2"), Step("8", True, score=0.2)), "answer"),
 ]
 
+
+def around(value, low=..., high=...):
+    return Estimate(value, value - 0.1 if low is ... else low, value + 0.1 if high is ... else high, 7)
+
+
+DEPTHS = [Depth(d, 40 - d, around(0.8), around(0.8 - d / 10), around(d / 10)) for d in (1, 2, 4)]
+# one problem in three is lost for good by a wrong response that scores best, as soon as it is among those chosen from
+CHOICE = judging.best_of_n(
+    {f"p/{i}": [Response(5, True, 0.2 * j) for j in range(3)] + [Response(6, False, i % 3 * 2 - 3)] for i in range(30)}
+)
+
 ALL = {
     "accuracy_vs_flops": lambda: plots.accuracy_vs_flops(POINTS, baseline=0.5),
     "coverage": lambda: plots.coverage(
@@ -44,6 +56,9 @@ ALL = {
         [Record("r", f"p/{i}", 0, "5", i % 3 > 0, level=1 + i % 4, knobs={"method": "beam"}) for i in range(40)]
     ),
     "labelled_tree": lambda: plots.labelled_tree(TREE),
+    "score_by_depth": lambda: plots.score_by_depth(DEPTHS),
+    "best_of_n": lambda: plots.best_of_n(CHOICE),
+    "over_optimisation": lambda: plots.over_optimisation(CHOICE),
 }
 
 
@@ -177,6 +192,58 @@ def test_reliability_leaves_empty_bins_out():
     assert list(fig.data[1].x) == [0.75] and list(fig.data[1].y) == [0.5]
     assert fig.layout.title.text == "PRM scores are 25 points off on average and mostly too high"
     assert "1 of them empty" in words(fig)
+
+
+def test_score_and_label_by_depth():
+    """Bugs: an empty depth drawn as 0, or bridged; a title that does not follow the numbers."""
+    fig = plots.score_by_depth([*DEPTHS, Depth(5, 0, None, None, None)], "PRM")
+    found = lines(fig)
+    assert found[plots.colour("score")] == [0.8, 0.8, 0.8]
+    assert found[plots.colour("label")] == pytest.approx([0.7, 0.6, 0.4]) and list(fig.layout.xaxis.tickvals) == [
+        1,
+        2,
+        4,
+    ]
+    assert fig.layout.title.text == "PRM scores are 10 points too high at step 1 and 40 too high at step 4"
+    assert "113 steps, 39 at the first depth and 36 at the last" in words(fig) and "n = 7 problems a depth" in words(
+        fig
+    )
+    low = plots.score_by_depth([Depth(0.2, 3, around(0.2), around(0.5), around(-0.3))], x="share of the chain")
+    assert low.layout.title.text == "verifier scores are 30 points too low at share of the chain 0.2"
+    assert low.layout.xaxis.title.text == "share of the chain"
+    with pytest.raises(WorkbenchError, match="nothing to draw"):
+        plots.score_by_depth([Depth(5, 0, None, None, None)])
+
+
+def test_depths_that_few_problems_reach_are_counted_not_drawn():
+    """Bug: the last word of the title goes to one chain of 54 steps."""
+    lone = Estimate(1.0, None, None, 1)
+    fig = plots.score_by_depth([*DEPTHS, Depth(54, 2, lone, lone, around(0.0))])
+    assert "at step 4" in fig.layout.title.text and "Not drawn: 2 steps at 1 depths of under 5 problems" in words(fig)
+    assert "at step 54" in plots.score_by_depth([*DEPTHS, Depth(54, 2, lone, lone, lone)], least=1).layout.title.text
+
+
+def test_best_of_n_is_drawn_with_the_vote_under_the_ceiling():
+    fig = plots.best_of_n(CHOICE)
+    found = lines(fig)
+    for method in ("majority", "best_of_n", "weighted_vote", "ceiling"):
+        assert found[plots.colour(method)] == [getattr(row, method).value for row in CHOICE.rows]
+    assert fig.layout.title.text == "Of 4, the highest score is right in 67%, the vote in 100%, any response in 100%"
+    assert "baseline 75%" in words(fig) and "n = 30 problems, 120 responses (0 not scored" in words(fig)
+    assert list(fig.layout.xaxis.tickvals) == [1, 2, 4] and fig.layout.xaxis.type == "log"
+
+
+def test_over_optimisation_shows_the_score_beside_the_accuracy():
+    """Bug: reward up, accuracy down, and one of the two is not drawn."""
+    fig = plots.over_optimisation(CHOICE)
+    reward, ceiling, best = (t for t in fig.data if t.mode == "lines+markers")
+    assert list(reward.y) == [row.reward.value for row in CHOICE.rows] and reward.yaxis == "y"
+    assert list(best.y) == [row.best_of_n.value for row in CHOICE.rows] and best.yaxis == ceiling.yaxis == "y2"
+    assert fig.layout.title.text.replace("<br>", " ") == (
+        "N=1 to 4: chosen score +0.7, accuracy -8 points (33 under the ceiling), clear fall on the way to N=4"
+    )
+    with pytest.raises(WorkbenchError, match="no response has a score"):
+        plots.over_optimisation(judging.best_of_n({"p": [Response(5, True, None)]}))
 
 
 def test_tree_fades_what_was_pruned_and_hides_no_text():

@@ -21,6 +21,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 from plotly.subplots import make_subplots
 
+from .judging import Choice, Depth
 from .scaling import Bin, Estimate, Point, PowerLaw, accuracy, calibration_error
 from .types import Node, Record, Trace, WorkbenchError
 
@@ -48,6 +49,9 @@ COLOURS = {
     "min": "#5E3C99",
     "chain": "#117733",
     "direct": "#999933",
+    "score": "#01665E",
+    "label": "#222222",
+    "ceiling": "#8C510A",
 }
 _SPARE = ("#332288", "#44AA99", "#AA4499", "#882255", "#6699CC", "#997700", "#225555", "#BB5566")
 _INK, _FAINT, _SANS = "#222222", "#8a8a8a", "Liberation Sans, Arial, Helvetica, sans-serif"
@@ -268,6 +272,111 @@ def reliability_plot(bins: Sequence[Bin], name: str = "verifier", title: str | N
     note = f"{total:,} steps in {len(bins)} bins, {len(bins) - len(full)} of them empty; dot area grows with the count."
     fig.update_layout(width=560, height=560)
     return _frame(fig, title or found, "mean score of the bin", note + " Dashed: perfect calibration.")
+
+
+def score_by_depth(
+    depths: Sequence[Depth], name: str = "verifier", x: str = "step", least: int = 5, title: str | None = None
+) -> go.Figure:
+    """Mean score and share of right steps against depth, with bands: where they part, the score knows the depth.
+
+    `depths`: `judging.report(...).depths`, or its `.relative` with x="share of the chain". A depth that fewer than
+    `least` problems reach is counted, not drawn. No band where the steps of a depth are all alike.
+
+    >>> at = lambda value: Estimate(value, value - 0.1, value + 0.1, 9)
+    >>> rows = [Depth(1, 20, at(0.9), at(0.8), at(0.1)), Depth(2, 9, at(0.4), at(0.6), at(-0.2))]
+    >>> score_by_depth(rows).layout.title.text
+    'verifier scores are 10 points too high at step 1 and 20 too low at step 2'
+    """
+    full = [d for d in depths if d.count and d.score.n >= least]
+    if not full:
+        raise WorkbenchError(
+            f"no depth has scored and labelled steps of {least} problems: nothing to draw, or lower least"
+        )
+    fig, ends = go.Figure(), []
+    for word, line in (("score", [d.score for d in full]), ("label", [d.label for d in full])):
+        hover = [f"{word} {e}<br>{d.count:,} steps at {d.depth:g}" for d, e in zip(full, line, strict=True)]
+        _band(fig, [d.depth for d in full], line, colour(word), hover)
+        ends.append((full[-1].depth, line[-1].value, word))
+    _finish(fig, ends)
+    fig.update_yaxes(title="mean score, share right", tickformat=".2f")
+    if len(full) <= 12:
+        fig.update_xaxes(tickvals=[d.depth for d in full])
+    first, last = full[0], full[-1]
+    side = lambda e, unit="": f"{abs(100 * e.value):.0f}{unit} too {'high' if e.value > 0 else 'low'}"  # noqa: E731
+    found = f"{name} scores are {side(first.gap, ' points')} at {x} {first.depth:g}"
+    if last is not first:
+        found += f" and {side(last.gap)} at {x} {last.depth:g}"
+    note = f"{sum(d.count for d in full):,} steps, {first.count:,} at the first depth and {last.count:,} at the last. "
+    if thin := [d for d in depths if d.count and d not in full]:
+        note += f"Not drawn: {sum(d.count for d in thin):,} steps at {len(thin)} depths of under {least} problems. "
+    return _frame(fig, title or found, x, note + _caption([e for d in full for e in (d.score, d.label)], "a depth"))
+
+
+def best_of_n(choice: Choice, title: str | None = None) -> go.Figure:
+    """Accuracy of the vote, the highest score and the weighted vote against N, under the ceiling of a perfect choice.
+
+    >>> from workbench.judging import Response, best_of_n as measure
+    >>> asked = {p: [Response(5, True, s), Response(6, False, 0.5)] for p, s in [("a", 0.9), ("b", 0.8), ("c", 0.1)]}
+    >>> best_of_n(measure(asked)).layout.title.text
+    'Of 2, the highest score is right in 67%, the vote in 100%, any response in 100%'
+    """
+    rows, fig, ends = choice.rows, go.Figure(), []
+    ns, last = [row.n for row in rows], rows[-1]
+    for method in ("ceiling", "majority", "weighted_vote", "best_of_n"):
+        line = [getattr(row, method) for row in rows]
+        _band(fig, ns, line, colour(method), [f"{method}, N={row.n}<br>{e}" for row, e in zip(rows, line, strict=True)])
+        ends.append((ns[-1], line[-1].value, method))
+    _finish(fig, ends, rows[0].ceiling if ns[0] == 1 else None, "{:.0%}")
+    fig.update_annotations(x=0.6, yanchor="top")  # the baseline's: away from the names and from where all lines start
+    _log_ticks(fig, ns, plain=True)
+    fig.update_xaxes(tickvals=ns, ticktext=[str(n) for n in ns])
+    fig.update_yaxes(title="accuracy", tickformat=".0%")
+    best, vote, some = (f"{e.value:.0%}" for e in (last.best_of_n, last.majority, last.ceiling))
+    found = f"Of {last.n}, the highest score is right in {best}, the vote in {vote}, any response in {some}"
+    return _frame(fig, title or found, "responses N (log scale)", _choice_note(choice, "ceiling: pass@N"))
+
+
+def over_optimisation(choice: Choice, title: str | None = None) -> go.Figure:
+    """The mean score of the response chosen from N (left) beside its accuracy and the ceiling (right), against N.
+
+    A score that rises while accuracy falls, or stays behind a rising ceiling, is optimised beyond what it knows (Gao
+    et al. 2022). A fall is clear if the whole paired interval of a change from one N to the next is below 0.
+    Errors: no response has a score.
+
+    >>> from workbench.judging import Response, best_of_n as measure
+    >>> asked = {p: [Response(5, True, s), Response(6, False, 0.5)] for p, s in [("a", 0.9), ("b", 0.2), ("c", 0.1)]}
+    >>> over_optimisation(measure(asked)).layout.title.text
+    'N=1 to 2: chosen score +0.18, accuracy -17 points (67 under the ceiling), no clear fall'
+    """
+    rows = choice.rows
+    if any(row.reward is None for row in rows):
+        raise WorkbenchError("no response has a score: nothing was optimised")
+    names = ("score of the chosen (optimised)", "accuracy (wanted)")
+    fig = make_subplots(1, 2, subplot_titles=names, horizontal_spacing=0.2)
+    for note, left in zip(fig.layout.annotations, (0, 0.6), strict=True):
+        note.update(x=left, xanchor="left", font=dict(size=14))
+    ns, first, last = [row.n for row in rows], rows[0], rows[-1]
+    hover = [f"N={row.n}<br>score {row.reward}" for row in rows]
+    _band(fig, ns, [row.reward for row in rows], colour("best_of_n"), hover, row=1, col=1)
+    _finish(fig, [], row=1, col=1)
+    ends = []
+    for method in ("ceiling", "best_of_n"):
+        line = [getattr(row, method) for row in rows]
+        hover = [f"{method}, N={row.n}<br>{e}" for row, e in zip(rows, line, strict=True)]
+        _band(fig, ns, line, colour(method), hover, row=1, col=2)
+        ends.append((ns[-1], line[-1].value, method))
+    _finish(fig, ends, row=1, col=2)
+    _log_ticks(fig, ns, plain=True)
+    fig.update_xaxes(tickvals=ns, ticktext=[str(n) for n in ns])
+    fig.update_yaxes(tickformat=".0%", row=1, col=2)
+    reward, right = last.reward.value - first.reward.value, 100 * (last.best_of_n.value - first.best_of_n.value)
+    falls = [row.n for row in rows if row.change and row.change.high is not None and row.change.high < 0]
+    found = (
+        f"N={first.n} to {last.n}: chosen score {reward:+.2g}, accuracy {right:+.0f} points "
+        f"({100 * last.gap.value:.0f} under the ceiling), "
+        + (f"clear fall on the way to N={', '.join(map(str, falls))}" if falls else "no clear fall")
+    )
+    return _frame(fig, title or found, "responses N (log scale)", _choice_note(choice, "ceiling: pass@N"))
 
 
 # Trees and traces
@@ -557,6 +666,12 @@ def _caption(estimates: Iterable[Estimate], unit: str = "", mark: str = "Bands")
     lone = sum(e.low is None for e in estimates)
     note = f"n = {n} problems{unit and ' ' + unit}, {seeds} seed{'s' * (seeds != '1')} each. "
     return note + f"{mark}: 95 % bootstrap over problems." + (f" Points without an interval: {lone}." if lone else "")
+
+
+def _choice_note(choice: Choice, more: str) -> str:
+    note = f"n = {choice.problems} problems, {choice.responses:,} responses ({choice.unscored:,} not scored, "
+    note += f"{choice.unfinished:,} without an answer); means over choices of N; {more}. "
+    return note + "Bands: 95 % bootstrap over problems."
 
 
 def _band_note(rows: Sequence[Mapping], x: str, keys: Sequence[str]) -> str:
