@@ -47,7 +47,8 @@ FLOORS = (
 FLOOR = {unit: number for number, (_, units) in enumerate(FLOORS) for unit in units.split()}
 # what runs when a figure is drawn again or a finished series is looked at must not wait for torch
 LIGHT = (
-    "types format grading runs tasks select search trees scaling claims plots doctor series gallery __main__".split()
+    "types format grading runs tasks select search trees scaling judging claims plots doctor series gallery".split()
+    + ["__main__"]
 )
 
 

@@ -93,7 +93,8 @@ def test_training_and_scoring_are_equal_to_the_bit(chains, base, method):
         batch = prm.collate([row], tokenizer.pad_token_id)
         with torch.inference_mode():
             trained = prm.step_logits(model, batch).sigmoid()[0].tolist()
-        assert trained == list(judge.score([(chain.problem, chain.trace)])[0])[: len(trained)]
+        learnt = Trace(chain.trace.steps[: len(trained)], "cut")  # up to the last label
+        assert trained == list(judge.score([(chain.problem, learnt)])[0])
 
 
 def test_trees_are_scored_as_chains_are(chains, base):

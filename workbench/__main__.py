@@ -132,8 +132,14 @@ def prm_train(args) -> int:
     size = prm.SIZES[args.profile]
     config = _changed(size.training, dict(_pair(text) for text in args.parameter))
     rows = stepdata.Rows(args.data, args.format, args.split)
-    reported = stepdata.Rows(args.reported, args.format) if args.reported else ()
-    about = {"base": args.base or size.base, "data": rows.hash, **asdict(config)}
+    reported = stepdata.Rows(args.reported, split="test") if args.reported else ()
+    about = {"base": args.base or size.base, "data": rows.hash, "reported": None, **asdict(config)}
+    if args.reported:
+        about["reported"] = reported.hash
+    prompts = (chain.problem.prompt for chain in reported)
+    if int(os.environ.get("RANK", 0)):  # under `accelerate launch` the first process keeps the records
+        prm.train(rows, about["base"], args.out, config, prompts, log=lambda row: None, progress=False)
+        return 0
     run = Run.open(args.out, about)
     if run.done:
         print(f"{run.path / 'model'} is finished")
@@ -141,16 +147,15 @@ def prm_train(args) -> int:
     step = prm.reached(run.path / "trainer")
     past = [row for row in run.read("history") if row.get("step", 0) <= step]
     (run.path / "history.jsonl").unlink(missing_ok=True)
-    run.append("history", past if step else [])
+    run.append("history", past if step else [])  # a header, then the rows up to the checkpoint
 
     def log(row):
         run.append("history", [row])
         print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
 
-    print(f"{size.note}, about {size.minutes} minutes, {size.memory(4).total / 1e9:.1f} GB of memory at most")
-    folder, cost = prm.train(
-        rows, about["base"], run.path, config, (chain.problem.prompt for chain in reported), log=log
-    )
+    if config == size.training and not args.base:
+        print(f"{size.note}, about {size.minutes} minutes, {size.memory(4).total / 1e9:.1f} GB of memory at most")
+    folder, cost = prm.train(rows, about["base"], run.path, config, prompts, log=log)
     listed = dict(rows.reasons()) | {"listed": rows.rejected}
     run.finish(rows=rows.counts["rows"], chains=rows.counts["chains"], rejected=listed, cost=asdict(cost))
     print(folder)
@@ -159,8 +164,11 @@ def prm_train(args) -> int:
 
 def prm_evaluate(args) -> int:
     from . import judging, plots, stepdata
+    from .adapters import prepare
+    from .kv import core
     from .models import load_model
     from .packing import UNKNOWN, mask_after_error
+    from .tasks import digest, plain
     from .verifiers.likelihood import mean_logprobs
     from .verifiers.prm import PRM, about
 
@@ -180,13 +188,20 @@ def prm_evaluate(args) -> int:
         apart = [hash_of(chain.problem.id) % 4 == 0 for chain in items]
         tuning = [chain for chain, held in zip(items, apart, strict=True) if held]
         items = [chain for chain, held in zip(items, apart, strict=True) if not held]
+    known = set(about(args.checkpoint).get("learnt", ()))
+    if both := {c.problem.prompt for c in items if digest(plain(c.problem.prompt)) in known}:
+        raise WorkbenchError(
+            f"{len(both)} problems of {args.data} were trained on, the first {min(both)[:60]!r}: judge on others"
+        )
     out = args.out or args.checkpoint.parent / f"judged-{Path(args.data).stem}"
     judge = PRM.load(args.checkpoint, args.base)
     both = [(chain.problem.blind(), chain.trace) for chain in items + tuning]
     scores, baselines = judge.score_trees(both, progress=True), {}
     base = args.policy or about(args.checkpoint).get("base")
     if base and not args.no_policy:
-        found = mean_logprobs(load_model(base)[0], judge.encoder, both, progress=True)
+        model = load_model(base)[0].to(core(judge.model).device)
+        prepare(model, judge.encoder.tokenizer)
+        found = mean_logprobs(model, judge.encoder, both, progress=True)
         sure = [tuple(None if x is None else math.exp(x) for x in row) for row in found]
         baselines[judging.POLICY] = (sure[: len(items)], sure[len(items) :])
     report = judging.report(
@@ -208,6 +223,9 @@ def hash_of(text: str) -> int:
     return digest("tuning", text)
 
 
+_BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
 def _changed(config, given: dict[str, str]):
     """`config` with some fields replaced by what was typed, read as the field's own kind."""
     kinds = {field.name: type(getattr(config, field.name)) for field in fields(config)}
@@ -217,8 +235,8 @@ def _changed(config, given: dict[str, str]):
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise WorkbenchError(f"unknown parameter {name!r}: {hint}Known: {', '.join(kinds)}")
         try:
-            value = text.lower() in ("true", "1", "yes") if kinds[name] is bool else kinds[name](text)
-        except ValueError:
+            value = _BOOLS[text.lower()] if kinds[name] is bool else kinds[name](text)
+        except (ValueError, KeyError):
             raise WorkbenchError(f"-p {name}={text}: {name} is {kinds[name].__name__}") from None
         config = replace(config, **{name: value})
     return config

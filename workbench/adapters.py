@@ -67,7 +67,8 @@ def fast_dtype() -> torch.dtype:
     """bfloat16 where the hardware multiplies it, else float32: emulated it is ten times slower."""
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
 
 
 def four_bit(dtype: torch.dtype):

@@ -360,8 +360,9 @@ def read_trees(
     known: dict[tuple[int, ...], float] = {}
     for size in (capacity, limit):
         left = [i for i, code in enumerate(codes) if code.step_ends and tuple(code.ids) not in known]
+        size = min(size, limit, max((len(codes[i].ids) for i in left), default=1) if size > capacity else size)
         every = (Labelled(*items[i], (0.5,) * len(items[i][1].steps)) for i in left)
-        rows = list(pack(every, encoder, min(size, limit)))
+        rows = list(pack(every, encoder, size))
         for row in tqdm(rows, "reading steps", disable=not progress or not rows):
             batch = {k: v.to(trunk.device) for k, v in collate([row], 0).items()}
             seen = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids") if k in batch}

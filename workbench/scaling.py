@@ -363,7 +363,8 @@ def first_error_f1(
         raise WorkbenchError(f"{len(problems)} problem ids for {len(scores)} traces")
     names = sorted(set(problems))
     rows = np.zeros((len(names), 4))
-    np.add.at(rows, [names.index(problem) for problem in problems], traces[:, 0])
+    place = {name: i for i, name in enumerate(names)}
+    np.add.at(rows, [place[problem] for problem in problems], traces[:, 0])
     return _estimate(rows, lambda mean: _f1(mean)[2], 1, seed)
 
 
@@ -544,23 +545,32 @@ def _first_error_hits(scores, labels, thresholds) -> np.ndarray:
     """[traces, thresholds, 4] of 0/1: first error found, is erroneous, passed, is correct."""
     if len(scores) != len(labels) or not len(scores):
         raise WorkbenchError(f"{len(scores)} scored traces and {len(labels)} labelled ones: one each, and at least one")
-    padded = np.full((len(scores), max(map(len, scores))), np.inf)  # no threshold reaches the padding
-    truth = np.full(len(scores), -1)
+    wrong, ends, given, told = [], [0], [], []
     for i, (trace, marks) in enumerate(zip(scores, labels, strict=True)):
-        if len(trace) != len(marks):
-            raise WorkbenchError(f"trace {i} has {len(trace)} scores and {len(marks)} labels")
-        truth[i] = list(marks).index(0) if 0 in marks else -1
-        end = truth[i] + 1 or len(trace)  # a later alarm is wrong whatever the scores there
-        padded[i, :end] = _scored(trace[:end], marks[:end])[0]
-    wrong = truth >= 0
+        if len(trace) != len(marks) or not len(trace):
+            raise WorkbenchError(
+                f"trace {i} has {len(trace)} scores and {len(marks)} labels: one each, and at least one"
+            )
+        marks = list(marks)
+        wrong.append(0 in marks)
+        end = marks.index(0) + 1 if wrong[-1] else len(marks)  # a later alarm is wrong whatever the scores there
+        given += trace[:end]
+        told += marks[:end]
+        ends.append(len(given))
+    wrong, ends = np.array(wrong), np.array(ends)
     if not wrong.any() or wrong.all():
         raise WorkbenchError("first-error F1 needs erroneous and correct traces, found one kind only")
-    out = np.zeros((len(scores), len(thresholds), 4))
+    score = _scored(given, told)[0]
+    # the first step under t is the first error if low < t <= high; a correct trace has none under t if t <= high
+    last = ends[1:][wrong] - 1
+    low = np.full(len(wrong), -np.inf)
+    low[wrong] = score[last]
+    score[last] = np.inf
+    high = np.minimum.reduceat(score, ends[:-1])
+    hit = (low[:, None] < thresholds) & (thresholds <= high[:, None])
+    out = np.zeros((*hit.shape, 4))
     out[..., 1], out[..., 3] = wrong[:, None], ~wrong[:, None]
-    for j, threshold in enumerate(thresholds):
-        under = padded < threshold
-        hit = np.where(under.any(1), under.argmax(1), -1) == truth
-        out[:, j, 0], out[:, j, 2] = hit & wrong, hit & ~wrong
+    out[..., 0], out[..., 2] = hit & wrong[:, None], hit & ~wrong[:, None]
     return out
 
 

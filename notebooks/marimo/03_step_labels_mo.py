@@ -652,7 +652,7 @@ def _(mo):
     mo.md(r"""
     ## A search for the first error
 
-    Rollouts after *every* step spend most of their tokens where nothing happens. If what matters is the first step from
+    Rollouts after *every* step cost the same wherever they start. If what matters is the first step from
     which no rollout comes home, you can halve the chain, roll out from the middle, and go on in the half that holds it.
     OmegaPRM (arXiv 2406.06592) does that, and keeps its rollouts in a pool, for each is a chain that may be searched.
     """)
@@ -660,18 +660,27 @@ def _(mo):
 
 
 @app.cell
-def _(Markdown, audit, k, labels, read_traces, seed, series):
+def _(audit, read_traces, series):
     policy = series.policy()
-    few = [p for p, _, _ in read_traces(audit)][:24]
-    few = list({p.id: p for p in few}.values())
+    few = list({p.id: p for p, _, _ in read_traces(audit)}.values())[:24]
+    return few, policy
+
+
+@app.cell
+def _(few, k, labels, policy, seed, series):
     made = labels.omega(policy, few, labels.Omega(k=k, searches=4), seed=seed, sampling=series.profile.sampling)
+    return (made,)
+
+
+@app.cell
+def _(Markdown, few, labels, made):
     checked = labels.audit(made.chains)
     places = sum(x is not None for chain in made.chains for x in chain.labels)
     Markdown(
         f"{len(made.chains)} chains of {len(few)} problems, {places} labels for {made.cost.sampled:,} sampled tokens: "
         f"**{made.cost.sampled / max(1, places):.0f} tokens a label**"
     )
-    return checked, policy
+    return (checked,)
 
 
 @app.cell(hide_code=True)
@@ -707,12 +716,22 @@ def _(mo):
 
 
 @app.cell
-def _(Markdown, audit, labels, policy, read_traces):
+def _():
     from workbench.types import Labelled
     from workbench.verifiers.oracle import Oracle
 
+    return Labelled, Oracle
+
+
+@app.cell
+def _(Labelled, Oracle, audit, labels, policy, read_traces):
     mc = [Labelled(p, trace, tuple(soft)) for p, trace, soft in read_traces(audit) if trace.steps]
     (agreed, _, _), share_kept = labels.consensus(policy, mc, Oracle([c.problem for c in mc]))
+    return agreed, mc, share_kept
+
+
+@app.cell
+def _(Markdown, agreed, labels, mc, share_kept):
     before, after = (labels.audit(chains).rows[0] for chains in (mc, agreed)) if agreed else (None, None)
     Markdown(
         f"{share_kept:.0%} of {len(mc)} chains are kept. First errors found, before: {before['first_error']:.0f} of "
@@ -736,7 +755,7 @@ def _(mo):
 
 
 @app.cell
-def _(row):
+def _():
     import copy
     import json
     import tempfile
@@ -744,10 +763,20 @@ def _(row):
 
     from workbench.stepdata import Rows
 
+    return Path, Rows, copy, json, tempfile
+
+
+@app.cell
+def _(Path, copy, json, row, tempfile):
     _bad = copy.deepcopy(row | {"labeler": "x"})
     _bad["label"]["steps"][0]["completions"][0]["rating"] = 2
     path = Path(tempfile.mkdtemp()) / "rows.jsonl"
     path.write_text("".join(json.dumps(one) + "\n" for one in (row | {"labeler": "x"}, _bad)))
+    return (path,)
+
+
+@app.cell
+def _(Rows, path):
     outside = Rows(path)
     for _chain in outside:
         print([step.text for step in _chain.trace.steps], _chain.labels)
@@ -766,9 +795,14 @@ def _(mo):
 
 
 @app.cell
-def _(chain, odd_chain, odd_problem, problem):
+def _():
     from workbench.widgets import Labeller
 
+    return (Labeller,)
+
+
+@app.cell
+def _(Labeller, chain, odd_chain, odd_problem, problem):
     Labeller([(problem, chain), (odd_problem, odd_chain)], labeller="me")
     return
 
@@ -914,8 +948,9 @@ def _(mo):
 
 
 @app.cell
-def _(Cost, audit, series, table):
+def _(Cost, audit, made, series, table):
     spent = {"chains": Cost(**series.chains().summary["cost"]), "rollouts": Cost(**audit.summary["cost"])}
+    spent["search for the first error"] = made.cost
     table(
         [
             {"stage": name, "tokens": f"{c.tokens:,}", "FLOPs": f"{c.flops:.2g}", "seconds": f"{c.seconds:.0f}"}

@@ -394,15 +394,18 @@ answer.update_xaxes(type="log", tickvals=sizes, title=f"rollouts a step (log sca
 # %% [markdown]
 # ## A search for the first error
 #
-# Rollouts after *every* step spend most of their tokens where nothing happens. If what matters is the first step from
+# Rollouts after *every* step cost the same wherever they start. If what matters is the first step from
 # which no rollout comes home, you can halve the chain, roll out from the middle, and go on in the half that holds it.
 # OmegaPRM (arXiv 2406.06592) does that, and keeps its rollouts in a pool, for each is a chain that may be searched.
 
 # %%
 policy = series.policy()
-few = [p for p, _, _ in read_traces(audit)][:24]
-few = list({p.id: p for p in few}.values())
+few = list({p.id: p for p, _, _ in read_traces(audit)}.values())[:24]
+
+# %%
 made = labels.omega(policy, few, labels.Omega(k=k, searches=4), seed=seed, sampling=series.profile.sampling)
+
+# %%
 checked = labels.audit(made.chains)
 places = sum(x is not None for chain in made.chains for x in chain.labels)
 Markdown(
@@ -433,8 +436,11 @@ table(
 from workbench.types import Labelled
 from workbench.verifiers.oracle import Oracle
 
+# %%
 mc = [Labelled(p, trace, tuple(soft)) for p, trace, soft in read_traces(audit) if trace.steps]
 (agreed, _, _), share_kept = labels.consensus(policy, mc, Oracle([c.problem for c in mc]))
+
+# %%
 before, after = (labels.audit(chains).rows[0] for chains in (mc, agreed)) if agreed else (None, None)
 Markdown(
     f"{share_kept:.0%} of {len(mc)} chains are kept. First errors found, before: {before['first_error']:.0f} of "
@@ -458,10 +464,13 @@ from pathlib import Path
 
 from workbench.stepdata import Rows
 
+# %%
 _bad = copy.deepcopy(row | {"labeler": "x"})
 _bad["label"]["steps"][0]["completions"][0]["rating"] = 2
 path = Path(tempfile.mkdtemp()) / "rows.jsonl"
 path.write_text("".join(json.dumps(one) + "\n" for one in (row | {"labeler": "x"}, _bad)))
+
+# %%
 outside = Rows(path)
 for _chain in outside:
     print([step.text for step in _chain.trace.steps], _chain.labels)
@@ -475,6 +484,7 @@ outside.rejected
 # %%
 from workbench.widgets import Labeller
 
+# %%
 Labeller([(problem, chain), (odd_problem, odd_chain)], labeller="me")
 
 # %% [markdown]
@@ -593,6 +603,7 @@ assert abs(rollout_label(toy, small, good, t=0, k=400) - 0.75) < 0.08
 
 # %%
 spent = {"chains": Cost(**series.chains().summary["cost"]), "rollouts": Cost(**audit.summary["cost"])}
+spent["search for the first error"] = made.cost
 table(
     [
         {"stage": name, "tokens": f"{c.tokens:,}", "FLOPs": f"{c.flops:.2g}", "seconds": f"{c.seconds:.0f}"}

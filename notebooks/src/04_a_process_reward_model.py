@@ -501,7 +501,7 @@ print(claims.table([claim]))
 # in 4 bits. What it takes is computed before anything is fetched.
 #
 # ```
-# python -m workbench prm train ROWS --profile small --out runs/prm
+# python -m workbench prm train ROWS --reported OTHER_ROWS --profile small --out runs/prm
 # python -m workbench prm evaluate runs/prm/model OTHER_ROWS
 # ```
 

@@ -31,7 +31,7 @@ LONGEST = 20_000  # characters of a problem or a step; longer is no step
 LONGEST_LINE = 1 << 24  # bytes of a line; longer is no row
 MOST = 1000  # steps of a chain, or children of a node; more are no chain
 LISTED = 100  # rejected rows that are kept with their place; all are counted
-ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".parquet")
+ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
 
 
 class Reject(Exception):
@@ -54,7 +54,8 @@ class Rows:
     `source`: a path (JSON lines, also gzipped, or parquet), or a hub id `owner/name`, which needs `datasets`; `split`
     is the hub's. `format` is found from the first row's fields unless it is named. After a pass, `counts` holds rows,
     chains, steps, labels and `rejected: <reason>`, and `rejected` the first 100 as (place, reason). `hash` names the
-    content (of a hub data set: its id, split and fingerprint). Errors: no such source, no known format, no good row.
+    content (of a hub data set: its id, its split and the files that it says it has). Errors: no such source, no known
+    format, no good row.
 
     >>> import tempfile, pathlib
     >>> line = '{"id": "1", "problem": "1+1", "steps": ["1+1=3"], "label": 0, "final_answer_correct": false}'
@@ -75,7 +76,7 @@ class Rows:
         if self.files:
             parts = [(path.name, hash_file(path)) for path in self.files]
         else:
-            parts = [(self.source, self.split, _hub(self.source, self.split)._fingerprint)]
+            parts = [(self.source, self.split, str(_hub(self.source, self.split).info.download_checksums))]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
     def __iter__(self) -> Iterator[Labelled]:
@@ -277,7 +278,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict | Reject]]:
     opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
     with opened as file:
         number = 0
-        while line := file.readline(LONGEST_LINE + 1):
+        while line := _line(file, path):
             number += 1
             place = f"{path.name}:{number}"
             if len(line) > LONGEST_LINE:
@@ -295,6 +296,13 @@ def _lines(path: Path) -> Iterator[tuple[str, dict | Reject]]:
             yield place, row if isinstance(row, dict) else Reject("not an object")
 
 
+def _line(file, path: Path) -> bytes:
+    try:
+        return file.readline(LONGEST_LINE + 1)
+    except (EOFError, OSError) as error:  # half a gzip file
+        raise WorkbenchError(f"{path} cannot be read to its end ({error}): fetch it again") from error
+
+
 def _parquet(path: Path) -> Iterator[tuple[str, dict]]:
     try:
         from pyarrow import ArrowInvalid, parquet
@@ -307,7 +315,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict]]:
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path.name}:{number}", row
-    except ArrowInvalid as error:
+    except (ArrowInvalid, OSError) as error:
         raise WorkbenchError(f"{path} is no parquet file: {error}") from error
 
 

@@ -10,14 +10,14 @@ from . import Reject, closed, problem, several
 
 FIELDS = ("input", "label", "task")
 TAG = "ки"
-_STEP = re.compile(r"^\s*Step \d+:\s*")
-_ANSWER = re.compile(r"\s*The answer is:?\s*(.+)$", re.S)
+_STEP = re.compile(r"^Step \d+:")
+_ANSWER = re.compile(r"The answer is:?(.+)$", re.S)
 
 
 def read(rows: list[dict], note: Callable[..., None]) -> Iterator[Labelled]:
     """One row -> one chain. A label is what Monte-Carlo rollouts said: + means that some completion was right."""
     for row in rows:
-        at = re.search(r"\s*Step 1:", row["input"])
+        at = re.search("Step 1:", row["input"])
         if not at:
             raise Reject("no step")
         known = problem(row["input"][: at.start()], None, str(row["task"]).lower())
@@ -34,7 +34,7 @@ def read(rows: list[dict], note: Callable[..., None]) -> Iterator[Labelled]:
             raise Reject("labels and steps differ in number")
         steps = []
         for i, (text, mark) in enumerate(zip(texts, marks, strict=True)):
-            body, answer = _STEP.sub("", text), None
+            body, answer = _STEP.sub("", text.strip()), None
             if i == len(texts) - 1 and (found := _ANSWER.search(body)):
                 body, answer = body[: found.start()], found[1]
             steps += closed(body, answer, mark)

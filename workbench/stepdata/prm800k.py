@@ -37,7 +37,10 @@ def read(rows: list[dict], note: Callable[..., None]) -> Iterator[Labelled]:
                 after = path if i == chosen else after
             if chosen is None and human is not None:
                 text = human["text"] if isinstance(human, dict) else human
-                after = _add(nodes, before, {"text": text, "rating": None})
+                try:
+                    after = _add(nodes, before, {"text": text, "rating": None})
+                except Reject as why:
+                    note(str(why))
             if after is None:
                 break
             before = after
@@ -57,5 +60,6 @@ def _add(nodes: dict, before: tuple[Step, ...], completion: dict) -> tuple[Step,
         raise Reject("an answer mark without an answer")
     for step, label in closed(body, answer if mark else None, rating(completion.get("rating"))):
         before = (*before, step)
-        nodes[before] = label
+        if label is not None or before not in nodes:  # unknown never hides what somebody said
+            nodes[before] = label
     return before

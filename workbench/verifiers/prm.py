@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 
 from .. import tasks
 from ..adapters import adapter_of, fast_dtype, four_bit, prepare, refuse_pickles, switched
@@ -42,7 +43,9 @@ def judge(model, hidden: torch.Tensor) -> torch.Tensor:
     """
     inner = core(model)
     if hasattr(inner, "score"):
-        return inner.score(hidden).squeeze(-1).float()
+        return (
+            inner.score(hidden.to(next(inner.score.parameters()).dtype)).squeeze(-1).float()
+        )  # a head that learns is fp32
     yes, no = inner.get_output_embeddings().weight[list(inner.config.verdict)]
     return F.linear(hidden, (yes - no)[None]).squeeze(-1).float()
 
@@ -115,7 +118,12 @@ class PRM:
 
     @classmethod
     def load(
-        cls, folder: str | Path, base: str | Path | None = None, quantised: bool = False, dtype: str = "auto", **more
+        cls,
+        folder: str | Path,
+        base: str | Path | None = None,
+        quantised: bool | None = None,
+        dtype: str = "auto",
+        **more,
     ) -> PRM:
         """A checkpoint: whole weights, or an adapter (on the base that it names, or on `base`; `quantised` in NF4)."""
         return cls(*open_checkpoint(folder, base, quantised, dtype), **more)
@@ -230,6 +238,13 @@ class Training:
         for name, known in (("method", ("full", "lora", "qlora")), ("head", ("linear", "verdict"))):
             if getattr(self, name) not in known:
                 raise WorkbenchError(f"{name}={getattr(self, name)!r}: one of {', '.join(known)}")
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise WorkbenchError(f"dtype={self.dtype!r}: auto, float32, bfloat16 or float16")
+        for name in ("rank", "capacity", "batch", "accumulate", "check_every"):
+            if getattr(self, name) < 1:
+                raise WorkbenchError(f"{name}={getattr(self, name)}: at least 1")
+        if self.outcome and self.cap:
+            raise WorkbenchError("cap counts a problem's shared steps, and an outcome model shares none: set cap to 0")
         if not 0 <= self.held_out < 1:
             raise WorkbenchError(f"held_out={self.held_out}: a share of the problems, from 0 to below 1")
 
@@ -291,28 +306,40 @@ def train(
 
     def part(held: bool):
         limit = round(config.held_out * 2**20)
-        return (c for c in chains if (tasks.digest("held out", config.seed, c.problem.id) % 2**20 < limit) == held)
+        for chain in chains:  # by the words of the question, so that no printing of it is on both sides
+            if (tasks.digest("held out", config.seed, tasks.plain(chain.problem.prompt)) % 2**20 < limit) == held:
+                yield chain
 
     counts: dict[str, int] = {}
     shared = dict(capacity=config.capacity, outcome=config.outcome, seed=config.seed)
-    Store.write(folder / "rows" / "train", pack(part(False), encoder, cap=config.cap, counts=counts, **shared))
-    rows, held = Store(folder / "rows" / "train", seed=config.seed), None
+    with PartialState().main_process_first():  # the others read what the first wrote
+        if PartialState().is_main_process:
+            Store.write(folder / "rows" / "train", pack(part(False), encoder, cap=config.cap, counts=counts, **shared))
+            if config.held_out:
+                Store.write(folder / "rows" / "held-out", pack(part(True), encoder, cap=config.cap, **shared))
+    rows = Store(folder / "rows" / "train", seed=config.seed)
+    held = None
     if config.held_out:
-        held = Store.write(folder / "rows" / "held-out", pack(part(True), encoder, **shared))
+        try:
+            held = Store(folder / "rows" / "held-out")
+        except WorkbenchError as error:
+            why = f"no problem falls into the {config.held_out:g} that are held out: raise held_out, or set it to 0"
+            raise WorkbenchError(why) from error
     size = config.batch * config.accumulate * int(os.environ.get("WORLD_SIZE", 1))
     steps = config.steps or max(1, round(config.epochs * len(rows) / size))
-    log(
-        {
-            "rows": len(rows),
-            "labels": rows.labels,
-            "tokens": counts["tokens"],
-            "padding": padding(rows.lengths, config.batch, config.seed),
-            "tokens, each chain alone": counts["straight"],
-            "labels that do not fit": counts["too long"],
-            "held-out labels": held.labels if held else 0,
-            "steps": steps,
-        }
-    )
+    if counts and not reached(folder / "trainer"):
+        log(
+            {
+                "rows": len(rows),
+                "labels": rows.labels,
+                "tokens": counts["tokens"],
+                "padding": padding(rows.lengths, config.batch, config.seed),
+                "tokens, each chain alone": counts["straight"],
+                "labels that do not fit": counts["too long"],
+                "held-out labels": held.labels if held else 0,
+                "steps": steps,
+            }
+        )
 
     def check() -> dict:
         if held is None:
@@ -354,7 +381,9 @@ def train(
         log=log,
         progress=progress,
     )
-    save(model, tokenizer, base, config, folder / "model")
+    learnt = {tasks.digest(tasks.plain(chain.problem.prompt)) for chain in part(False)}
+    save(model, tokenizer, base, config, folder / "model", sorted(learnt))
+    PartialState().wait_for_everyone()
     return folder / "model", cost
 
 
@@ -381,13 +410,19 @@ def about(folder: str | Path) -> dict:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def open_checkpoint(folder: str | Path, base: str | Path | None = None, quantised: bool = False, dtype: str = "auto"):
-    """(model, tokenizer) of a PRM's checkpoint. Pickles are refused by name."""
+def open_checkpoint(
+    folder: str | Path, base: str | Path | None = None, quantised: bool | None = None, dtype: str = "auto"
+):
+    """(model, tokenizer) of a PRM's checkpoint, on a GPU if there is one. Pickles are refused by name.
+
+    `quantised` and `dtype` are by default as in training: scores are only then what they were.
+    """
     folder = Path(folder)
     said = about(folder)
     kind = "AutoModelForCausalLM" if said.get("head") == "verdict" else "AutoModelForTokenClassification"
     if not (folder / "adapter_config.json").exists():
-        return load_model(folder, kind)
+        model, tokenizer = load_model(folder, kind)
+        return (model.cuda() if torch.cuda.is_available() else model), tokenizer
     from peft import PeftModel
     from transformers import AutoTokenizer
 
@@ -395,7 +430,8 @@ def open_checkpoint(folder: str | Path, base: str | Path | None = None, quantise
     base = (
         base or said.get("base") or json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
     )
-    compute = fast_dtype() if dtype == "auto" else getattr(torch, dtype)
+    compute = getattr(torch, said.get("dtype", "float32") if dtype == "auto" else dtype)
+    quantised = said.get("method") == "qlora" if quantised is None else quantised
     more: dict = {"dtype": compute} | ({} if said.get("head") == "verdict" else {"num_labels": 1})
     if quantised:
         more["quantization_config"] = four_bit(compute)
@@ -404,11 +440,17 @@ def open_checkpoint(folder: str | Path, base: str | Path | None = None, quantise
     prepare(model, tokenizer)
     if said.get("verdict"):
         model.config.verdict = tuple(said["verdict"])
-    return PeftModel.from_pretrained(model, folder).eval(), tokenizer
+    if hasattr(model, "score"):
+        model.score.float()
+    model = PeftModel.from_pretrained(model, folder).eval()
+    return (model.cuda() if torch.cuda.is_available() and not quantised else model), tokenizer
 
 
-def save(model, tokenizer, base: str | Path, config: Training, out: Path) -> None:
-    """An adapter with its base's name, or whole weights; safetensors, and whole or not at all."""
+def save(model, tokenizer, base: str | Path, config: Training, out: Path, learnt: Sequence[int] = ()) -> None:
+    """An adapter with its base's name, or whole weights; safetensors, and whole or not at all.
+
+    `learnt`: digests of the prompts that it was trained on, so that nothing is reported on them later.
+    """
     if int(os.environ.get("RANK", 0)):
         return
     part = out.with_name(out.name + ".part")
@@ -417,6 +459,7 @@ def save(model, tokenizer, base: str | Path, config: Training, out: Path) -> Non
     tokenizer.save_pretrained(part)
     verdict = list(core(model).config.verdict) if config.head == "verdict" else None
     said = {"head": config.head, "verdict": verdict, "outcome": config.outcome, "base": str(base)}
+    said |= {"method": config.method, "dtype": str(core(model).dtype).removeprefix("torch."), "learnt": list(learnt)}
     (part / "prm.json").write_text(json.dumps(said, indent=1) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     part.rename(out)
@@ -436,6 +479,7 @@ def open_base(base: str | Path, config: Training):
         model, tokenizer = load_model(base, kind, **more)
         prepare(model, tokenizer)
         if config.head == "linear":
+            model.score.float()  # what learns is fp32, whatever the base is
             torch.nn.init.zeros_(model.score.weight)
             if model.score.bias is not None:
                 torch.nn.init.zeros_(model.score.bias)
