@@ -329,3 +329,49 @@ def test_policy_prm_and_reference_are_adapters_of_one_base(chains, base, tmp_pat
     ratios = Implicit(model, tokenizer, adapter="policy", cache=0).log_ratio(items)
     assert any(abs(x) > 1e-4 for row in ratios for x in row), "the reference has the policy's adapter on"
     assert verifier.score_trees(items) == [pytest.approx(row, abs=1e-5) for row in alone]
+
+
+def sentencepiece(tmp_path):
+    """A Unigram tokenizer with marked spaces, as SentencePiece makes them, whose pieces run over line breaks."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.Unigram())
+    core.normalizer = normalizers.Sequence([normalizers.Replace(Regex(" "), "▁")])
+    core.pre_tokenizer = pre_tokenizers.Split(Regex("(?<=[0-9])(?=▁)"), "isolated")
+    core.decoder = decoders.Metaspace(prepend_scheme="never")
+    text = ["So 12+3 = 15.\nThen we double it.\nSo\nSo 30.\n", "We add.\nWe add 7.\n", "0123456789+-*=()"] * 40
+    special = ["<unk>", "<pad>"]
+    trainer = trainers.UnigramTrainer(vocab_size=160, special_tokens=special, unk_token="<unk>", max_piece_length=8)
+    core.train_from_iterator(text, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", pad_token="<pad>")
+
+
+@pytest.mark.parametrize("kind", ["characters", "sentencepiece", "smollm2"])
+def test_scores_are_equal_to_the_bit_for_every_tokenizer(kind, tokenizer, tmp_path):
+    """Bug: a break that merges with its neighbour moves a step's end, in training or in scoring."""
+    from transformers import AutoTokenizer
+
+    from workbench.format import Encoder, add_tags
+    from workbench.smollm2 import FOLDER
+
+    if kind == "smollm2" and not (FOLDER / "policy" / "tokenizer.json").exists():
+        pytest.skip("SmolLM2 is not built here: profile small does")
+    made = {"characters": lambda: tokenizer, "sentencepiece": lambda: sentencepiece(tmp_path)}
+    made = made.get(kind, lambda: AutoTokenizer.from_pretrained(FOLDER / "policy"))()
+    add_tags(made)
+    torch.manual_seed(0)
+    model = prm.from_policy(new_model("micro", made)).eval()
+    torch.nn.init.normal_(model.score.weight)
+    judge, texts = PRM(model, made, cache=0), ["So 12+3 = 15.", "So", "Then we double it.", " So", "30", "."]
+    if kind == "sentencepiece":
+        pieces = [made.convert_ids_to_tokens(i) for i in range(len(made))]
+        assert any("\n" in piece and len(piece) > 1 for piece in pieces), "no break merges with its neighbour"
+    for n in range(1, len(texts) + 1):
+        item = Problem("p", "", "What is 12+3, doubled?", None), Trace(tuple(map(Step, texts[:n])), "cut")
+        [row] = pack([Labelled(*item, (1.0,) * n)], judge.encoder, 400)
+        with torch.inference_mode():
+            trained = prm.step_logits(model, prm.collate([row], made.pad_token_id)).sigmoid()[0].tolist()
+        assert trained == list(judge.score([item])[0]) and len(trained) == n
+        ends = Encoder(made).encode(item[0].prompt, item[1].steps).step_ends
+        assert row.judged().ends == ends and "\n" in made.decode([row.ids[ends[-1]]])
