@@ -123,7 +123,7 @@ def stage(args) -> int:
 
 
 def prm_train(args) -> int:
-    from . import stepdata
+    from . import series, stepdata
     from .runs import Run
     from .verifiers import prm
 
@@ -146,8 +146,8 @@ def prm_train(args) -> int:
         return 0
     step = prm.reached(run.path / "trainer")
     past = [row for row in run.read("history") if row.get("step", 0) <= step]
-    (run.path / "history.jsonl").unlink(missing_ok=True)
-    run.append("history", past if step else [])  # a header, then the rows up to the checkpoint
+    lines = (json.dumps(row) + "\n" for row in (past if step else []))  # a header, then rows up to the checkpoint
+    series.write(run.path / "history.jsonl", "".join(lines))
 
     def log(row):
         run.append("history", [row])
@@ -185,13 +185,13 @@ def prm_evaluate(args) -> int:
 
     items, tuning = labelled(args.data), labelled(args.tuning) if args.tuning else None
     if tuning is None:  # every fourth problem, by a hash of its text
-        apart = [hash_of(chain.problem.id) % 4 == 0 for chain in items]
+        apart = [digest("tuning", chain.problem.id) % 4 == 0 for chain in items]
         tuning = [chain for chain, held in zip(items, apart, strict=True) if held]
         items = [chain for chain, held in zip(items, apart, strict=True) if not held]
     known = set(about(args.checkpoint).get("learnt", ()))
-    if both := {c.problem.prompt for c in items if digest(plain(c.problem.prompt)) in known}:
+    if both := {c.problem.prompt for c in items + tuning if digest(plain(c.problem.prompt)) in known}:
         raise WorkbenchError(
-            f"{len(both)} problems of {args.data} were trained on, the first {min(both)[:60]!r}: judge on others"
+            f"{len(both)} of these problems were trained on, the first {min(both)[:60]!r}: judge others"
         )
     out = args.out or args.checkpoint.parent / f"judged-{Path(args.data).stem}"
     judge = PRM.load(args.checkpoint, args.base)
@@ -215,12 +215,6 @@ def prm_evaluate(args) -> int:
         plots.save(figure, out / name)
     print(out)
     return 0
-
-
-def hash_of(text: str) -> int:
-    from .tasks import digest
-
-    return digest("tuning", text)
 
 
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

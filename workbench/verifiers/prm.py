@@ -19,7 +19,7 @@ from accelerate import PartialState
 
 from .. import tasks
 from ..adapters import adapter_of, fast_dtype, four_bit, prepare, refuse_pickles, switched
-from ..fit import Fit, Ordered, fit, reached  # noqa: F401
+from ..fit import Fit, Ordered, fit, reached
 from ..format import Encoder
 from ..kv import Reader, core
 from ..models import Need, Price, load_model, memory
@@ -43,9 +43,8 @@ def judge(model, hidden: torch.Tensor) -> torch.Tensor:
     """
     inner = core(model)
     if hasattr(inner, "score"):
-        return (
-            inner.score(hidden.to(next(inner.score.parameters()).dtype)).squeeze(-1).float()
-        )  # a head that learns is fp32
+        dtype = next(inner.score.parameters()).dtype  # a head that learns is fp32, whatever the trunk is
+        return inner.score(hidden.to(dtype)).squeeze(-1).float()
     yes, no = inner.get_output_embeddings().weight[list(inner.config.verdict)]
     return F.linear(hidden, (yes - no)[None]).squeeze(-1).float()
 
@@ -269,13 +268,13 @@ _SMOLLM2 = dict(zip(_SHAPE.split(), (576, 30, 1536, 9, 3, 64, 49158), strict=Tru
 _QWEN = dict(zip(_SHAPE.split(), (1536, 28, 8960, 12, 2, 128, 151936), strict=True))
 SIZES = {
     "small": Size(
-        "smollm2", Training("qlora", cap=512, batch=2, accumulate=1, lr=3e-4), 120, "two CPU cores", _SMOLLM2
+        "smollm2", Training("qlora", cap=512, batch=2, accumulate=1, lr=3e-4), 120, "two CPU cores, estimated", _SMOLLM2
     ),
     "gpu": Size(
         "Qwen/Qwen2.5-1.5B-Instruct",
         Training("qlora", capacity=1024, batch=8, accumulate=4, lr=1e-4, checkpointing=True),
         60,
-        "one GPU of 24 GB; not yet measured",
+        "one GPU of 24 GB, estimated",
         _QWEN,
     ),
 }
