@@ -20,7 +20,7 @@ test: setup  ## lint, notebooks up to date, every test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m workbench build --check
-	OMP_NUM_THREADS=1 $(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses logical --dist loadfile
 
 bench: setup  ## measure speed and quality against their goals (BENCH=name for one)
 	@$(PY) -m workbench bench $(BENCH)
