@@ -17,25 +17,19 @@ import tempfile
 import time
 from pathlib import Path
 
+from _sections import row, run
+
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("WORKBENCH_PRM800K", ROOT.parent / "shared/data/prm800k/phase1_train.stepwise.parquet"))
-SECTIONS = "speed", "data"
 PROBLEMS, CHAINS = 2, 16  # of so many problems, so many chains each: minutes, and not an hour
 
 
 def main() -> list[dict]:
     from workbench.types import WorkbenchError
 
-    asked = [name for name in os.environ.get("WORKBENCH_BENCH", ",".join(SECTIONS)).split(",") if name]
-    if unknown := set(asked) - set(SECTIONS):
-        raise WorkbenchError(f"no section {', '.join(unknown)}: choose among {', '.join(SECTIONS)}")
     if not DATA.exists():
         raise WorkbenchError(f"{DATA} is not there: let WORKBENCH_PRM800K name PRM800K's phase-1 train rows")
-    rows = []
-    for name in asked:
-        print(f"prm: {name} …", flush=True)
-        rows += globals()[name]()
-    return rows
+    return run("prm", speed, data)
 
 
 def speed() -> list[dict]:
@@ -80,10 +74,6 @@ def data() -> list[dict]:
         row("1,000,000 rows read, checked and packed", found["seconds"], "s"),
         row("memory at the peak", found["peak"], "MB", "<= 1000", found["peak"] <= 1000),
     ]
-
-
-def row(name: str, value: float, unit: str, goal: str | None = None, holds: bool | None = None) -> dict:
-    return {"name": name, "value": round(value, 4), "unit": unit, "goal": goal, "holds": holds}
 
 
 # --- what runs in a process of its own ---

@@ -6,7 +6,6 @@ Sections (`WORKBENCH_BENCH=nano,linear` runs some of them): nano, parts, decode,
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from _sections import row, run
 
 from workbench import evaluate, kv
 from workbench.models import load_model
@@ -28,22 +28,12 @@ from workbench.types import Node, Problem, WorkbenchError
 from workbench.verifiers.likelihood import Likelihood
 from workbench.verifiers.prm import PRM
 
-sys.path.insert(0, str(Path(__file__).parent))  # the scripts beside this one
-
 KNOBS = {"n": 16, "width": 4}
 BATCH = 1024  # 64 problems with 16 chains each
-SECTIONS = "nano", "parts", "decode", "linear", "small", "peers"
 
 
 def main() -> list[dict]:
-    asked = [name for name in os.environ.get("WORKBENCH_BENCH", ",".join(SECTIONS)).split(",") if name]
-    if unknown := set(asked) - set(SECTIONS):
-        raise WorkbenchError(f"no section {', '.join(unknown)}: choose among {', '.join(SECTIONS)}")
-    rows = []
-    for name in asked:
-        print(f"search: {name} …", flush=True)
-        rows += globals()[name]()
-    return rows
+    return run("search", nano, parts, decode, linear, small, peers)
 
 
 class Nano:
@@ -309,7 +299,3 @@ def _peer(name: str, script: str, ask: dict) -> dict | None:
 
 def series_folder() -> Path:
     return runs_folder("runs")
-
-
-def row(name: str, value: float, unit: str, goal: str | None = None, holds: bool | None = None) -> dict:
-    return {"name": name, "value": round(value, 4), "unit": unit, "goal": goal, "holds": holds}

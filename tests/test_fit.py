@@ -357,6 +357,17 @@ def test_a_checkpoint_of_another_run_is_refused(tokenizer, rows, tmp_path):
         long(tokenizer, rows, tmp_path, [], config=replace(LONG, lr=0.1))
 
 
+def test_other_data_or_a_setting_of_the_callers_is_another_run(tokenizer, rows, tmp_path):
+    """Bugs: half a run on other rows, as many as these; a checkpoint that an older release left is thrown away."""
+    config = Fit(4, 4, warmup=1, check_every=2, save=True)
+    teach(new_model("micro", tokenizer), rows, config, tmp_path, of={"rows' hash": "ab", "head": "linear"})
+    for of, said in (({"rows' hash": "cd"}, "rows' hash was ab, is cd"), ({"head": "verdict"}, "head was linear, is")):
+        with pytest.raises(WorkbenchError, match=f"of another run .{said}.*: delete"):
+            teach(new_model("micro", tokenizer), rows, config, tmp_path, of=of)
+    _, history = teach(new_model("micro", tokenizer), rows, config, tmp_path, of={"new": 1, "head": "linear"})
+    assert not history, "a finished run is only read, though its checkpoint says nothing of `new`"
+
+
 def optimisers():
     from bitsandbytes import optim
 

@@ -1,6 +1,7 @@
 """The generative verifier: each test names the mistake it pins."""
 
 import copy
+import json
 import math
 import statistics
 from dataclasses import replace
@@ -401,3 +402,36 @@ def test_a_critic_at_random_makes_a_search_abstain(policy, tokenizer, sums, name
     results = go(name, sums, policy, judge, sampling=Sampling(1.0, 12, 40), **more)
     assert [(r.stop, r.answer) for r in results] == [("done", None)] * len(sums)
     assert judge.unknown == judge.critiques > 0
+
+
+def test_the_command_line_judges_a_critic(taught, tokenizer, tmp_path, capsys):
+    """Bugs: other critiques, or more of them, than the judge gives by itself; what gave no verdict taken for 0."""
+    from workbench import judging, stepdata
+    from workbench.__main__ import main
+
+    taught.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = []
+    for i, problem in enumerate(tasks.get("arithmetic").load("train", 16, seed=9, level=2)):
+        steps = [step.text for step in tasks.get("arithmetic").demonstration(problem).steps]
+        rows.append({"problem": problem.prompt, "steps": steps, "label": i % 3 - 1, "final_answer_correct": False})
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["prm", "evaluate", str(tmp_path / "model"), str(data), "--out", str(tmp_path / "out")]
+    assert main([*command, *["--as", "generative", "--critiques", "3", "--no-policy"]]) == 0
+    said = capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "report.json").read_text())
+    kept = [c for c in stepdata.Rows(data) if tasks.digest("tuning", c.problem.id) % 4]
+    scores = (judge := Generative(LocalPolicy(taught, tokenizer), k=3)).score(
+        [(c.problem.blind(), c.trace) for c in kept]
+    )
+    pairs = [(s, x) for row, c in zip(scores, kept, strict=True) for s, x in zip(row, c.labels, strict=True)]
+    known = [pair for pair in pairs if None not in pair]
+    assert found["verifier"]["steps"] == len(known) > 10
+    assert found["verifier"]["brier"]["value"] == pytest.approx(
+        sum((s - x) ** 2 for s, x in known) / len(known), abs=1e-4
+    )
+    assert found["baselines"][2]["name"] == judging.POLICY
+    assert found["verifier"]["auc"] and found["baselines"][2]["auc"] is None
+    total = 3 * sum(len(c.labels) for c in stepdata.Rows(data))
+    assert f" of {total:,} critiques gave no verdict" in said and judge.unknown < judge.critiques

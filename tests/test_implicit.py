@@ -1,6 +1,7 @@
 """The implicit PRM: each test names the mistake it pins."""
 
 import copy
+import json
 import math
 
 import pytest
@@ -451,3 +452,35 @@ def test_slices_of_logits(micro, other, tokenizer, chains, monkeypatch):
     for cache in (0, 1 << 20):
         found = Implicit(micro, tokenizer, other, cache=cache).log_ratio(chains)
         assert found == [pytest.approx(row, abs=1e-4) for row in want]
+
+
+def test_the_command_line_judges_an_implicit_one(micro, tokenizer, tmp_path, capsys):
+    """Bugs: the reference left out, or taken for the model; the baseline is not the reference's."""
+    from workbench import judging, stepdata
+    from workbench.__main__ import main
+
+    other = new_model("micro", tokenizer, seed=3).eval()
+    micro.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    other.save_pretrained(tmp_path / "before")
+    tokenizer.save_pretrained(tmp_path / "before")
+    rows = []
+    for i, problem in enumerate(tasks.get("arithmetic").load("train", 16, seed=9, level=2)):
+        steps = [step.text for step in tasks.get("arithmetic").demonstration(problem).steps]
+        rows.append({"problem": problem.prompt, "steps": steps, "label": i % 3 - 1, "final_answer_correct": False})
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["prm", "evaluate", str(tmp_path / "model"), str(data), "--out", str(tmp_path / "out")]
+    assert main([*command, *["--as", "implicit", "--reference", str(tmp_path / "before")]]) == 0
+    said = capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "report.json").read_text())
+    kept = [c for c in stepdata.Rows(data) if tasks.digest("tuning", c.problem.id) % 4]
+    scores = Implicit(micro, tokenizer, other).score([(c.problem.blind(), c.trace) for c in kept])
+    pairs = [(s, x) for row, c in zip(scores, kept, strict=True) for s, x in zip(row, c.labels, strict=True)]
+    known = [pair for pair in pairs if None not in pair]
+    assert found["verifier"]["steps"] == len(known) > 10
+    assert found["verifier"]["brier"]["value"] == pytest.approx(
+        sum((s - x) ** 2 for s, x in known) / len(known), abs=1e-4
+    )
+    assert found["baselines"][2]["name"] == judging.POLICY
+    assert found["baselines"][2]["auc"] and "policy log-prob" in said

@@ -1,5 +1,6 @@
 """Judging a verifier: against scikit-learn, released data, slow specifications and sums done by hand."""
 
+import ast
 import itertools
 import json
 import math
@@ -526,3 +527,27 @@ def test_order_and_seed_decide_nothing_they_should_not(found):
     assert report(items, scores, tuning, tuned) == out
     other = report(items, scores, tuning, tuned, seed=1)
     assert other.verifier.auc.value == out.verifier.auc.value and other.verifier.auc.low != out.verifier.auc.low
+
+
+# The house
+
+
+def borrowed(text: str) -> list[str]:
+    """What a module takes of another one though its name says that it is that one's own."""
+    tree, found = ast.parse(text), []
+    taken = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+    names = {alias.asname or alias.name for node in taken for alias in node.names}
+    for node in taken:
+        found += [alias.name for alias in node.names if alias.name.startswith("_")]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            if isinstance(node.value, ast.Name) and node.value.id in names and node.value.id.islower():
+                found.append(f"{node.value.id}.{node.attr}")
+    return found
+
+
+def test_no_module_takes_what_is_another_ones_own():
+    """Bug: a function that its file may change at any time is used elsewhere."""
+    for path in sorted(Path(judging.__file__).parent.rglob("*.py")):
+        assert borrowed(path.read_text()) == [], path
+    assert borrowed("from .scaling import Bin, _f1\nfrom . import plots\nplots._draw()") == ["_f1", "plots._draw"]

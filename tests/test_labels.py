@@ -13,7 +13,7 @@ import searching
 from workbench import labels, tasks
 from workbench.policies import Sampling, Want
 from workbench.policies.scripted import Scripted
-from workbench.types import Labelled, Node, ProblemError, Step, Trace, WorkbenchError
+from workbench.types import Labelled, Node, Problem, ProblemError, Step, Trace, WorkbenchError
 from workbench.verifiers.oracle import Oracle
 
 # What follows a step is right with the probability behind it, and always opposite to the step's own look.
@@ -28,6 +28,23 @@ def test_the_oracle_is_the_tasks_truth():
     p = tasks.get("arithmetic").parse("2+3*4")
     chains = [Trace((Step("3*4=12"), Step("2+12=15"), Step("15", True))), tasks.get("arithmetic").demonstration(p)]
     assert labels.oracle([(p, chain) for chain in chains]) == [[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
+
+
+def test_a_task_that_only_people_can_judge_is_named():
+    """Bug: an AttributeError of a module, deep inside."""
+    for task in ("gsm8k", "math", "prm800k"):
+        problem, trace = Problem(f"{task}/7", task, "How many?", "5"), Trace((Step("2+3=5"), Step("5", True)))
+        said = f"{task}/7: the task '{task}' has no '%s' .* only people know: take labels from rollouts"
+        with pytest.raises(WorkbenchError, match=said % "oracle"):
+            labels.oracle([(problem, trace)])
+        with pytest.raises(WorkbenchError, match=said % "oracle"):
+            labels.audit([Labelled(problem, trace, (1.0, 0.0))])
+        with pytest.raises(WorkbenchError, match=said % "correct"):
+            labels.corrected(problem, trace, [1.0, 0.0])
+        with pytest.raises(WorkbenchError, match=f"{task}/7: the task '{task}' has no step oracle.* trained verifier"):
+            Oracle([problem])
+    with pytest.raises(WorkbenchError, match="'countdown' has no 'correct'"):
+        labels.corrected(Problem("c/1", "countdown", "3 5 8=29", None), trace, [1.0, 0.0])
 
 
 def test_rollouts_start_after_the_step(asked):

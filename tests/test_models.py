@@ -7,8 +7,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from workbench.format import Encoder
-from workbench.models import flops, llama_config, load_model, new_model
+from workbench.kv import core
+from workbench.models import flops, llama_config, load_model, new_model, training_flops
 from workbench.types import Step, WorkbenchError
+from workbench.verifiers.prm import from_policy
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,56 @@ def test_flops_of_a_large_model_by_hand():
     )
     assert flops(llama, 405e3, 0) == pytest.approx(2 * 8e9 * 405e3, rel=0.07)  # less the embedding, a look-up
     assert flops(llama, 1, 1000) - flops(llama, 1, 0) == 4 * 32 * 4096 * 1000
+
+
+def lora(model, rank, **more):
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(r=rank, target_modules="all-linear", init_lora_weights=False, **more))
+
+
+def test_training_by_hand(tokenizer):
+    """Bugs: a head that is not there; the frozen base of adapters billed for gradients that nobody computes."""
+    trunk = 2 * (4 * 32 * 32 + 3 * 32 * 64)  # matrix entries of micro: q, k, v, o and three of the feed-forward part
+    scores = 2 * 2 * 32  # a token and one that it sees: two products in each of two layers, an entry 32 wide
+    table = 32 * len(tokenizer)
+    model, tokens, seen = new_model("micro", tokenizer), 10, 7
+    attention = 3 * 2 * scores * seen  # forward once, back to both factors
+    assert training_flops(model, tokens, seen) == tokens * (3 * 2 * (trunk + table) + attention)
+    assert training_flops(model, tokens, seen, head=False) == tokens * (3 * 2 * trunk + attention)
+    judge = from_policy(model)
+    assert training_flops(judge, tokens, seen) == tokens * (3 * 2 * trunk + attention)
+    judge.model.embed_tokens.weight.requires_grad_(False)  # as `full` has it: a look-up either way
+    assert training_flops(judge, tokens, seen) == tokens * (3 * 2 * trunk + attention)
+    again = tokens * (4 * 2 * trunk + attention + 2 * scores * seen)
+    assert training_flops(judge, tokens, seen, again=True) == again
+    adapters = 2 * 4 * (4 * (32 + 32) + 3 * (32 + 64))  # rank 4, two layers
+    thin = lora(from_policy(model), 4, exclude_modules=["score"], modules_to_save=["score"], task_type="TOKEN_CLS")
+    assert training_flops(thin, tokens, seen) == tokens * (2 * 2 * trunk + 3 * 2 * adapters + attention)
+
+
+@pytest.mark.parametrize("method", ["full", "head frozen", "lora", "lora, again"])
+@pytest.mark.parametrize("head", [True, False])
+def test_training_against_a_counter(tokenizer, method, head):
+    """Bugs: the same, and a table that is look-up and head at once left out or counted twice."""
+    from transformers import LlamaForCausalLM
+
+    config = llama_config("nano", tokenizer)
+    config._attn_implementation = "eager"
+    model, ids = LlamaForCausalLM(config), torch.zeros(2, 48, dtype=torch.long)
+    if method == "head frozen":
+        model.get_input_embeddings().weight.requires_grad_(False)
+    if method.startswith("lora"):
+        model = lora(model, 8, task_type="CAUSAL_LM")
+    core(model).enable_input_require_grads()  # back to the first layer's own input, as the ledger has it
+    if method.endswith("again"):
+        model.train().gradient_checkpointing_enable({"use_reentrant": False})
+    inner = core(model)
+    with FlopCounterMode(display=False) as counter:
+        hidden = inner.model(ids, use_cache=False).last_hidden_state
+        (inner.lm_head(hidden) if head else hidden).square().mean().backward()
+    found = training_flops(model, ids.numel(), 48, head, again=method.endswith("again"))
+    assert found == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 def test_a_checkpoint_is_an_ordinary_folder(tmp_path, micro, tokenizer):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from workbench import labels, tasks
+from workbench import adapters, labels, tasks
 from workbench.__main__ import main
 from workbench.models import load_model, new_model
 from workbench.packing import pack
@@ -80,6 +80,30 @@ def test_only_what_shall_learn_learns(base):
     assert layer.dtype == torch.uint8 and layer.quant_state.nested, "NF4 with double quantisation"
     full, _ = prm.open_base(base, replace(QUICK, method="full"))
     assert {n for n, p in full.named_parameters() if not p.requires_grad} == {"model.embed_tokens.weight"}
+
+
+def test_every_process_quantises_on_its_own_gpu(base, monkeypatch):
+    """Bug: all processes of a launch load the 4-bit base onto GPU 0. On a CPU nothing is said, as nothing is placed."""
+    config = replace(QUICK, method="qlora")
+    asked, real, current = [], prm.load_model, [0]
+
+    def load(folder, kind, **more):
+        asked.append((more.pop("device_map", "none"), "quantization_config" in more))
+        return real(folder, kind, **more)
+
+    monkeypatch.setattr(prm, "load_model", load)
+    prm.open_base(base, config)
+    with monkeypatch.context() as gpus:
+        gpus.setattr(torch.cuda, "is_available", lambda: True)
+        gpus.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+        gpus.setattr(torch.cuda, "current_device", lambda: current[0])
+        gpus.setattr("accelerate.PartialState", lambda: current.__setitem__(0, 3))  # as the launch has it
+        placed = adapters.four_bit(torch.float32)
+    assert placed["device_map"] == {"": 3}, "asked for the device before the launch had set it"
+    monkeypatch.setattr(prm, "four_bit", lambda dtype: placed)
+    prm.open_base(base, config)
+    prm.open_base(base, replace(config, method="lora"))
+    assert asked == [("none", True), ({"": 3}, True), ("none", False)]
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -178,6 +202,27 @@ def test_a_killed_run_goes_on_to_the_same_weights(chains, base, tmp_path, monkey
     assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
+@pytest.mark.parametrize("change", ["a label", "a word", "rank", "held_out", "base"])
+def test_a_checkpoint_goes_on_with_what_it_began_with(chains, base, tmp_path, change, tokenizer):
+    """Bug: as many rows and steps, so the run goes on: half of it on other data, or with adapters of another base."""
+    run(chains, base, tmp_path, replace(QUICK, steps=2, check_every=1))
+    data, config, on = list(chains), replace(QUICK, steps=2, check_every=1), base
+    if change == "a label":
+        i = next(i for i, c in enumerate(chains) if c.labels[0] == 1)
+        data[i] = chains[i]._replace(labels=(0.0, *chains[i].labels[1:]))
+        data[i ^ 1] = chains[i ^ 1]._replace(labels=(0.0, *chains[i ^ 1].labels[1:]))
+    elif change == "a word":
+        data = [c._replace(problem=replace(c.problem, prompt=c.problem.prompt.replace("+", "-"))) for c in chains]
+    elif change == "base":
+        on = tmp_path / "base"
+        new_model("micro", tokenizer, seed=1).save_pretrained(on)
+        tokenizer.save_pretrained(on)
+    else:
+        config = replace(config, **{change: {"rank": 8, "held_out": 0.3}[change]})
+    with pytest.raises(WorkbenchError, match=r"state.safetensors is (of another|no checkpoint of this) run .*: delete"):
+        run(data, on, tmp_path, config)
+
+
 def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -271,6 +316,40 @@ def test_a_mistyped_command_is_one_sentence(chains, base, tmp_path, capsys):
     ]:
         assert main(["prm", "train", data, "--base", str(base), "--out", str(tmp_path / "x"), *more]) == 2
         assert text in capsys.readouterr().err
+
+
+def test_the_split_that_is_reported_on_can_be_named(chains, base, tmp_path, monkeypatch):
+    """Bug: a hub set without a split `test` cannot be reported on."""
+    from workbench import stepdata
+
+    asked, rows = [], stepdata.Rows
+
+    def watched(source, format=None, split="train"):
+        asked.append(split)
+        return rows(source, format, split)
+
+    monkeypatch.setattr(stepdata, "Rows", watched)
+    data = str(rows_of(chains, tmp_path / "rows.jsonl"))
+    for more in ([], ["--reported-split", "dev"]):
+        command = ["prm", "train", data, "--base", str(base), "--out", str(tmp_path / "x"), "--reported", data]
+        assert main([*command, *more]) == 2, "it is reported on what it would learn from"
+    assert asked == ["train", "test", "train", "dev"]
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (["--critiques", "2"], "--critiques is for --as generative, and this is --as prm"),
+        (["--as", "generative", "--base", "x"], "--base is for --as prm, and this is --as generative"),
+        (["--as", "implicit"], "name it, --reference MODEL"),
+        (["--as", "generative", "--critiques", "0"], "k=0"),
+        (["--as", "orm"], "invalid choice: 'orm'"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_an_error(chains, base, tmp_path, capsys, more, said):
+    data = str(rows_of(chains, tmp_path / "rows.jsonl"))
+    assert main(["prm", "evaluate", str(base), data, *more]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.slow

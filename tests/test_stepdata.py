@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from workbench import stepdata
+from workbench.packing import UNKNOWN, judged, pack
 from workbench.stepdata import Rows
 from workbench.types import WorkbenchError
 
@@ -29,12 +30,12 @@ def completion(text, rating, **more):
     return {"text": text, "rating": rating, "flagged": None, **more}
 
 
-def raw(steps, **more):
+def raw(steps, problem="What is 2+3?", **more):
     return {
         "labeler": "a",
         "is_quality_control_question": False,
         "is_initial_screening_question": False,
-        "question": {"problem": "What is 2+3?", "ground_truth_answer": "5"},
+        "question": {"problem": problem, "ground_truth_answer": "5"},
         "label": {"steps": steps, "finish_reason": "found_error", **more},
     }
 
@@ -91,6 +92,68 @@ def test_the_table_is_the_same_tree(tmp_path):
     assert found == {("b",): (0.0,), ("a", "c"): (1.0, 1.0), ("a", "d"): (1.0, 0.5)}
 
 
+DIFFER = "ratings of one step that differ: the mean was taken"
+
+
+def test_people_who_differ_are_averaged_in_both_formats_alike(tmp_path):
+    """Bugs: the first row wins in one format and the mean in the other; a step counts once a row; what was said of
+    another problem, or of the same words behind another step, taken for the same; contradictions go unmentioned."""
+    said = [(["a", "b"], [1, 1]), (["a", "b"], [0, -1]), (["a", "c"], [-1, 1]), (["z", "b"], [1, -1])]
+    given, lines = [], []
+    for steps, marks in said:
+        lines.append(raw([step(completion(s, x), chosen=0) for s, x in zip(steps, marks, strict=True)]))
+        given += [table(steps[:i], steps[i], marks[i]) for i in range(2)]
+    other = [raw([step(completion("a", -1))], problem="else")], [table([], "a", -1, problem="else")]
+    again = [lines[0]], given[:2]  # not behind the others, so not averaged with them
+    for name, rows, places in (
+        ("raw", lines + other[0] + again[0], [2, 3]),
+        ("table", given + other[1] + again[1], [4, 5]),
+    ):
+        rows = Rows(write(tmp_path, rows, f"{name}.jsonl"))
+        found = [(c.problem.prompt, tuple(texts(c)), c.labels) for c in rows]
+        mean = 2 / 3  # right, neutral, wrong
+        assert found == [
+            ("What is 2+3?", ("a", "b"), (mean, 0.5)),
+            ("What is 2+3?", ("a", "c"), (mean, 1.0)),
+            ("What is 2+3?", ("z", "b"), (1.0, 0.0)),
+            ("else", ("a",), (0.0,)),
+            ("What is 2+3?", ("a", "b"), (1.0, 1.0)),
+        ], name
+        assert rows.reasons() == [(DIFFER, 2)] and rows.counts["labels"] == 9
+        assert [place for place, _ in rows.rejected] == [f"{name}.jsonl:{n}" for n in places]
+
+
+def test_a_bad_row_of_a_problem_costs_no_other_row(tmp_path):
+    """Bug: rows of one problem are read together, and lost together."""
+    bad = raw([step(completion("a", 1), chosen=0), 7])
+    lines = [raw([step(completion("a", 1))]), bad, raw([step(completion("b", -1))])]
+    rows = Rows(write(tmp_path, lines))
+    assert [c.labels for c in rows] == [(1.0,), (0.0,)]
+    assert rows.rejected == [("rows.jsonl:2", "not as the format has it (AttributeError)")]
+    rows = Rows(write(tmp_path, [table([], "a", 1), {**table([], "b", 1), "responses": 7}, table([], "c", -1)]))
+    assert [c.labels for c in rows] == [(1.0,), (0.0,)] and rows.reasons() == [("the steps are no list", 1)]
+    lines[1] = raw([step(completion("a", 1), chosen=0), step(completion("x </reasoning>", 1))])
+    rows = Rows(write(tmp_path, lines))
+    assert [c.labels for c in rows] == [(0.0,)], "a step that cannot be read takes along what leads to it alone"
+    assert rows.rejected == [("rows.jsonl:1 to rows.jsonl:3", "a tag of the reasoning channel in a text")]
+
+
+@pytest.mark.parametrize("build", ["raw", "table"])
+def test_nothing_below_a_wrong_step_is_learnt(tmp_path, encoder, build):
+    """Bug: a labeller went on behind a wrong step, and what he said there is trained on as if it meant something."""
+    texts_, marks = ["right", "wrong", "below", "end"], [1, -1, 1, -1]
+    if build == "raw":
+        rows = [raw([step(completion(s, x), chosen=0) for s, x in zip(texts_, marks, strict=True)])]
+    else:
+        rows = [table(texts_[:i], texts_[i], marks[i]) for i in range(4)]
+    [chain] = Rows(write(tmp_path, rows))
+    assert chain.labels == (1.0, 0.0, 1.0, 0.0), "else this shows nothing"
+    assert judged(*chain, encoder).labels == [1.0, 0.0, UNKNOWN, UNKNOWN]
+    for chains in ([chain], [chain, chain]):
+        [row] = pack(chains, encoder, 400)
+        assert [x for x in row.labels if x != UNKNOWN] == [1.0, 0.0]
+
+
 def test_math_shepherd_by_hand(tmp_path):
     """Bugs: the tag left in a step; + and − swapped; "The answer is" left in the last step."""
     head = "What is 2+3? "
@@ -145,13 +208,13 @@ BAD = {
     "no JSON": '{"labeler": "a", "question": ',
     "not an object": "[1, 2]",
 }
-GOOD = raw([step(completion("2+3=5", 1), chosen=0)])
+GOOD, MORE = (raw([step(completion("2+3=5", 1), chosen=0)], problem=p) for p in ("First, 2+3?", "Then, 2+3?"))
 
 
 @pytest.mark.parametrize("reason", BAD)
 def test_a_bad_row_is_listed_with_its_reason_and_the_rest_goes_on(tmp_path, reason):
     """Bug: one bad row ends the run, or goes unmentioned, or becomes a label of 0."""
-    rows = Rows(write(tmp_path, [GOOD, BAD[reason], GOOD]))
+    rows = Rows(write(tmp_path, [GOOD, BAD[reason], MORE]))
     chains = list(rows)
     assert [c.labels for c in chains] == [(1.0,), (1.0,)]
     assert reason in dict(rows.reasons()) and rows.rejected[0][0] == "rows.jsonl:2", rows.rejected
@@ -230,7 +293,7 @@ def test_gzip_and_folders(tmp_path):
     packed = tmp_path / "more" / "rows.jsonl.gz"
     packed.parent.mkdir()
     packed.write_bytes(gzip.compress((json.dumps(GOOD) + "\n").encode()))
-    write(tmp_path, [GOOD])
+    write(tmp_path, [MORE])
     assert len(list(Rows(tmp_path))) == 2
 
 

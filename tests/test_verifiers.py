@@ -3,6 +3,7 @@
 import copy
 import math
 import pkgutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from workbench.models import new_model
 from workbench.policies import Sampling, Want
 from workbench.policies.scripted import Scripted
 from workbench.types import Node, Problem, ProblemError, Step, Trace, WorkbenchError
-from workbench.verifiers import Verifier, likelihood, prm
+from workbench.verifiers import Verifier, likelihood, prm, score_all
 from workbench.verifiers.generative import Generative
 from workbench.verifiers.implicit import Implicit
 from workbench.verifiers.likelihood import Likelihood
@@ -319,3 +320,27 @@ def test_the_oracle_gives_nothing_for_a_chain_that_ran_out(sums):
     steps = tasks.get("arithmetic").demonstration(sums[0]).steps
     assert Oracle(sums).score([(sums[0], Trace(steps, "length"))]) == [(0.0,) * len(steps)]
     assert Oracle(sums).score([(sums[0], Trace(steps[:1], "cut"))]) == [(1.0,)], "an unfinished right step is right"
+
+
+# --- many chains --------------------------------------------------------------------------------------------------
+
+
+def test_all_are_scored_but_for_problems_that_cannot_be(backends, sums):
+    """Bugs: one long chain ends the run; its place is given to the next; an error about something else is for ever."""
+    verifier, task = backends["prm"], tasks.get("arithmetic")
+    items = [(p.blind(), task.demonstration(p)) for p in sums]
+    long = replace(sums[0], id="long").blind(), Trace((Step("1+1=2" * 200), Step("2", True)))
+    mixed = [*items[:3], long, *items[3:]]
+    for batch in (2, 64):
+        found = score_all(verifier, mixed, batch=batch)
+        assert found[3] == (None, None)
+        wanted = [pytest.approx(row, abs=1e-5) for row in verifier.score(items)]
+        assert found[:3] + found[4:] == wanted
+    assert score_all(verifier, [long]) == [(None, None)] and score_all(verifier, []) == []
+
+    class Lost:
+        def score(self, items):
+            raise ProblemError({"stranger": "not among those asked about"})
+
+    with pytest.raises(ProblemError, match="stranger"):
+        score_all(Lost(), items)

@@ -132,7 +132,7 @@ def prm_train(args) -> int:
     size = prm.SIZES[args.profile]
     config = _changed(size.training, dict(_pair(text) for text in args.parameter))
     rows = stepdata.Rows(args.data, args.format, args.split)
-    reported = stepdata.Rows(args.reported, split="test") if args.reported else ()
+    reported = stepdata.Rows(args.reported, split=args.reported_split) if args.reported else ()
     about = {"base": args.base or size.base, "data": rows.hash, "reported": None, **asdict(config)}
     if args.reported:
         about["reported"] = reported.hash
@@ -165,12 +165,15 @@ def prm_train(args) -> int:
 def prm_evaluate(args) -> int:
     from . import judging, plots, stepdata
     from .adapters import prepare
-    from .kv import core
-    from .models import load_model
+    from .format import Encoder
+    from .models import load_model, placed
     from .packing import UNKNOWN, mask_after_error
     from .tasks import digest, plain
+    from .verifiers import score_all
     from .verifiers.likelihood import mean_logprobs
-    from .verifiers.prm import PRM, about
+    from .verifiers.prm import about
+
+    judge = _judge(args)
 
     def labelled(source):
         known = stepdata.Rows(source, args.format, args.split)
@@ -179,7 +182,7 @@ def prm_evaluate(args) -> int:
         ]
         print(
             f"{source}: {len(chains):,} chains, {known.counts['labels']:,} labels; "
-            f"left out: {', '.join(f'{n:,} x {why}' for why, n in known.reasons()) or 'none'}"
+            f"left out, or not as they were: {', '.join(f'{n:,} x {why}' for why, n in known.reasons()) or 'none'}"
         )
         return chains
 
@@ -194,14 +197,15 @@ def prm_evaluate(args) -> int:
             f"{len(both)} of these problems were trained on, the first {min(both)[:60]!r}: judge others"
         )
     out = args.out or args.checkpoint.parent / f"judged-{Path(args.data).stem}"
-    judge = PRM.load(args.checkpoint, args.base)
     both = [(chain.problem.blind(), chain.trace) for chain in items + tuning]
-    scores, baselines = judge.score_trees(both, progress=True), {}
-    base = args.policy or about(args.checkpoint).get("base")
+    scores = judge.score_trees(both, progress=True) if args.way == "prm" else score_all(judge, both, progress=True)
+    if args.way == "generative":
+        print(f"{judge.unknown:,} of {judge.critiques:,} critiques gave no verdict")
+    baselines, base = {}, args.policy or args.reference or about(args.checkpoint).get("base")
     if base and not args.no_policy:
-        model = load_model(base)[0].to(core(judge.model).device)
-        prepare(model, judge.encoder.tokenizer)
-        found = mean_logprobs(model, judge.encoder, both, progress=True)
+        model, tokenizer = load_model(base)
+        prepare(model, tokenizer)
+        found = mean_logprobs(placed(model), Encoder(tokenizer), both, progress=True)
         sure = [tuple(None if x is None else math.exp(x) for x in row) for row in found]
         baselines[judging.POLICY] = (sure[: len(items)], sure[len(items) :])
     report = judging.report(
@@ -215,6 +219,25 @@ def prm_evaluate(args) -> int:
         plots.save(figure, out / name)
     print(out)
     return 0
+
+
+def _judge(args):
+    for option, way in (("base", "prm"), ("critiques", "generative"), ("reference", "implicit")):
+        if getattr(args, option) is not None and args.way != way:
+            raise WorkbenchError(f"--{option} is for --as {way}, and this is --as {args.way}: leave it out")
+    if args.way == "generative":
+        from .verifiers.generative import Generative
+
+        return Generative.load(args.checkpoint, **({} if args.critiques is None else {"k": args.critiques}))
+    if args.way == "implicit":
+        from .verifiers.implicit import Implicit
+
+        if args.reference is None:
+            raise WorkbenchError("--as implicit compares with what training began from: name it, --reference MODEL")
+        return Implicit.load(args.checkpoint, args.reference)
+    from .verifiers.prm import PRM
+
+    return PRM.load(args.checkpoint, args.base)
 
 
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -245,6 +268,7 @@ def bench(args) -> int:
     known = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
     if args.name and args.name not in known:
         raise series.unknown("benchmark", args.name, known)
+    sys.path.insert(0, str(folder))  # what benchmarks share lies beside them
     held = True
     for name in [args.name] if args.name else known:
         spec = importlib.util.spec_from_file_location(f"benchmarks.{name}", folder / f"{name}.py")
@@ -337,16 +361,21 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, required=True, help="the run's folder; the same command goes on in it")
     made.add_argument("--base", help="another base: a checkpoint folder or hub id")
     made.add_argument("--reported", help="step labels that the PRM will be measured on: an overlap is refused")
+    made.add_argument("--reported-split", default="test", help="the split of those, if a hub data set (default test)")
     made.add_argument("--format", help="the rows' format, where it cannot be told from their fields")
     made.add_argument("--split", default="train", help="the split of a hub data set (default train)")
     made.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
     made = inner.add_parser("evaluate", help="step AUC, first-error F1, calibration and depth, beside three baselines")
     made.set_defaults(action=prm_evaluate)
-    made.add_argument("checkpoint", type=Path, help="the model folder that `prm train` wrote")
+    made.add_argument("checkpoint", type=Path, help="the model folder that `prm train` wrote, or a language model's")
     made.add_argument("data", help="labelled steps: a file, a folder, or a hub id owner/name")
     made.add_argument("--tuning", help="labelled steps of other problems, which fix the threshold (default: a quarter)")
-    made.add_argument("--base", help="where an adapter's base lies, if not where it was")
-    made.add_argument("--policy", help="the language model of the log-prob baseline (default: the base)")
+    ways = "prm (default), a language model that is asked for critiques, or one that is held against a --reference"
+    made.add_argument("--as", dest="way", default="prm", choices=("prm", "generative", "implicit"), help=ways)
+    made.add_argument("--base", help="where an adapter's base lies, if not where it was (--as prm)")
+    made.add_argument("--critiques", type=int, help="how many of each step (--as generative; default 4)")
+    made.add_argument("--reference", help="the model that training began from (--as implicit)")
+    made.add_argument("--policy", help="the language model of the log-prob baseline (default: the base, the reference)")
     made.add_argument("--no-policy", action="store_true", help="leave that baseline out, which halves the time")
     made.add_argument("--format", help="the rows' format, where it cannot be told from their fields")
     made.add_argument("--split", default="train", help="the split of a hub data set (default train)")

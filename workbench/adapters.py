@@ -32,8 +32,7 @@ def one_base(base: str | Path, adapters: Mapping[str, str | Path], quantised: bo
     for folder in map(Path, adapters.values()):
         refuse_pickles(folder)
     compute = fast_dtype() if dtype == "auto" else getattr(torch, dtype)
-    more = {"quantization_config": four_bit(compute)} if quantised else {}
-    model, _ = load_model(base, dtype=compute, **more)
+    model, _ = load_model(base, dtype=compute, **(four_bit(compute) if quantised else {}))
     tokenizer = AutoTokenizer.from_pretrained(next(iter(adapters.values())))
     prepare(model, tokenizer)
     (name, folder), *rest = adapters.items()
@@ -71,17 +70,26 @@ def fast_dtype() -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def four_bit(dtype: torch.dtype):
-    """NF4 with double quantisation (Dettmers et al. 2023, QLoRA); a linear head stays as it is."""
+def four_bit(dtype: torch.dtype) -> dict:
+    """What makes `load_model` load NF4 with double quantisation (Dettmers et al. 2023, QLoRA); a head stays as it is.
+
+    Such weights stay where they were loaded, so each process of a launch loads them onto the GPU that is its own.
+    """
+    from accelerate import PartialState
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(
+    more: dict = {}
+    if torch.cuda.is_available():
+        PartialState()  # sets this process's current device, where there are several
+        more["device_map"] = {"": torch.cuda.current_device()}
+    more["quantization_config"] = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=["score", "lm_head"],
     )
+    return more
 
 
 def _layers(model) -> list:

@@ -7,9 +7,11 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,7 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup
 
 from . import tasks
-from .models import flops
+from .models import training_flops
 from .types import Cost, WorkbenchError
 
 
@@ -363,12 +365,16 @@ def fit(
     check: Callable[[], dict] | None = None,
     log: Callable[[dict], None] = print,
     progress: bool = True,
+    head: bool | None = None,
+    of: Mapping[str, Any] = MappingProxyType({}),
 ) -> Cost:
     """Train `model` in place on rows that have `.ids` (or on data that has `.lengths`); returns what it cost.
 
     One pass over `data` is len(data) / (batch x accumulate x processes) steps. `check()` gives numbers for the history
     every `check_every` steps and after the last one; with `patience`, a row also says which step was the `best` so far.
-    A batch may say how many `items` its loss is the mean of; without, batches count alike.
+    A batch may say how many `items` its loss is the mean of; without, batches count alike. `head`: whether the loss
+    runs the language model's head, for the bill (None: if there is one). `of`: names and JSON values that tell this run
+    from another, such as a hash of its rows; a checkpoint that says otherwise of one of them is of another run.
     With `config.save` a killed run goes on from its last check, to the same weights, and a finished one is only read;
     `reached(folder)` says which step that was, and rows of the history past it come again. `folder` is the run's own.
     Under `accelerate launch` every process calls this alike; process 0 writes, into a folder that all can read.
@@ -408,7 +414,7 @@ def fit(
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     watch = _Watch(config, check, log, folder / "best.safetensors")
-    watch.run = {**asdict(config), "rows": len(data), "processes": arguments.world_size}
+    watch.run = {**of, **asdict(config), "rows": len(data), "processes": arguments.world_size}
     watch.trainer = trainer = _Trainer(
         model=model.train(),
         args=arguments,
@@ -426,8 +432,9 @@ def fit(
             log({"note": "no NVIDIA GPU, so AdamW keeps its moments where the weights are"})
         trainer.train()
     else:
-        if changed := [k for k, v in watch.run.items() if about["run"].get(k) != v]:
-            changed = ", ".join(f"{k} was {about['run'].get(k)}, is {watch.run[k]}" for k in changed)
+        was = about["run"]  # of an older release it says less, which is no disagreement
+        if changed := [k for k, v in watch.run.items() if was.get(k, v) != v]:
+            changed = ", ".join(f"{k} was {was[k]}, is {watch.run[k]}" for k in changed)
             raise WorkbenchError(f"{folder / STATE} is of another run ({changed}): delete {folder} to begin this one")
         watch.lowest, watch.best_step, watch.stale = about["best"]
         if trainer.is_world_process_zero():
@@ -446,7 +453,9 @@ def fit(
     model.eval()
     return Cost(
         trained=spent["tokens"],
-        training_flops=3 * flops(model.config, spent["tokens"], spent["context"] / spent["tokens"]),
+        training_flops=training_flops(
+            model, spent["tokens"], spent["context"] / spent["tokens"], head, config.checkpointing
+        ),
         training_seconds=spent["seconds"],
     )
 

@@ -20,21 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .scaling import (
-    Bin,
-    Estimate,
-    _f1,
-    _first_error_hits,
-    best_threshold,
-    bootstrap,
-    calibration_error,
-    paired_bootstrap,
-    pass_at_k,
-    reliability,
-    step_auc,
-)
-from .select import Key, aggregate_score, canonical
-from .types import Labelled, Trace, WorkbenchError
+from . import scaling
+from .scaling import Bin, Estimate, bootstrap, hit_rates, paired_bootstrap
+from .types import Labelled, WorkbenchError
 
 Scores = Sequence[Sequence[float | None]]
 
@@ -161,7 +149,7 @@ def report(
     not to soft labels. A chain that occurs twice counts twice in F1, as a sample does. Errors: a problem in both sets,
     one score a step not given, a score that is no number. Left out: AUC within a chain.
 
-    >>> from workbench.types import Problem, Step
+    >>> from workbench.types import Problem, Step, Trace
     >>> def chain(name, labels):
     ...     return Labelled(Problem(name, "arithmetic", "?", "5"), Trace((Step("2+3=5"), Step("5", True))), labels)
     >>> items, tuning = [chain("a", (1, 0)), chain("b", (1, 1))], [chain("c", (1, 0)), chain("d", (1, 1))]
@@ -202,7 +190,7 @@ def report(
     return Report(
         verifier,
         tuple(judged.values()),
-        tuple(reliability(test.scores[name][seen], test.label[seen])) if verifier.ece is not None else (),
+        tuple(scaling.reliability(test.scores[name][seen], test.label[seen])) if verifier.ece is not None else (),
         tuple(_by_depth(test, name, draws, test.depth, {d: float(d) for d in np.unique(test.depth[seen]).tolist()})),
         tuple(_by_depth(test, name, draws, test.share, {b: (b + 1) / SHARES for b in range(SHARES)})),
         None if responses is None else best_of_n(responses, seed=seed),
@@ -215,7 +203,7 @@ def report(
 def policy_scores(items: Sequence[Labelled]) -> list[tuple[float | None, ...]]:
     """The policy's own opinion of its steps: the geometric mean of its token probabilities, None without log-probs.
 
-    >>> from workbench.types import Problem, Step
+    >>> from workbench.types import Problem, Step, Trace
     >>> steps = Step("2+3=5", logprobs=(0.0, math.log(0.25))), Step("5", True)
     >>> policy_scores([Labelled(Problem("p/1", "arithmetic", "2+3", "5"), Trace(steps), (1, None))])
     [(0.5, None)]
@@ -230,22 +218,14 @@ def policy_scores(items: Sequence[Labelled]) -> list[tuple[float | None, ...]]:
 
 
 class Response(NamedTuple):
-    """One sampled response: its answer by value (None: it gave none), whether that is right, a verifier's score."""
+    """One sampled response: its answer by value (None: it gave none), whether that is right, a verifier's score.
+
+    Of a scored trace, as `select` reads it: `canonical(trace.answer)`, and `aggregate_score(trace, "last")`.
+    """
 
     answer: Hashable | None
     correct: bool
     score: float | None
-
-
-def response(trace: Trace, correct: bool, aggregate: str = "last", *, key: Key = canonical) -> Response:
-    """A response of a scored trace, read as `select` reads it.
-
-    >>> from workbench.types import Step
-    >>> response(Trace((Step("2.50", True, score=0.75),)), correct=True) == response(
-    ...     Trace((Step("5/2", True, score=0.75),)), correct=True)
-    True
-    """
-    return Response(None if trace.answer is None else key(trace.answer), correct, aggregate_score(trace, aggregate))
 
 
 def best_of_n(responses: Mapping[str, Sequence[Response]], ns: Sequence[int] | None = None, *, seed: int = 0) -> Choice:
@@ -280,29 +260,25 @@ def best_of_n(responses: Mapping[str, Sequence[Response]], ns: Sequence[int] | N
         raise WorkbenchError(f"n={ns} for problems with {most} responses or more ({fewest} has the fewest)")
     out: list[Selection] = []
     before = None
+    each = [responses[problem] for problem in sorted(responses)]
     for n in ns:
-        values: dict[str, dict[str, float]] = {key: {} for key in ("majority", "best", "weighted", "ceiling", "reward")}
-        for i, problem in enumerate(sorted(responses)):
-            rows = responses[problem]
-            values["ceiling"][problem] = pass_at_k(len(rows), sum(row.correct for row in rows), n)
-            values["best"][problem], reward = _highest(rows, n)
-            if reward is not None:
-                values["reward"][problem] = reward
-            values["majority"][problem], values["weighted"][problem] = _votes(rows, n, (seed, i))
-        best = values["best"]
+        ceiling = [scaling.pass_at_k(len(rows), sum(row.correct for row in rows), n) for rows in each]
+        best, rewards = zip(*(_highest(rows, n) for rows in each), strict=True)
+        majority, weighted = zip(*(_votes(rows, n, (seed, i)) for i, rows in enumerate(each)), strict=True)
+        known = [reward for reward in rewards if reward is not None]
         bounds = (-1, 1) if n > 1 else None  # of one response there is no choice: a difference of 0 is no finding
         out.append(
             Selection(
                 n,
-                *(bootstrap(values[key], seed=seed) for key in ("majority", "best", "weighted", "ceiling")),
-                gap=paired_bootstrap(values["ceiling"], best, bounds=bounds, seed=seed),
-                over_majority=paired_bootstrap(best, values["majority"], bounds=bounds, seed=seed),
+                *(bootstrap(values, seed=seed) for values in (majority, best, weighted, ceiling)),
+                gap=paired_bootstrap(ceiling, best, bounds=bounds, seed=seed),
+                over_majority=paired_bootstrap(best, majority, bounds=bounds, seed=seed),
                 change=None if before is None else paired_bootstrap(best, before, seed=seed),
-                reward=bootstrap(values["reward"], bounds=None, seed=seed) if values["reward"] else None,
+                reward=bootstrap(known, bounds=None, seed=seed) if known else None,
             )
         )
         before = best
-    rows = [row for many in responses.values() for row in many]
+    rows = [row for many in each for row in many]
     unscored = sum(row.answer is not None and row.score is None for row in rows)
     return Choice(tuple(out), len(responses), len(rows), unscored, sum(row.answer is None for row in rows))
 
@@ -546,9 +522,7 @@ class _Draws:
         for row in self.counts:
             row[:] = np.bincount(rng.integers(0, problems, problems), minlength=problems)
 
-    def __call__(
-        self, statistic: Callable, n: int | Sequence[int], exact: float | None = None
-    ) -> list[Estimate | None]:
+    def __call__(self, statistic: Callable, n: int | Sequence[int], exact: float | None = None) -> list:
         """Estimates of a `statistic` that maps weights [problems, draws] to values [k, draws]; None if undefined.
 
         `exact`: the value, if the statistic reckons with rounded scores.
@@ -561,15 +535,8 @@ class _Draws:
         draws = np.concatenate(parts, axis=1)
         if exact is not None:
             draws, values = draws + (exact - values)[:, None], np.array([exact])
-        out: list[Estimate | None] = []
-        for value, row, count in zip(values, draws, np.broadcast_to(n, len(values)), strict=True):
-            if not math.isfinite(value):
-                out.append(None)
-                continue
-            low, high = np.quantile(row[np.isfinite(row)], [0.025, 0.975])
-            some = high - low >= 1e-12  # one problem, or all alike: a zero width would claim certainty
-            out.append(Estimate(float(value), *((float(low), float(high)) if some else (None, None)), int(count)))
-        return out
+        told = zip(values, draws, np.broadcast_to(n, len(values)), strict=True)
+        return [scaling.between(*row) if math.isfinite(row[0]) else None for row in told]
 
 
 def _judge(scorer: str, test: _Steps, errors: Mapping[str, tuple], draws: _Draws, verifier: str | None) -> Judged:
@@ -589,7 +556,7 @@ def _judge(scorer: str, test: _Steps, errors: Mapping[str, tuple], draws: _Draws
     if len(seen) and 0 <= score.min() and score.max() <= 1:
         sums = test.sums(test.problem[seen], (score - label) ** 2, score - label, np.ones(len(seen)))
         brier, bias = draws(lambda w: (sums[:2] @ w) / (sums[2] @ w), _distinct(test.problem[seen]))
-        ece = calibration_error(reliability(score, label))
+        ece = scaling.ece(score, label)
     elif len(seen):
         notes.append("calibration is undefined: scores outside 0-1 are no probabilities")
 
@@ -599,13 +566,13 @@ def _judge(scorer: str, test: _Steps, errors: Mapping[str, tuple], draws: _Draws
     if hits is not None:
         chains = np.flatnonzero(test.told(scorer))
         table, n = test.sums(test.of_chain[chains], *hits[chains].T), _distinct(test.of_chain[chains])
-        located, passed, f1 = draws(lambda w: np.stack(_f1((table @ w).T)), n)
+        located, passed, f1 = draws(lambda w: np.stack(hit_rates((table @ w).T)), n)
     if verifier and hits is not None and (best := errors[verifier][1]) is not None:
         common = np.flatnonzero(test.told(scorer) & test.told(verifier))
         if not _lacking(test.erroneous[common], "chains"):
             ours, theirs = (test.sums(test.of_chain[common], *rows[common].T) for rows in (best, hits))
             n = _distinct(test.of_chain[common])
-            (f1_lead,) = draws(lambda w: (_f1((ours @ w).T)[2] - _f1((theirs @ w).T)[2])[None], n)
+            (f1_lead,) = draws(lambda w: (hit_rates((ours @ w).T)[2] - hit_rates((theirs @ w).T)[2])[None], n)
     rates = (auc, auc_lead, f1, f1_lead, located, passed, threshold, brier, bias, ece)
     return Judged(scorer, len(seen), int(test.told(scorer).sum()), *rates, notes=tuple(notes))
 
@@ -614,9 +581,7 @@ def _lacking(wrong: np.ndarray, what: str) -> str | None:
     """Why two kinds of these cannot be told apart, if they cannot."""
     if not len(wrong):
         return f"no {what} are both labelled and scored"
-    return (
-        None if 0 < wrong.sum() < len(wrong) else f"all {len(wrong)} {what} are {'wrong' if wrong.all() else 'right'}"
-    )
+    return None if wrong.any() != wrong.all() else f"all {len(wrong)} {what} are {'wrong' if wrong.all() else 'right'}"
 
 
 def _distinct(numbers: np.ndarray) -> int:
@@ -639,7 +604,7 @@ def _auc(steps: _Steps, scorer: str, at: np.ndarray) -> tuple[Callable, int, flo
         below = np.cumsum(bad, axis=0) - bad / 2
         return (np.einsum("gd,gd->d", good, below) / (good.sum(0) * bad.sum(0)))[None]
 
-    return statistic, _distinct(problem), step_auc(score, label)
+    return statistic, _distinct(problem), scaling.step_auc(score, label)
 
 
 def _first_errors(scorer: str, test: _Steps, tuning: _Steps) -> tuple[float | None, np.ndarray | None, list[str]]:
@@ -647,11 +612,11 @@ def _first_errors(scorer: str, test: _Steps, tuning: _Steps) -> tuple[float | No
     chosen, judged = tuning.told(scorer), test.told(scorer)
     if lacking := _lacking(tuning.erroneous[chosen], "chains"):
         return None, None, [f"first-error F1 is undefined without a threshold: of the tuning set {lacking}"]
-    threshold = best_threshold(*tuning.rows(scorer, chosen))
+    threshold = scaling.best_threshold(*tuning.rows(scorer, chosen))
     if lacking := _lacking(test.erroneous[judged], "chains"):
         return threshold, None, [f"first-error F1 is undefined: {lacking}"]
     hits = np.full((len(judged), 4), np.nan)
-    hits[judged] = _first_error_hits(*test.rows(scorer, judged), [threshold])[:, 0]
+    hits[judged] = scaling.first_error_hits(*test.rows(scorer, judged), [threshold])[:, 0]
     return threshold, hits, []
 
 

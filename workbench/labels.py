@@ -48,7 +48,18 @@ def oracle(items: Sequence[tuple[Problem, Trace]]) -> list[list[float]]:
     >>> oracle([(p, tasks.get("arithmetic").demonstration(p))])
     [[1.0, 1.0]]
     """
-    return [[float(x) for x in tasks.get(p.task).oracle(p, trace.steps)] for p, trace in items]
+    return [[float(x) for x in _from_task(p, "oracle")(p, trace.steps)] for p, trace in items]
+
+
+def _from_task(problem: Problem, what: str) -> Callable:
+    """The `oracle` or the `correct` of a problem's task, which tasks in prose do not have."""
+    found = getattr(tasks.get(problem.task), what, None) if problem.task in tasks.names() else None
+    if found is None:
+        raise WorkbenchError(
+            f"{problem.id}: the task {problem.task!r} has no {what!r} for its steps, only people know: "
+            "take labels from rollouts (`rollouts`, `omega`) or from people's rows (`stepdata.Rows`)"
+        )
+    return found
 
 
 def corrected(problem: Problem, trace: Trace, labels: Sequence[float]) -> Trace:
@@ -66,7 +77,7 @@ def corrected(problem: Problem, trace: Trace, labels: Sequence[float]) -> Trace:
     if first is None:
         return trace if trace.stop == "answer" else Trace(trace.steps[:-1], "cut")
     right = trace.steps[:first]
-    return Trace((*right, tasks.get(problem.task).correct(problem, right)), "cut")
+    return Trace((*right, _from_task(problem, "correct")(problem, right)), "cut")
 
 
 def monte_carlo(
@@ -447,11 +458,12 @@ def audit(
     for name, cut in cuts.items():
         for size in sizes:
             called = partial(_called, k=k, draws=size, cut=cut)
-            counts = {"label": name, "k": size, "steps": len(steps), **_mistakes(steps, called)}
+            counts, error = _mistakes(steps, called)
             counts["agree"] = len(steps) - counts["false_positive"] - counts["false_negative"]
-            rows.append({**counts, **_located(pairs, called), "error": _by_problem(steps, called)})
+            whose = {"label": name, "k": size, "steps": len(steps)}
+            rows.append({**whose, **counts, **_located(pairs, called), "error": error})
         whole = partial(_called, k=k, draws=k, cut=cut)
-        depths += [{"label": name, "depth": d, **_mistakes(by_depth[d], whole)} for d in sorted(by_depth)]
+        depths += [{"label": name, "depth": d, **_mistakes(by_depth[d], whole)[0]} for d in sorted(by_depth)]
     return Audit(rows, depths, steps)
 
 
@@ -489,15 +501,16 @@ def _steps(pairs: Sequence[tuple[Labelled, Sequence[float]]]) -> Iterator[dict]:
                 yield {"problem": problem.id, "chain": n, "depth": t + 1, "truth": truth[t], "label": label}
 
 
-def _mistakes(steps: Sequence[dict], called: Callable[[float], float]) -> dict:
-    right = [called(step["label"]) for step in steps if step["truth"]]
-    wrong = [1 - called(step["label"]) for step in steps if not step["truth"]]
-    return {
-        "right": len(right),
-        "wrong": len(wrong),
-        "false_positive": math.fsum(wrong),
-        "false_negative": math.fsum(right),
-    }
+def _mistakes(steps: Sequence[dict], called: Callable[[float], float]) -> tuple[dict, dict[str, float]]:
+    """(the counts, {problem: share of its steps mislabelled})"""
+    right, wrong, problems = [], [], defaultdict(list)
+    for step in steps:
+        chance = called(step["label"])
+        (right if step["truth"] else wrong).append(chance if step["truth"] else 1 - chance)
+        problems[step["problem"]].append(chance if step["truth"] else 1 - chance)
+    counts = {"right": len(right), "wrong": len(wrong)}
+    counts |= {"false_positive": math.fsum(wrong), "false_negative": math.fsum(right)}
+    return counts, {problem: math.fsum(values) / len(values) for problem, values in problems.items()}
 
 
 def _located(pairs: Sequence[tuple[Labelled, Sequence[float]]], called: Callable[[float], float]) -> dict:
@@ -513,11 +526,3 @@ def _located(pairs: Sequence[tuple[Labelled, Sequence[float]]], called: Callable
     found, free = math.fsum(located), math.fsum(cleared)
     counts = {"chains": len(pairs), "chains_wrong": len(located)}
     return {**counts, "located": found, "cleared": free, "first_error": found + free}
-
-
-def _by_problem(steps: Sequence[dict], called: Callable[[float], float]) -> dict[str, float]:
-    groups = defaultdict(list)
-    for step in steps:
-        chance = called(step["label"])
-        groups[step["problem"]].append(chance if step["truth"] else 1 - chance)
-    return {problem: math.fsum(values) / len(values) for problem, values in groups.items()}

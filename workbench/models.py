@@ -94,6 +94,13 @@ def load_model(folder: str | Path, kind: str = "AutoModelForCausalLM", **more):
     return model.eval(), transformers.AutoTokenizer.from_pretrained(folder)
 
 
+def placed(model):
+    """The model on a GPU, if there is one."""
+    import torch
+
+    return model.cuda() if torch.cuda.is_available() else model
+
+
 def rates(config, head: bool = True) -> tuple[float, float]:
     """(FLOPs a token, FLOPs a token and token of context) of a forward pass; see `flops`."""
     d, layers, ff = config.hidden_size, config.num_hidden_layers, config.intermediate_size
@@ -127,7 +134,7 @@ def flops(config, tokens: float, context: float, head: bool = True) -> float:
 
     Two a multiply-add: 2 x matrix parameters x tokens, plus 4 x layers x width x context x tokens for
     attention scores and sums. Norms, rotary embedding and softmax are left out (under 2 % together).
-    Source: Kaplan et al. 2020, table 1. Training (forward and backward) is three times this.
+    Source: Kaplan et al. 2020, table 1. What training takes: `training_flops`.
 
     >>> from types import SimpleNamespace as C
     >>> flops(C(hidden_size=2, num_hidden_layers=1, intermediate_size=3, num_attention_heads=1,
@@ -136,6 +143,37 @@ def flops(config, tokens: float, context: float, head: bool = True) -> float:
     """
     token, seen = rates(config, head)
     return tokens * (token + seen * context)
+
+
+def training_flops(model, tokens: float, context: float, head: bool | None = None, again: bool = False) -> float:
+    """FLOPs of a forward and a backward pass over `tokens`, as `flops` counts them: three forward passes if all learns.
+
+    `head`: the vocabulary's matrix is run, by default where the model has one. `again`: the layers are computed again
+    on the way back (checkpointing). Weights that are frozen have no gradient, and none is billed; adapters (LoRA) come
+    on top. Left out: heads of one number a token; that nothing need flow back below the lowest weight that learns.
+
+    >>> model = new_model("micro", character_tokenizer())
+    >>> training_flops(model, 10, 3) == 3 * flops(model.config, 10, 3)
+    True
+    >>> training_flops(model.requires_grad_(False), 10, 0) == 2 * flops(model.config, 10, 0)
+    True
+    """
+    inputs, output = model.get_input_embeddings(), model.get_output_embeddings()
+    head = output is not None if head is None else head
+    token, seen = rates(model.config, head)
+    tables = {id(layer.weight) for layer in (inputs, output) if layer is not None}  # one is looked up, one is the head
+    learns = {
+        name: p.numel()
+        for name, p in model.named_parameters()
+        if p.requires_grad and p.ndim == 2 and 1 not in p.shape and id(p) not in tables
+    }
+    adapters = 2.0 * sum(n for name, n in learns.items() if "lora_" in name)  # matrices that no config tells of
+    matrices = sum(learns.values()) + (output.weight.numel() if head and output.weight.requires_grad else 0)
+    # For y = Wx the way back multiplies twice: W'dy, which every layer hands on, and dy x', which only a W that learns
+    # asks for. Attention multiplies activations with activations, so both factors ask, whatever learns.
+    forward, through = token + adapters + seen * context, token + adapters + 2 * seen * context
+    more = rates(model.config, False)[0] + adapters + seen * context if again else 0.0
+    return tokens * (forward + through + 2.0 * matrices + more)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,19 @@ class Estimate:
         return f"{self.value:.3g} [{interval}; n={self.n}, seeds={self.seeds}]"
 
 
+def between(value: float, draws: np.ndarray, n: int, seeds: int = 1) -> Estimate:
+    """`value` with the middle 95 % of those `draws` that are finite; none if they do not vary.
+
+    >>> print(between(0.5, np.arange(101.0), n=7)), print(between(0.5, np.ones(9), n=1))
+    0.5 [2.5 to 97.5; n=7, seeds=1]
+    0.5 [no interval; n=1, seeds=1]
+    (None, None)
+    """
+    low, high = np.quantile(draws[np.isfinite(draws)], [0.025, 0.975])
+    some = high - low >= 1e-12  # one problem, or all alike: a zero width would claim certainty
+    return Estimate(float(value), *((float(low), float(high)) if some else (None, None)), int(n), seeds)
+
+
 # Estimates over problems
 
 
@@ -357,15 +370,14 @@ def first_error_f1(
     >>> first_error_f1([[0.9, 0.2, 0.1], [0.8, 0.9], [0.4, 0.9]], [[1, 0, None], [1, 1], [1, 1]], threshold=0.5).value
     0.6666666666666666
     """
-    traces = _first_error_hits(scores, labels, [threshold])
-    problems = list(range(len(scores))) if problems is None else list(problems)
+    traces = first_error_hits(scores, labels, [threshold])
+    problems = range(len(scores)) if problems is None else problems
     if len(problems) != len(scores):
         raise WorkbenchError(f"{len(problems)} problem ids for {len(scores)} traces")
-    names = sorted(set(problems))
+    names, place = np.unique(problems, return_inverse=True)
     rows = np.zeros((len(names), 4))
-    place = {name: i for i, name in enumerate(names)}
-    np.add.at(rows, [place[problem] for problem in problems], traces[:, 0])
-    return _estimate(rows, lambda mean: _f1(mean)[2], 1, seed)
+    np.add.at(rows, place, traces[:, 0])
+    return _estimate(rows, lambda mean: hit_rates(mean)[2], 1, seed)
 
 
 def first_error_rates(scores, labels, threshold: float) -> tuple[float, float, float]:
@@ -378,8 +390,7 @@ def first_error_rates(scores, labels, threshold: float) -> tuple[float, float, f
     >>> first_error_rates([[0.9, 0.2, 0.1], [0.8, 0.9], [0.4, 0.9]], [[1, 0, None], [1, 1], [1, 1]], threshold=0.5)
     (1.0, 0.5, 0.6666666666666666)
     """
-    found, passed, f1 = _f1(_first_error_hits(scores, labels, [threshold]).sum((0, 1)))
-    return float(found), float(passed), float(f1)
+    return tuple(map(float, hit_rates(first_error_hits(scores, labels, [threshold]).sum((0, 1)))))
 
 
 def best_threshold(scores, labels) -> float:
@@ -393,8 +404,53 @@ def best_threshold(scores, labels) -> float:
     values = np.unique([score for trace in scores for score in trace if score is not None])
     if len(values) > 500:
         values = np.quantile(values, np.linspace(0, 1, 500))
-    f1 = _f1(_first_error_hits(scores, labels, values).sum(0))[2]
-    return float(values[int(np.argmax(f1))])
+    return float(values[np.argmax(hit_rates(first_error_hits(scores, labels, values).sum(0))[2])])
+
+
+def first_error_hits(scores, labels, thresholds: Sequence[float]) -> np.ndarray:
+    """[traces, thresholds, 4] of 0/1: first error found, is erroneous, passed, is correct; summed, for `hit_rates`.
+
+    `scores`, `labels`, errors: as `first_error_rates`, for many thresholds at once.
+
+    >>> first_error_hits([[0.9, 0.2], [0.8, 0.9]], [[1, 0], [1, 1]], [0.5, 0.85])[:, :, 0].tolist()
+    [[1.0, 1.0], [0.0, 0.0]]
+    """
+    if len(scores) != len(labels) or not len(scores):
+        raise WorkbenchError(f"{len(scores)} scored traces and {len(labels)} labelled ones: one each, and at least one")
+    wrong, ends, given, told = [], [0], [], []
+    for i, (trace, marks) in enumerate(zip(scores, labels, strict=True)):
+        if len(trace) != len(marks) or not len(trace):
+            raise WorkbenchError(f"trace {i}: {len(trace)} scores and {len(marks)} labels: one each, and at least one")
+        marks = list(marks)
+        wrong.append(0 in marks)
+        end = marks.index(0) + 1 if wrong[-1] else len(marks)  # a later alarm is wrong whatever the scores there
+        given += trace[:end]
+        told += marks[:end]
+        ends.append(len(given))
+    wrong, ends = np.array(wrong), np.array(ends)
+    if not wrong.any() or wrong.all():
+        raise WorkbenchError("first-error F1 needs erroneous and correct traces, found one kind only")
+    score = _scored(given, told)[0]
+    # the first step under t is the first error if low < t <= high; a correct trace has none under t if t <= high
+    last = ends[1:][wrong] - 1
+    low = np.full(len(wrong), -np.inf)
+    low[wrong] = score[last]
+    score[last] = np.inf
+    high = np.minimum.reduceat(score, ends[:-1])
+    hit, wrong = (low[:, None] < thresholds) & (thresholds <= high[:, None]), wrong[:, None]
+    return np.stack(np.broadcast_arrays(hit & wrong, wrong, hit & ~wrong, ~wrong), axis=-1).astype(float)
+
+
+def hit_rates(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(found, passed, F1) of `first_error_hits` [..., 4] summed or averaged over traces; NaN where a kind is absent.
+
+    >>> [float(x) for x in hit_rates(np.array([1.0, 2.0, 1.0, 1.0]))]
+    [0.5, 1.0, 0.6666666666666666]
+    """
+    with np.errstate(all="ignore"):
+        found, passed = sums[..., 0] / sums[..., 1], sums[..., 2] / sums[..., 3]
+        both = found + passed
+        return found, passed, np.where(both == 0, 0.0, 2 * found * passed / both)
 
 
 @dataclass(frozen=True)
@@ -460,11 +516,7 @@ def _estimate(rows: np.ndarray, statistic: Callable, seeds: int, seed: int) -> E
         for start in range(0, DRAWS, chunk):
             picks = rng.integers(0, n, (min(chunk, DRAWS - start), n))
             drawn.append(statistic(rows[picks].mean(1)))
-    draws = np.concatenate(drawn)
-    low, high = np.quantile(draws[np.isfinite(draws)], [0.025, 0.975])
-    if high - low < 1e-12:  # one problem, or all alike: a zero width would claim certainty
-        return Estimate(value, None, None, n, seeds)
-    return Estimate(value, float(low), float(high), n, seeds)
+    return between(value, np.concatenate(drawn), n, seeds)
 
 
 class _Table:
@@ -539,47 +591,6 @@ def _scored(scores, labels) -> tuple[np.ndarray, np.ndarray]:
     if strange := {label for label in labels if label not in (0, 1)}:
         raise WorkbenchError(f"labels must be 0 or 1, found {_some(strange)}: drop masked steps first")
     return _column(scores), np.asarray(labels, int)
-
-
-def _first_error_hits(scores, labels, thresholds) -> np.ndarray:
-    """[traces, thresholds, 4] of 0/1: first error found, is erroneous, passed, is correct."""
-    if len(scores) != len(labels) or not len(scores):
-        raise WorkbenchError(f"{len(scores)} scored traces and {len(labels)} labelled ones: one each, and at least one")
-    wrong, ends, given, told = [], [0], [], []
-    for i, (trace, marks) in enumerate(zip(scores, labels, strict=True)):
-        if len(trace) != len(marks) or not len(trace):
-            raise WorkbenchError(
-                f"trace {i} has {len(trace)} scores and {len(marks)} labels: one each, and at least one"
-            )
-        marks = list(marks)
-        wrong.append(0 in marks)
-        end = marks.index(0) + 1 if wrong[-1] else len(marks)  # a later alarm is wrong whatever the scores there
-        given += trace[:end]
-        told += marks[:end]
-        ends.append(len(given))
-    wrong, ends = np.array(wrong), np.array(ends)
-    if not wrong.any() or wrong.all():
-        raise WorkbenchError("first-error F1 needs erroneous and correct traces, found one kind only")
-    score = _scored(given, told)[0]
-    # the first step under t is the first error if low < t <= high; a correct trace has none under t if t <= high
-    last = ends[1:][wrong] - 1
-    low = np.full(len(wrong), -np.inf)
-    low[wrong] = score[last]
-    score[last] = np.inf
-    high = np.minimum.reduceat(score, ends[:-1])
-    hit = (low[:, None] < thresholds) & (thresholds <= high[:, None])
-    out = np.zeros((*hit.shape, 4))
-    out[..., 1], out[..., 3] = wrong[:, None], ~wrong[:, None]
-    out[..., 0], out[..., 2] = hit & wrong[:, None], hit & ~wrong[:, None]
-    return out
-
-
-def _f1(sums: np.ndarray) -> tuple:
-    """(found, passed, F1) from sums or means over traces [..., 4]; NaN where a kind of trace is absent."""
-    with np.errstate(all="ignore"):
-        found, passed = sums[..., 0] / sums[..., 1], sums[..., 2] / sums[..., 3]
-        both = found + passed
-        return found, passed, np.where(both == 0, 0.0, 2 * found * passed / both)
 
 
 def _some(things: Iterable, limit: int = 3) -> str:

@@ -5,7 +5,7 @@ A format is a module with
     FIELDS            the fields that a row of this format has, and no other format has together
     key(row)          -> optional: rows that follow one another with the same key are read together
     read(rows, note)  -> yields Labelled; raises Reject for rows that cannot be used. `note(reason, i)` says that a part
-                         of row i is left out and the rest goes on
+                         of row i is left out, or not taken as it is, and the rest goes on
 
 `Rows` counts, validates and streams: it holds one group of rows at a time, and a bad row is listed, never fatal.
 """
@@ -20,6 +20,7 @@ import json
 import pkgutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from ..types import Labelled, Problem, Step, Trace, WorkbenchError
 LONGEST = 20_000  # characters of a problem or a step; longer is no step
 LONGEST_LINE = 1 << 24  # bytes of a line; longer is no row
 MOST = 1000  # steps of a chain, or children of a node; more are no chain
+MALFORMED = KeyError, TypeError, ValueError, AttributeError, IndexError  # what reading a row of another shape raises
 LISTED = 100  # rejected rows that are kept with their place; all are counted
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
 
@@ -116,16 +118,16 @@ class Rows:
                 try:
                     check(chain)
                 except Reject as why:
-                    self._reject(group[0][0], str(why))
+                    first, last = group[0][0], group[-1][0]
+                    self._reject(first if first == last else f"{first} to {last}", str(why))
                     continue
                 self.counts["chains"] += 1
                 self.counts["steps"] += len(chain.labels)
                 self.counts["labels"] += sum(x is not None for x in chain.labels)
                 yield chain
-        except Reject as why:
-            self._reject(group[0][0], str(why))
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            self._reject(group[0][0], f"not as the format has it ({type(error).__name__})")
+        except (Reject, *MALFORMED) as why:  # it is about all of them
+            for place, _ in group:
+                self._reject(place, _why(why))
 
     def _reject(self, place: str, reason: str) -> None:
         self.counts[f"rejected: {reason}"] += 1
@@ -226,6 +228,50 @@ def closed(body: str, answer: str | None, label: float | None) -> list[tuple[Ste
     """
     steps = [(Step(one_line(body)), label if answer is None or label != 0 else None)] if body.strip() else []
     return steps if answer is None else [*steps, (Step(one_line(answer), final=True), label)]
+
+
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, Reject) else f"not as the format has it ({type(error).__name__})"
+
+
+def merged(
+    known: Problem,
+    rows: list[dict],
+    rated: Callable[[dict, Callable[[str], None]], Iterable[tuple[tuple[Step, ...], float | None]]],
+    note: Callable[..., None],
+) -> Iterator[Labelled]:
+    """Rows about one problem, as the chains of one tree; a step that was rated more than once has the mean rating.
+
+    `rated(row, say)` gives (path, label) for the steps of a row, None for those that are there as context; `say` is
+    `note` for this row. A rating that differs from the first one of its step is noted. Only rows that follow one
+    another come here, so that memory is bounded by one problem's: a step that is rated again further on is another
+    group's, and nothing is averaged. A row that is bad costs no other row, and one without any rating is noted.
+
+    >>> def rated(row, say): return [((Step("a"),), row["x"])]
+    >>> [c.labels for c in merged(Problem("p", "t", "?", None), [{"x": 1.0}, {"x": 0.0}, {}], rated, print)]
+    ratings of one step that differ: the mean was taken 1
+    not as the format has it (KeyError) 2
+    [(0.5,)]
+    """
+    marks: dict[tuple[Step, ...], list[float]] = {}
+    for number, row in enumerate(rows):
+        try:
+            found = list(rated(row, partial(note, i=number)))
+        except (Reject, *MALFORMED) as why:
+            note(_why(why), number)
+            continue
+        if all(label is None for _, label in found):
+            note("no rating", number)
+        for path, label in found:
+            before = marks.setdefault(path, [])
+            if label is not None:
+                if before and label != before[0]:
+                    note("ratings of one step that differ: the mean was taken", number)
+                before.append(label)
+    nodes = {path: sum(given) / len(given) if given else None for path, given in marks.items()}
+    for chain in chains(known, nodes):
+        if any(label is not None for label in chain.labels):  # else context that leads nowhere
+            yield chain
 
 
 def chains(problem: Problem, nodes: dict[tuple[Step, ...], float | None]) -> Iterator[Labelled]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from ..types import Problem, Trace
+from ..types import Problem, ProblemError, Trace
 
 
 @runtime_checkable
@@ -23,3 +23,29 @@ class Verifier(Protocol):
     def score(self, items: Sequence[tuple[Problem, Trace]]) -> list[tuple[float | None, ...]]: ...
 
     def flops(self, prefix: float, new: float, head: bool = True) -> float: ...
+
+
+def score_all(
+    verifier: Verifier, items: Sequence[tuple[Problem, Trace]], progress: bool = False, batch: int = 64
+) -> list[tuple[float | None, ...]]:
+    """`score` of any number of chains, `batch` at a time, one score a step.
+
+    A problem that the verifier cannot serve (ProblemError) costs the other problems nothing: its chains of that batch
+    have None at every step.
+    """
+    from tqdm.auto import tqdm
+
+    out: list[tuple[float | None, ...]] = []
+    for begin in tqdm(range(0, len(items), batch), "judging", disable=not progress):
+        part, refused = items[begin : begin + batch], set()
+        while True:
+            live = [(problem, trace) for problem, trace in part if problem.id not in refused]
+            try:
+                scores = iter(verifier.score(live) if live else ())
+                break
+            except ProblemError as error:
+                if not error.problems.keys() <= {problem.id for problem, _ in live}:
+                    raise  # about nothing that was asked: it would be for ever
+                refused |= error.problems.keys()
+        out += [(None,) * len(trace.steps) if problem.id in refused else next(scores) for problem, trace in part]
+    return out

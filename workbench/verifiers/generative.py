@@ -7,8 +7,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from ..format import escape
+from ..models import load_model, placed
 from ..policies import Policy, Sampling, Want, bill, tokens_of
 from ..tasks import digest
 from ..types import Cost, Node, Problem, ProblemError, Step, Trace, WorkbenchError
@@ -113,6 +115,14 @@ class Generative:
         self.known: dict[Problem, Opinion] = {}
         self.critiques, self.unknown = 0, 0
         self.spent: list[tuple[Cost, ...]] = []
+
+    @classmethod
+    def load(cls, folder: str | Path, **more) -> Generative:
+        """A language model's checkpoint as the critic."""
+        from ..policies.local import LocalPolicy
+
+        model, tokenizer = load_model(folder)
+        return cls(LocalPolicy(placed(model), tokenizer), **more)
 
     def flops(self, prefix: float, new: float, head: bool = True) -> float:
         """What one question about a chain of prefix + new tokens costs if all critiques are as long as they may get: an

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from ..adapters import adapter_of, switched
 from ..format import Encoder
 from ..kv import Reader, core
-from ..models import Price, load_model
+from ..models import Price, load_model, placed
 from ..types import Problem, Trace, WorkbenchError
-from .prm import by_step, in_batches
+from .prm import by_step, in_batches, steps_of_tokens
 
 FORMS = {"step": "min", "cumulative": "last"}  # what a score is of -> the aggregate that suits it
 LOGITS = 1 << 27  # logits that are made at a time
@@ -36,14 +36,10 @@ def step_logsums(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """(rows, steps) log-prob of all tokens of every step; 0 in the columns past a row's last step."""
     model, ids, ends = core(model), batch["input_ids"], batch["ends"]
     hidden = model.base_model(input_ids=ids, attention_mask=batch["attention_mask"]).last_hidden_state
-    # The step that a token belongs to = how many steps ended before it; prompt tokens belong to none.
-    place = torch.arange(1, ids.shape[1], device=ids.device)  # token t is told by the state at t - 1
-    real = torch.arange(ends.shape[1], device=ids.device) < batch["steps"][:, None]
-    past = (place[None, :, None] > ends.masked_fill(~real, ids.shape[1])[:, None, :]).sum(-1)
-    inside = (place >= batch["start"][:, None]) & (past < batch["steps"][:, None])
+    step, inside = steps_of_tokens(batch)
     values = token_logprobs(model, hidden[:, :-1][inside], ids[:, 1:][inside])
     every = values.new_zeros(inside.shape).masked_scatter(inside, values)
-    return values.new_zeros(ends.shape).scatter_add(1, past.clamp(max=ends.shape[1] - 1), every)
+    return values.new_zeros(ends.shape).scatter_add(1, step, every)
 
 
 def step_logratios(model, reference, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -73,7 +69,7 @@ def implicit_loss(model, reference, batch: dict[str, torch.Tensor], beta: float 
     """Mean binary cross-entropy of sigmoid(beta * a chain's log-ratio) on its outcome (Yuan et al. 2024, CE form).
 
     The outcome is the label of a row's last step, hard or soft: rows as an outcome model's, `judged(outcome=True)`.
-    `reference` as for `step_logratios`; its forward pass is not in `fit`'s bill, which is three passes of `model`.
+    `reference` as for `step_logratios`; its forward pass is not in `fit`'s bill, which is of `model` alone.
     Errors: an outcome outside 0-1, unknown ones too. Left out: DPO, KTO and NCA forms.
 
         fit(model, rows, collate, lambda model, batch: implicit_loss(model, reference, batch), config, folder)
@@ -131,7 +127,9 @@ class Implicit:
 
     @classmethod
     def load(cls, folder: str | Path, reference: str | Path, **more) -> Implicit:
-        return cls(*load_model(folder), load_model(reference)[0], **more)
+        """Two checkpoints: what was trained, and what it was before."""
+        model, tokenizer = load_model(folder)
+        return cls(placed(model), tokenizer, placed(load_model(reference)[0]), **more)
 
     def flops(self, prefix: float, new: float, head: bool = True) -> float:
         """Of both models."""

@@ -13,7 +13,7 @@ from ..kv import Reader, core
 from ..models import Price, load_model
 from ..packing import read_trees
 from ..types import Problem, Trace
-from .prm import by_step, in_batches
+from .prm import by_step, in_batches, steps_of_tokens
 
 
 def step_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -25,15 +25,8 @@ def step_logprobs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     hidden = model.model(input_ids=ids, attention_mask=batch["attention_mask"]).last_hidden_state
     logits = model.lm_head(hidden[:, :-1]).float()
     token = logits.gather(-1, ids[:, 1:, None])[..., 0] - logits.logsumexp(-1)  # token t stands at t - 1
-    # The step that a token belongs to = how many steps ended before it; prompt tokens belong to none.
-    place = torch.arange(1, ids.shape[1], device=ids.device)
-    real = torch.arange(ends.shape[1], device=ids.device) < batch["steps"][:, None]
-    past = (place[None, :, None] > ends.masked_fill(~real, ids.shape[1])[:, None, :]).sum(-1)
-    inside = (place >= batch["start"][:, None]) & (past < batch["steps"][:, None])
-    worst = token.new_zeros(ends.shape).scatter_reduce(
-        1, past.clamp(max=ends.shape[1] - 1), token.masked_fill(~inside, 0.0), "amin"
-    )
-    return worst
+    step, inside = steps_of_tokens(batch)
+    return token.new_zeros(ends.shape).scatter_reduce(1, step, token.masked_fill(~inside, 0.0), "amin")
 
 
 def mean_logprobs(

@@ -11,7 +11,7 @@ from ..types import Problem, Trace, WorkbenchError
 class Oracle:
     """Scores 1.0 for a step that keeps the chain right, else 0.0; costs nothing and learns nothing.
 
-    `problems` carry the gold answers that a search is never shown.
+    `problems` carry the gold answers that a search is never shown. Errors: a task whose steps only people can judge.
 
     >>> p = tasks.get("arithmetic").parse("2+3")
     >>> Oracle([p]).score([(p.blind(), tasks.get("arithmetic").demonstration(p))])
@@ -22,6 +22,12 @@ class Oracle:
 
     def __init__(self, problems: Sequence[Problem]):
         self.problems = {p.id: p for p in problems}
+        for task, one in {p.task: p.id for p in problems}.items():
+            if task not in tasks.names() or not hasattr(tasks.get(task), "oracle"):
+                raise WorkbenchError(
+                    f"{one}: the task {task!r} has no step oracle, only people know: judge with a trained verifier, or "
+                    "take labels from rollouts or from people's rows"
+                )
 
     def flops(self, prefix: float, new: float, head: bool = True) -> float:
         return 0.0

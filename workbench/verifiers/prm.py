@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,8 +22,9 @@ from ..adapters import adapter_of, fast_dtype, four_bit, prepare, refuse_pickles
 from ..fit import Fit, Ordered, fit, reached
 from ..format import Encoder
 from ..kv import Reader, core
-from ..models import Need, Price, load_model, memory
+from ..models import Need, Price, load_model, memory, placed
 from ..packing import UNKNOWN, Judged, Store, collate, judged, mask_after_error, pack, read_trees  # noqa: F401
+from ..runs import hash_file
 from ..types import Cost, Labelled, Problem, ProblemError, Trace, WorkbenchError
 
 VERDICT = (" Yes", " No")  # the two tokens of a PRM that stays a language model
@@ -180,6 +181,19 @@ def by_step(verifier, items: Sequence[tuple[Problem, Trace]], judge, ahead: int)
     return scores
 
 
+def steps_of_tokens(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows, width - 1), for every token from the second on: the step it belongs to, and whether it belongs to one.
+
+    A token's step is how many steps ended before it; tokens of the prompt, and behind the last step, belong to none.
+    """
+    ids, ends = batch["input_ids"], batch["ends"]
+    place = torch.arange(1, ids.shape[1], device=ids.device)
+    real = torch.arange(ends.shape[1], device=ids.device) < batch["steps"][:, None]
+    past = (place[None, :, None] > ends.masked_fill(~real, ids.shape[1])[:, None, :]).sum(-1)
+    inside = (place >= batch["start"][:, None]) & (past < batch["steps"][:, None])
+    return past.clamp(max=ends.shape[1] - 1), inside
+
+
 def in_batches(verifier, items: Sequence[tuple[Problem, Trace]], judge) -> list[tuple[float, ...]]:
     """Chains of like length together through `judge(batch) -> (rows, steps)`, back in the order they came."""
     rows = []
@@ -324,6 +338,8 @@ def train(
         except WorkbenchError as error:
             why = f"no problem falls into the {config.held_out:g} that are held out: raise held_out, or set it to 0"
             raise WorkbenchError(why) from error
+    parts = ("train", "held-out") if config.held_out else ("train",)
+    hashes = {f"{part} rows": hash_file(folder / "rows" / part / "rows.bin")[:16] for part in parts}
     size = config.batch * config.accumulate * int(os.environ.get("WORLD_SIZE", 1))
     steps = config.steps or max(1, round(config.epochs * len(rows) / size))
     if counts and not reached(folder / "trainer"):
@@ -379,6 +395,8 @@ def train(
         check=check,
         log=log,
         progress=progress,
+        head=False,
+        of={**asdict(config), "base": str(base), **hashes},
     )
     learnt = {tasks.digest(tasks.plain(chain.problem.prompt)) for chain in part(False)}
     save(model, tokenizer, base, config, folder / "model", sorted(learnt))
@@ -421,7 +439,7 @@ def open_checkpoint(
     kind = "AutoModelForCausalLM" if said.get("head") == "verdict" else "AutoModelForTokenClassification"
     if not (folder / "adapter_config.json").exists():
         model, tokenizer = load_model(folder, kind)
-        return (model.cuda() if torch.cuda.is_available() else model), tokenizer
+        return placed(model), tokenizer
     from peft import PeftModel
     from transformers import AutoTokenizer
 
@@ -433,7 +451,7 @@ def open_checkpoint(
     quantised = said.get("method") == "qlora" if quantised is None else quantised
     more: dict = {"dtype": compute} | ({} if said.get("head") == "verdict" else {"num_labels": 1})
     if quantised:
-        more["quantization_config"] = four_bit(compute)
+        more |= four_bit(compute)
     model, _ = load_model(base, kind, **more)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prepare(model, tokenizer)
@@ -442,7 +460,7 @@ def open_checkpoint(
     if hasattr(model, "score"):
         model.score.float()
     model = PeftModel.from_pretrained(model, folder).eval()
-    return (model.cuda() if torch.cuda.is_available() and not quantised else model), tokenizer
+    return (model if quantised else placed(model)), tokenizer
 
 
 def save(model, tokenizer, base: str | Path, config: Training, out: Path, learnt: Sequence[int] = ()) -> None:
@@ -471,7 +489,7 @@ def open_base(base: str | Path, config: Training):
     if config.head == "linear":
         more["num_labels"] = 1
     if config.method == "qlora":
-        more["quantization_config"] = four_bit(dtype)
+        more |= four_bit(dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         kind = "AutoModelForTokenClassification" if config.head == "linear" else "AutoModelForCausalLM"

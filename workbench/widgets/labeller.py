@@ -227,8 +227,9 @@ class Session:
     def write(self, path: str | Path) -> int:
         """Write `rows` as JSON lines, over what was there; returns how many.
 
-        `stepdata.Rows` reads them back to the labels of `labelled`. A chain that it would not (a step that is empty,
-        or holds a channel tag or PRM800K's answer mark) is left out with a warning that says which and why.
+        `stepdata.Rows` reads them back to the labels of `labelled` (a chain that is no more than the beginning of the
+        next comes back as that one). A chain that it would not read (a step that is empty, or holds a channel tag or
+        PRM800K's answer mark) is left out with a warning that says which and why.
         """
         path = Path(path)
         if self.path and path.resolve() == self.path.resolve():
@@ -589,17 +590,10 @@ else:
         _esm = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
         _css = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
         state = traitlets.Dict().tag(sync=True)
-        keymap = traitlets.List([list(pair) for pair in KEYS.items()]).tag(
-            sync=True
-        )  # a script's objects keep no order
+        # a list, since a script's objects keep no order
+        keymap = traitlets.List([list(pair) for pair in KEYS.items()]).tag(sync=True)
 
-        def __init__(
-            self,
-            items: Iterable[Labelled | tuple[Problem, Trace]],
-            journal: str | Path | None = None,
-            labeller: str = "",
-            stop_at_error: bool | None = None,
-        ):
+        def __init__(self, items, journal=None, labeller="", stop_at_error=None):
             self.session = Session(items, journal, labeller, stop_at_error)
             super().__init__(state=self.session.view())
             self.on_msg(self._hear)
