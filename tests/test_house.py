@@ -21,7 +21,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A file imports only from lines above its own. Inside one package, members may import each other.
 FLOORS = (
     ("F0", "types"),
-    ("F1", "format grading runs"),
+    ("F1", "format grading runs watch"),
     ("F1", "tasks"),
     ("F1", "smollm2"),
     ("F1", "models"),
@@ -32,13 +32,15 @@ FLOORS = (
     ("F3", "labels verifiers"),
     ("F3", "search"),
     ("F3", "trees"),
-    ("F4", "sft flywheel rl steiner"),
+    ("F4", "sft"),
+    ("F4", "flywheel rl steiner"),
     ("F5", "evaluate"),
     ("F5", "pipeline"),
     ("F6", "scaling"),
     ("F6", "judging"),
     ("F6", "claims"),
-    ("F7", "plots widgets"),
+    ("F7", "plots"),
+    ("F7", "widgets"),
     ("F8", "doctor"),
     ("F8", "series"),
     ("F8", "gallery"),
@@ -47,7 +49,7 @@ FLOORS = (
 FLOOR = {unit: number for number, (_, units) in enumerate(FLOORS) for unit in units.split()}
 # what runs when a figure is drawn again or a finished series is looked at must not wait for torch
 LIGHT = (
-    "types format grading runs tasks select search trees scaling judging claims plots doctor series gallery".split()
+    "types format grading runs watch tasks select search trees scaling judging claims plots doctor series gallery".split()
     + ["__main__"]
 )
 

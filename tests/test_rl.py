@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -12,12 +13,14 @@ from workbench import rl
 from workbench.fit import Fit, optimiser
 from workbench.policies import Sampling, Want
 from workbench.policies.local import LocalPolicy
-from workbench.rl import GRPO, advantages, clipped_loss
+from workbench.rl import RL, Batch, Earned, centred, clipped_loss, leave_one_out, normalised, token_weights
 from workbench.runs import Run
 from workbench.tasks import get
 from workbench.types import Node, Problem, Step, Trace, WorkbenchError
 
-CONFIG = GRPO(4, (), 3, 4, updates=2, lr=1e-3, muon_lr=1e-2, step_tokens=12, chain_tokens=30, check_every=2)
+CONFIG = RL(
+    steps=4, prompts=3, group=4, updates=2, lr=1e-3, muon_lr=1e-2, step_tokens=12, chain_tokens=30, check_every=2
+)
 ONE = replace(CONFIG, updates=1)
 
 
@@ -40,24 +43,33 @@ def adam(policy, lr=1e-3):
 
 
 def test_advantages_by_hand():
-    """Bugs: a mean over the batch in place of the group; the n - 1 deviation; a uniform group that is not silent."""
+    """Bugs: a mean over the batch in place of the group; a uniform group that is not silent."""
     rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [2.0, 4.0, 2.0, 4.0], [0.7, 0.7, 0.7, 0.7]])
-    third = math.sqrt(3)
-    want = [[third, -1 / third, -1 / third, -1 / third], [-1.0, 1.0, -1.0, 1.0], [0.0] * 4]
-    assert advantages(rewards).tolist() == [pytest.approx(row, abs=1e-5) for row in want]
-    assert advantages(rewards)[2].tolist() == [0.0] * 4, "exactly 0: rounding must not become an advantage of 1"
+    middle = [[0.75, -0.25, -0.25, -0.25], [-1.0, 1.0, -1.0, 1.0], [0.0] * 4]
+    spread = [0.5, math.sqrt(4 / 3), 1.0]
+    for found, scale in (
+        (centred(rewards), [1.0] * 3),
+        (leave_one_out(rewards), [3 / 4] * 3),
+        (normalised(rewards), [s + 1e-4 for s in spread]),
+    ):
+        for row, want, s in zip(found.tolist(), middle, scale, strict=True):
+            assert row == pytest.approx([w / s for w in want], abs=1e-5)
+        assert found[2].tolist() == [0.0] * 4, "exactly 0: rounding must not become an advantage"
 
 
-def test_a_group_of_one_is_refused():
+@pytest.mark.parametrize("advantages", [centred, normalised, leave_one_out])
+def test_a_group_of_one_is_refused(advantages):
     """Bug: one-sample groups give NaN."""
     with pytest.raises(WorkbenchError, match="group of one"):
         advantages(torch.ones(5, 1))
+    with pytest.raises(WorkbenchError, match="group of one"):
+        replace(CONFIG, group=1)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_reward_that_is_no_number_is_refused(bad):
     with pytest.raises(WorkbenchError, match="reward is not a finite number"):
-        advantages(torch.tensor([[1.0, bad]]))
+        normalised(torch.tensor([[1.0, bad]]))
 
 
 # --- rewards ------------------------------------------------------------------------------------------------------
@@ -65,6 +77,8 @@ def test_a_reward_that_is_no_number_is_refused(bad):
 
 class Flat:
     """A verifier that likes every step equally well."""
+
+    aggregate = "min"
 
     def __init__(self, encoder):
         self.encoder = encoder
@@ -86,18 +100,23 @@ def test_unfinished_chains_earn_nothing(encoder):
     for reward, want in (
         (rl.outcome, 1.0),
         (rl.process(Flat(encoder), "sum"), 1.25),
-        (rl.process(Flat(encoder)), 0.25),
+        (rl.process(Flat(encoder), "outcome"), 0.25),
+        (rl.process(Flat(encoder), "difference"), 0.25),
     ):
-        assert reward(items)[0] == [want, 0.0, 0.0, 0.0, 0.0]
+        assert reward(items).totals() == [want, 0.0, 0.0, 0.0, 0.0]
     wrong = Trace((Step("1+1=2"), Step("2", final=True)))
-    assert rl.outcome([(p, wrong)])[0] == [0.0] and rl.process(Flat(encoder), "sum")([(p, wrong)])[0] == [0.75]
+    assert rl.outcome([(p, wrong)]).totals() == [0.0]
+    assert rl.process(Flat(encoder), "sum")([(p, wrong)]).totals() == [0.75]
 
 
 def test_what_a_process_reward_costs(policy, encoder, sums):
     """Bug: the verifier's compute in training goes uncounted."""
     items = chains(policy, sums[:2])
-    cost = rl.process(Flat(encoder))(items)[1]
-    assert cost.judged == sum(policy.prompt_tokens(p, Node((0,), trace.steps)) for p, trace in items)
+    closed = [(p, trace) for p, trace in items if trace.stop == "answer"]
+    items += [(p, replace(trace, stop="length")) for p, trace in items]
+    cost = rl.process(Flat(encoder))(items).cost
+    assert closed, "those that did not close are not read"
+    assert cost.judged == sum(policy.prompt_tokens(p, Node((0,), trace.steps)) for p, trace in closed)
     assert cost.verifier_flops == 2.0 * cost.judged and cost.sampled == 0
 
 
@@ -125,10 +144,13 @@ def slow_loss(new, old, advantage, mask, clip):
 
 def test_clipped_loss_by_hand():
     """One token each: a gain that is clipped, a loss that must not be, and one inside the range."""
-    new = torch.log(torch.tensor([[1.5], [1.5], [0.5], [0.5], [1.1]]))
+    new = torch.log(torch.tensor([1.5, 1.5, 0.5, 0.5, 1.1]))
     advantage = torch.tensor([1.0, -1.0, 1.0, -1.0, 2.0])
+    weight = token_weights([1] * 5, "response")
     want = -(1.2 - 1.5 + 0.5 - 0.8 + 2.2) / 5
-    assert clipped_loss(new, torch.zeros(5, 1), advantage, torch.ones(5, 1), 0.2).item() == pytest.approx(want)
+    assert clipped_loss(new, torch.zeros(5), advantage, weight).item() == pytest.approx(want)
+    higher = -(1.28 - 1.5 + 0.5 - 0.8 + 2.2) / 5
+    assert clipped_loss(new, torch.zeros(5), advantage, weight, high=0.28).item() == pytest.approx(higher)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -138,21 +160,26 @@ def test_clipped_loss_against_a_slow_specification(seed):
     new, old = (-torch.rand(6, 9, generator=g) * 2 for _ in range(2))
     advantage = torch.randn(6, generator=g)
     lengths = torch.randint(1, 10, (6,), generator=g)
-    mask = (torch.arange(9) < lengths[:, None]).float()
-    got = clipped_loss(new, old, advantage, mask, 0.3)
+    mask = torch.arange(9) < lengths[:, None]
+    flat = new[mask], old[mask], torch.repeat_interleave(advantage, lengths)
+    got = clipped_loss(*flat, token_weights(lengths.tolist(), "response"), 0.3, 0.3)
     assert got.item() == pytest.approx(slow_loss(*(x.tolist() for x in (new, old, advantage, mask)), 0.3), abs=1e-6)
-    halves = [clipped_loss(new[i], old[i], advantage[i], mask[i], 0.3, divisor=6) for i in (slice(4), slice(4, 6))]
-    assert sum(halves).item() == pytest.approx(got.item(), abs=1e-6), "parts of a batch add up to the batch"
 
 
 def test_the_gradient_of_a_clipped_gain_is_zero():
     """Bug: a ratio past the clip goes on being pushed."""
-    new = torch.log(torch.tensor([[1.5, 1.0], [0.5, 1.0]])).requires_grad_()
-    clipped_loss(new, torch.zeros(2, 2), torch.tensor([1.0, -1.0]), torch.ones(2, 2)).backward()
-    assert new.grad[:, 0].tolist() == [0.0, 0.0] and new.grad[:, 1].abs().min() > 0
+    new = torch.log(torch.tensor([1.5, 1.0, 0.5, 1.0])).requires_grad_()
+    clipped_loss(new, torch.zeros(4), torch.tensor([1.0, 1.0, -1.0, -1.0]), torch.ones(4)).backward()
+    assert new.grad[[0, 2]].tolist() == [0.0, 0.0] and new.grad[[1, 3]].abs().min() > 0
 
 
-def gradients(policy, items, advantage, rows=128):
+def batch_of(policy, items, advantage, group=4):
+    batch = Batch.of(policy, items, group)
+    batch.advantage = batch.spread(torch.as_tensor(advantage).tolist())
+    return batch
+
+
+def gradients(policy, items, advantage, config=ONE, group=4):
     """What `update` hands the optimiser for these chains, before the norm is clipped away by a step."""
     grads = {}
 
@@ -160,7 +187,9 @@ def gradients(policy, items, advantage, rows=128):
         def step(self, closure=None):
             grads.update({n: p.grad.clone() for n, p in policy.model.named_parameters()})
 
-    stats = rl.update(policy, Keep(policy.model.parameters(), lr=0.0), items, advantage, ONE, rows)
+    stats = rl.update(
+        policy, Keep(policy.model.parameters(), lr=0.0), batch_of(policy, items, advantage, group), config
+    )
     return grads, stats
 
 
@@ -170,12 +199,11 @@ def test_padding_does_not_change_the_loss(learner, sums):
     assert len({len(learner.encoder.prompt(p.prompt)) for p, _ in items}) > 1
     assert len({trace.tokens for _, trace in items}) > 3
     advantage = torch.randn(len(items), generator=torch.Generator().manual_seed(0))
-    whole, stats = gradients(learner, items, advantage)
-    for rows in (1, 5):
-        parts, more = gradients(learner, items, advantage, rows)
+    whole, stats = gradients(learner, items, advantage, group=3)
+    for rows, capacity in ((1, 512), (100, 512), (1, 1), (4096, 40)):
+        parts, more = gradients(learner, items, advantage, replace(ONE, rows=rows, capacity=capacity), group=3)
         assert all(torch.allclose(whole[n], parts[n], atol=2e-6, rtol=1e-3) for n in whole)
         assert more["loss"] == pytest.approx(stats["loss"], abs=1e-5)
-        assert more["trained"] < stats["trained"]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -183,9 +211,9 @@ def test_the_first_ratio_is_one(learner, sums, temperature):
     """Bug: sampled at one temperature, trained at another: ratios of 2 on the first step."""
     items = chains(learner, sums, temperature=temperature)
     config = replace(ONE, temperature=temperature)
-    stats = rl.update(learner, adam(learner), items, torch.ones(len(items)), config)
+    stats = rl.update(learner, adam(learner), batch_of(learner, items, torch.ones(len(items))), config)
     assert stats["ratio_max"] < 1e-3 and stats["clipped"] == 0
-    again = rl.update(learner, adam(learner), items, torch.ones(len(items)), config)
+    again = rl.update(learner, adam(learner), batch_of(learner, items, torch.ones(len(items))), config)
     assert again["ratio_max"] > 1e-3, "the policy has moved, so the ratio must show it"
 
 
@@ -193,7 +221,7 @@ def test_the_loss_is_the_policy_gradient(learner, sums):
     """Against the plain estimator: at a ratio of 1 the gradient is -A x grad log p, a mean over tokens, then chains."""
     items = chains(learner, sums[:2], group=2)
     advantage = torch.tensor([1.0, -0.5, 2.0, 0.0])
-    got, _ = gradients(learner, items, advantage)
+    got, _ = gradients(learner, items, advantage, group=2)
     learner.model.zero_grad()
     total = 0.0
     for (p, trace), a in zip(items, advantage.tolist(), strict=True):
@@ -211,7 +239,7 @@ def test_uniform_groups_change_nothing(learner, sums):
     """Bug: an all-equal group dilutes the batch, or momentum moves the weights where nothing was learnt."""
     items, before = chains(learner, sums[:2]), copy.deepcopy(learner.model.state_dict())
     optimizer = adam(learner)
-    stats = rl.update(learner, optimizer, items, torch.zeros(len(items)), CONFIG)
+    stats = rl.update(learner, optimizer, batch_of(learner, items, torch.zeros(len(items))), CONFIG)
     assert stats["loss"] is None and stats["trained"] == 0 and stats["training_flops"] == 0
     assert all(torch.equal(v, before[k]) for k, v in learner.model.state_dict().items())
     mixed = torch.tensor([0.0] * 4 + [1.0, -0.5, 2.0, -1.0])
@@ -223,22 +251,18 @@ def test_uniform_groups_change_nothing(learner, sums):
     assert cosine > 0.9999, "the direction is that of the group that has something to teach"
 
 
-def test_several_updates_use_every_chain_once(learner, sums):
+def test_several_updates_use_every_chain_once(learner, sums, monkeypatch):
     """Bug: with more than one update a step, chains are dropped or seen twice."""
-    items = chains(learner, sums[:2])
-    once, twice = (GRPO(updates=n, lr=0.0) for n in (1, 2))
-    advantage = torch.tensor([1.0, -1.0, 0.0, 1.0, -1.0, 1.0, -1.0, 0.5])
-    seen = []
-    original = rl._batch
-    for config in (once, twice):
-        found = []
-        rl._batch = lambda policy, part, found=found: (found.extend(map(id, part)), original(policy, part))[1]
-        try:
-            rl.update(learner, adam(learner, 0.0), items, advantage, config)
-        finally:
-            rl._batch = original
-        seen.append(sorted(found))
-    assert seen[0] == seen[1] == sorted(id(item) for i, item in enumerate(items) if advantage[i])
+    items = chains(learner, sums[:3])
+    advantage = torch.tensor([1.0, -1.0, 0.0, 1.0, -1.0, 1.0, -1.0, 0.5, 0.0, 0.0, 0.0, 2.0])
+    found, original = [], rl.see
+    monkeypatch.setattr(
+        rl, "see", lambda model, rows, t: (found.extend(i for r in rows for i in r.chains), original(model, rows, t))[1]
+    )
+    for n in (1, 2, 3, 9):
+        found.clear()
+        rl.update(learner, adam(learner, 0.0), batch_of(learner, items, advantage), replace(CONFIG, updates=n))
+        assert sorted(found) == [i for i in range(12) if advantage[i]]
 
 
 # --- the run ------------------------------------------------------------------------------------------------------
@@ -250,7 +274,8 @@ class Killed(BaseException):
 
 def length(items):
     """A reward that any policy can win: the more digits the better. It never agrees on a whole group for long."""
-    return [float(sum(c.isdigit() for s in t.steps for c in s.text)) for _, t in items], rl.Cost(judged=len(items))
+    digits = [float(sum(c.isdigit() for s in t.steps for c in s.text)) for _, t in items]
+    return Earned(digits, cost=rl.Cost(judged=len(items)))
 
 
 def train(policy, folder, reward=length, config=CONFIG, held_out=()):
@@ -278,7 +303,7 @@ def test_exact_resume(straight, micro, tokenizer, sums, tmp_path, killed_in):
     calls = [0]
 
     def dies(items):
-        calls[0] += 1
+        calls[0] += len(items) == 12  # not a check's
         if calls[0] == killed_in:
             raise Killed
         return length(items)
@@ -286,9 +311,11 @@ def test_exact_resume(straight, micro, tokenizer, sums, tmp_path, killed_in):
     with pytest.raises(Killed):
         train(LocalPolicy(copy.deepcopy(micro), tokenizer), tmp_path / "run", dies, held_out=sums)
     policy = LocalPolicy(copy.deepcopy(micro), tokenizer)  # another process, which knows the start only
-    resumed, calls = [], [0]
-    history = train(policy, tmp_path / "run", lambda items: (resumed.append(1), length(items))[1], held_out=sums)
-    assert len(resumed) == (2 if killed_in > 2 else 4), "it goes on from the last checkpoint, not from the start"
+    resumed = []
+    history = train(
+        policy, tmp_path / "run", lambda items: (resumed.append(len(items) == 12), length(items))[1], held_out=sums
+    )
+    assert sum(resumed) == (2 if killed_in > 2 else 4), "it goes on from the last checkpoint, not from the start"
     assert timeless(history) == timeless(straight[0])
     assert timeless(Run.open(tmp_path / "run", {"config": CONFIG}).read("history")) == timeless(straight[0])
     assert all(torch.equal(v, straight[1][k]) for k, v in policy.model.state_dict().items())
@@ -308,6 +335,45 @@ def test_a_run_killed_between_history_and_checkpoint(straight, micro, tokenizer,
 
 def _die():
     raise Killed
+
+
+def test_killed_ten_times_at_random(micro, tokenizer, sums, tmp_path, monkeypatch):
+    """In a rollout, a pass of the update, between two files or in the checkpoint: the same bits in the end."""
+    config = replace(CONFIG, steps=8, prompts=2, check_every=1)
+    whole = LocalPolicy(copy.deepcopy(micro), tokenizer)
+    straight = train(whole, tmp_path / "whole", config=config, held_out=sums[:2])
+    left, killed, rng = [math.inf], 0, random.Random(0)
+
+    def tock():
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+
+    def tick(call):
+        def ticking(*args, **kwargs):
+            tock()
+            out = call(*args, **kwargs)
+            tock()
+            return out
+
+        return ticking
+
+    for place, name in ((rl, "drive"), (rl, "see"), (rl, "save_state"), (Run, "append"), (Run, "rewind")):
+        monkeypatch.setattr(place, name, tick(getattr(place, name)))
+    for _ in range(10):
+        left[0] = rng.randrange(1, 30)
+        try:
+            train(LocalPolicy(copy.deepcopy(micro), tokenizer), tmp_path / "run", config=config, held_out=sums[:2])
+        except Killed:
+            killed += 1
+    left[0] = math.inf
+    policy = LocalPolicy(copy.deepcopy(micro), tokenizer)
+    history = train(policy, tmp_path / "run", config=config, held_out=sums[:2])
+    assert killed == 10 and timeless(history) == timeless(straight)
+    assert all(torch.equal(v, whole.model.state_dict()[k]) for k, v in policy.model.state_dict().items())
+    for name in ("history", "checks"):
+        one, other = (Run.existing(tmp_path / folder).read(name) for folder in ("whole", "run"))
+        assert timeless(one) == timeless(other)
 
 
 def test_the_history_tells_proxy_and_truth(straight, sums):
@@ -339,3 +405,296 @@ def test_the_seed_is_the_data(micro, tokenizer, straight, sums, tmp_path):
     other = replace(CONFIG, seed=1)
     history = train(LocalPolicy(copy.deepcopy(micro), tokenizer), tmp_path / "run", config=other)
     assert history[1]["proxy"] != straight[0][1]["proxy"] and history[1]["proxy"] != straight[0][2]["proxy"]
+
+
+# --- steps, mixtures, values --------------------------------------------------------------------------------------
+
+
+def test_step_advantages_by_hand():
+    """Bugs: the whole chain's sum for every step; a baseline with the chain's own return in it."""
+    rewards = [[1.0, 0.0, 2.0], [0.5, 0.5], [4.0]]
+    returns = [[3.0, 2.0, 2.0], [1.0, 0.5, 0.0], [4.0, 0.0, 0.0]]
+    want = [[3 - 5 / 2, 2 - 0.5 / 2, 2.0], [1 - 7 / 2, 0.5 - 2 / 2], [4 - 4 / 2]]
+    assert rl.step_advantages(rewards, 3) == want
+    real = torch.tensor([x for row, r in zip(returns, rewards, strict=True) for x in row[: len(r)]])
+    scaled = rl.step_advantages(rewards, 3, scale=True)
+    assert scaled[0] == pytest.approx([x / (real.std().item() + 1e-4) for x in want[0]], abs=1e-5)
+    assert rl.step_advantages([[0.3]] * 3, 3) == [[pytest.approx(0.0)]] * 3
+    with pytest.raises(WorkbenchError, match="finite"):
+        rl.step_advantages([[float("nan")], [1.0]], 2)
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (0.99, 1.0), (0.5, 0.0)])
+def test_gae_is_its_definition(gamma, lam):
+    """Against the double sum of the paper, and at lam = 1 the return minus the value."""
+    g = torch.Generator().manual_seed(3)
+    rewards, values = torch.randn(7, generator=g), torch.randn(7, generator=g)
+    after = torch.cat([values[1:], torch.zeros(1)])
+    delta = rewards + gamma * after - values
+    want = [sum((gamma * lam) ** k * delta[t + k] for k in range(7 - t)) for t in range(7)]
+    advantage, returns = rl.gae(rewards, values, gamma, lam)
+    assert torch.allclose(advantage, torch.stack(want), atol=1e-5)
+    assert torch.allclose(returns, advantage + values)
+    if lam == 1:
+        exact = [sum(gamma**k * rewards[t + k] for k in range(7 - t)) for t in range(7)]
+        assert torch.allclose(returns, torch.stack(exact), atol=1e-5)
+
+
+def test_credit_lands_on_its_step(learner, sums):
+    """Bug: a step's advantage is given to its neighbour's tokens."""
+    items = chains(learner, sums[:1])
+    batch = Batch.of(learner, items, 4)
+    steps = [[float(10 * i + s) for s in range(len(t.steps))] for i, (_, t) in enumerate(items)]
+    rl.advantages(batch, Earned([0.0] * 4, steps), replace(ONE, variant="dr_grpo"))
+    at = 0
+    for (_, trace), row in zip(items, rl.step_advantages(steps, 4), strict=True):
+        for step, want in zip(trace.steps, row, strict=True):
+            assert batch.advantage[at : at + len(step.ids)].tolist() == pytest.approx([want] * len(step.ids), rel=1e-5)
+            at += len(step.ids)
+    assert at == len(batch.advantage)
+
+
+def test_a_mixture_adds_chains_and_steps(encoder):
+    p = Problem("p", "arithmetic", "1+1", "2")
+    right = Trace((Step("1+1=2"), Step("2", final=True)))
+    items = [(p, right), (p, replace(right, stop="cut"))]
+    both = rl.mixture((2.0, rl.process(Flat(encoder), "sum")), (0.5, rl.outcome), (1.0, rl.formatted))(items)
+    assert both.chains == [1.5, 0.0] and both.steps == [[1.0, 0.5], [0.0, 0.0]] and both.totals() == [3.0, 0.0]
+    assert both.cost.judged > 0
+    assert rl.mixture((2.0, rl.outcome))(items).steps is None
+
+
+def test_the_forms_of_process_reward():
+    """Bug: a chain makes up for a bad step with good ones, in the forms that forbid it."""
+    good, padded = [0.9, 0.8], [0.9, 0.8, 0.9, 0.9]
+    total = {form: [sum(rl.rewards.credit(form, s)) for s in (good, padded)] for form in ("sum", "min", "difference")}
+    assert total["sum"][1] > total["sum"][0] + 1
+    assert total["min"][1] == pytest.approx(total["min"][0], abs=0.05) and total["min"][0] == pytest.approx(
+        0.83, abs=0.02
+    )
+    assert total["difference"] == pytest.approx([0.8, 0.9])
+
+
+@pytest.mark.parametrize(
+    ("reward", "why"),
+    [
+        (lambda items: Earned([0.0]), "1 numbers for 12 chains"),
+        (lambda items: Earned([math.nan] * len(items)), "is nan"),
+        (lambda items: Earned([0.0] * len(items), [[1.0]] * len(items)), "every step"),
+        (lambda items: 1 / 0, "ZeroDivisionError"),
+    ],
+)
+def test_a_bad_reward_stops_the_run_and_names_itself(learner, tmp_path, reward, why):
+    """Bugs: an exception becomes a reward of 0; NaN reaches the weights."""
+    before = copy.deepcopy(learner.model.state_dict())
+    with pytest.raises(WorkbenchError, match=why) as told:
+        train(learner, tmp_path / "run", reward)
+    assert "step 1:" in str(told.value) and "goes on from step 0" in str(told.value)
+    assert all(torch.equal(v, before[k]) for k, v in learner.model.state_dict().items())
+
+
+def test_a_loss_that_diverges_keeps_the_last_checkpoint(straight, micro, tokenizer, tmp_path, monkeypatch):
+    original = rl.clipped_loss
+    calls = [0]
+
+    def bursts(*args, **more):
+        calls[0] += 1
+        return original(*args, **more) * (math.inf if calls[0] > 5 else 1.0)
+
+    monkeypatch.setattr(rl, "clipped_loss", bursts)
+    with pytest.raises(WorkbenchError, match="not finite.*goes on from step 2"):
+        train(LocalPolicy(copy.deepcopy(micro), tokenizer), tmp_path / "run")
+    monkeypatch.undo()
+    policy = LocalPolicy(copy.deepcopy(micro), tokenizer)
+    train(policy, tmp_path / "run")
+    assert all(torch.equal(v, straight[1][k]) for k, v in policy.model.state_dict().items())
+
+
+@pytest.mark.parametrize("variant", ["rloo", "dr_grpo", "dapo", "ppo"])
+def test_every_variant_learns(micro, tokenizer, tmp_path, variant):
+    """Bug: a sign or a mask in one of them. After some steps the policy writes more digits than before."""
+    config = replace(
+        CONFIG, variant=variant, steps=8, prompts=8, group=8, lr=3e-3, muon_lr=0.02, check_every=50, refills=1
+    )
+    policy = LocalPolicy(copy.deepcopy(micro), tokenizer)
+    history = train(policy, tmp_path / "run", config=config)
+    proxy = [row["proxy"] for row in history[1:]]
+    assert sum(proxy[-2:]) / 2 > sum(proxy[:2]) / 2 + 1
+    assert not hasattr(policy.model, "value_head")
+
+
+def test_uniform_groups_are_refilled(micro, tokenizer, tmp_path):
+    """DAPO: groups that are all alike are replaced; what they cost is billed."""
+
+    def lucky(items):
+        groups = [items[i : i + 4] for i in range(0, len(items), 4)]
+        return Earned([float(i == 0 and sum(map(ord, g[0][0].prompt)) % 2) for g in groups for i in range(4)])
+
+    config = replace(CONFIG, variant="dapo", steps=1, prompts=6, refills=4)
+    policy = LocalPolicy(copy.deepcopy(micro), tokenizer)
+    rolled = rl.roll_out(policy, "arithmetic", lucky, config, 0)
+    assert 0 < len(rolled.names) <= 6 and len(rolled.chains) > 24 and 0 < rolled.uniform < 1
+    kept = [rolled.earned.chains[i : i + 4] for i in range(0, len(rolled.items), 4)]
+    assert all(sum(group) == 1 for group in kept)
+    assert rolled.cost.sampled == sum(chain["tokens_per_chain"] for chain in rolled.chains)
+
+
+def test_ppo_learns_values(learner, sums):
+    """The value head moves towards the returns; advantages have no mean."""
+    config = replace(ONE, variant="ppo", group=2)
+    rl.value_head(learner.model, config)
+    items = chains(learner, sums[:4], group=2)
+    reward = Earned([1.0] * len(items))
+    optimizer = optimiser(learner.model, Fit(lr=1e-2, weight_decay=0.0))
+    misses = []
+    for _ in range(5):
+        batch = Batch.of(learner, items, 2)
+        _, values = rl.look(learner.model, batch, config, rl.Meter(learner.config))
+        rl.advantages(batch, reward, config, values)
+        assert abs(batch.advantage.mean().item()) < 1e-5
+        misses.append((values - 1.0).square().mean().item())
+        rl.update(learner, optimizer, batch, config)
+    assert misses[0] == pytest.approx(1.0) and misses[-1] < 0.7 * misses[0]
+
+
+def test_a_lagging_sampler_is_corrected(learner, micro, tokenizer, sums, tmp_path):
+    """Bug: chains of other weights are learnt from as if they were the policy's own."""
+    with torch.no_grad():
+        for p in learner.model.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    behind, seen = LocalPolicy(micro, tokenizer), []
+    original = rl.update
+    run = Run.open(tmp_path / "run", {})
+    try:
+        rl.update = lambda policy, optimizer, batch, *more: (
+            seen.append(batch),
+            original(policy, optimizer, batch, *more),
+        )[1]
+        history = rl.train(learner, "arithmetic", length, replace(ONE, steps=1), run, progress=False, sampler=behind)
+    finally:
+        rl.update = original
+    [batch] = seen
+    assert batch.trust.max() <= 2.0 and batch.trust.std() > 0.05 and history[1]["ratio_max"] < 1e-3
+    exact = torch.tensor([v for _, t in batch.items for s in t.steps for v in s.logprobs])
+    assert torch.allclose(batch.trust, (batch.old - exact).exp().clamp(max=2.0), atol=1e-4)
+
+
+def test_a_kl_holds_the_policy(micro, tokenizer, tmp_path):
+    """Bug: the wrong sign of the KL, or none. k1 is paid in the reward, k3 in the loss."""
+    away = {}
+    for name, kl, form in (("free", 0.0, "k3"), ("k3", 1.0, "k3"), ("k1", 1.0, "k1")):
+        policy = LocalPolicy(copy.deepcopy(micro), tokenizer)
+        config = replace(CONFIG, kl=kl, kl_form=form, steps=6, prompts=6, updates=2, lr=3e-3, check_every=50)
+        run = Run.open(tmp_path / name, {})
+        history = rl.train(policy, "arithmetic", length, config, run, progress=False, reference=copy.deepcopy(micro))
+        items = chains(policy, get("arithmetic").load("valid", 6, 0, 2))
+        batch, meter = Batch.of(policy, items, 4), rl.Meter(policy.config)
+        away[name] = (batch.old - rl.look(micro, batch, config, meter)[0]).mean().item()
+    assert history[-1]["step"] == 6
+    assert away["k3"] < 0.7 * away["free"] and away["k1"] < away["free"]
+    with pytest.raises(WorkbenchError, match="no adapter to switch off"):
+        train(LocalPolicy(copy.deepcopy(micro), tokenizer), tmp_path / "none", config=replace(CONFIG, kl=1.0))
+
+
+def test_a_curriculum_goes_where_groups_disagree():
+    rows = [{"levels": {"1": [50, 50], "2": [25, 50], "3": [0, 50]}}]
+    config = replace(CONFIG, levels=(1, 2, 3), curriculum=True, prompts=20)
+    count = {level: sum(p.level == level for p in rl.choose("arithmetic", config, 1, rows)) for level in (1, 2, 3)}
+    assert count == {1: 2, 2: 15, 3: 3} or count == {1: 3, 2: 15, 3: 2}
+    even = {level: sum(p.level == level for p in rl.choose("arithmetic", config, 1)) for level in (1, 2, 3)}
+    assert sorted(even.values()) == [6, 7, 7], "nothing is known yet"
+
+
+def test_the_alarm_names_a_hack(micro, tokenizer, tmp_path):
+    """A deliberate hack: digits are paid, and the truth falls. A quiet run raises nothing."""
+    from workbench import watch
+
+    n = 40
+    quiet = [{"step": s, "proxy": [0.1 * s] * n, "true": [float(i % 2) for i in range(n)]} for s in range(3)]
+    assert watch.alarm(quiet) is None
+    hacked = [*quiet, {"step": 3, "proxy": [1.0] * n, "true": [0.0] * n}]
+    found = watch.alarm(hacked)
+    assert (found.since, found.step) == (0, 3) and "reward hacking: from step 0 to 3" in str(found)
+    assert watch.alarm([{**row, "proxy": row["proxy"][:9], "true": row["true"][:9]} for row in hacked]) is None, (
+        "too few"
+    )
+
+
+def test_empty_and_endless_chains(learner, sums):
+    """Bug: a division by no tokens, or a chain that never closes earns."""
+    endless = chains(learner, sums[:1], group=3)
+    items = [(p, replace(t, stop="length")) for p, t in endless] + [(sums[0], Trace((), "cut"))]
+    batch = Batch.of(learner, items, 4)
+    earned = rl.outcome(items)
+    assert earned.chains == [0.0] * 4
+    rl.advantages(batch, Earned([1.0, 0.0, 0.0, 0.5]), ONE)
+    stats = rl.update(learner, adam(learner), batch, ONE)
+    assert math.isfinite(stats["loss"]) and stats["trained"] > 0
+
+
+def test_prime_learns_outcomes_online(learner, micro, tokenizer, tmp_path, sums):
+    """Bugs: the reference learns too; a run that is killed goes on with a fresh reward model."""
+
+    def parts():
+        policy = LocalPolicy(copy.deepcopy(micro), tokenizer)
+        prime = rl.Prime(copy.deepcopy(micro), copy.deepcopy(micro), tokenizer, beta=1.0, lr=1e-2)
+        return policy, prime, rl.mixture((1.0, rl.outcome), (1.0, prime))
+
+    def run(folder, die_at=None):
+        policy, prime, reward = parts()
+        calls, judged = [0], reward
+
+        def counted(items):
+            calls[0] += 1
+            if calls[0] == die_at:
+                raise Killed
+            return judged(items)
+
+        counted.learn, counted.save, counted.load = reward.learn, reward.save, reward.load
+        history = train(policy, folder, counted)
+        return policy, prime, history
+
+    policy, prime, history = run(tmp_path / "straight")
+    assert all(torch.equal(v, micro.state_dict()[k]) for k, v in prime.reference.state_dict().items())
+    assert not any(torch.equal(v, micro.state_dict()[k]) for k, v in prime.model.state_dict().items() if "proj" in k)
+    assert history[1]["proxy"] == pytest.approx(history[1]["true"]), (
+        "at the start the ratio is 1 and steps earn nothing"
+    )
+    assert all(row["cost"]["judged"] > 0 for row in history[1:])
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", die_at=4)
+    again, resumed, rows = run(tmp_path / "killed")
+    assert timeless(rows) == timeless(history)
+    for one, other in ((policy.model, again.model), (prime.model, resumed.model)):
+        assert all(torch.equal(v, other.state_dict()[k]) for k, v in one.state_dict().items())
+    assert [path.name for path in (tmp_path / "killed").glob("reward-*")] == ["reward-4.safetensors"]
+
+    task = get("arithmetic")
+    right = [(p, task.demonstration(p)) for p in sums]
+    wrong = [(p, replace(t, steps=(*t.steps[:-1], replace(t.steps[-1], text="1")))) for p, t in right]
+    _, prime, _ = parts()
+    for _ in range(20):
+        prime.learn([*right, *wrong])
+    good, bad = (sum(prime(items).totals()) for items in (right, wrong))
+    assert good > bad + 1
+
+
+def test_a_reward_cannot_have_two_learners(micro, tokenizer):
+    prime = rl.Prime(copy.deepcopy(micro), micro, tokenizer)
+    with pytest.raises(WorkbenchError, match="one learner"):
+        rl.mixture((1.0, prime), (1.0, prime))
+    with pytest.raises(WorkbenchError, match="own reference"):
+        rl.Prime(micro, micro, tokenizer)
+
+
+def test_an_adapter_learns_and_its_base_is_the_reference(micro, tokenizer, tmp_path):
+    """Bugs: the base moves; the reference is the policy itself, so that the KL is always 0."""
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(copy.deepcopy(micro), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    policy = LocalPolicy(model, tokenizer)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    history = train(policy, tmp_path / "run", config=replace(CONFIG, kl=0.01, lr=1e-2, muon_lr=0.0))
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved and all("lora_" in n for n in moved)
+    assert history[1]["kl"] < 1e-3 < history[-1]["kl"] * 10 and history[-1]["kl"] > history[1]["kl"]

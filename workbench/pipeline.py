@@ -40,7 +40,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Reinforce:
-    """Scalars of one GRPO run; see `rl.GRPO`, which this becomes."""
+    """Scalars of one run of reinforcement learning; see `rl.RL`, which this becomes."""
 
     steps: int = 45
     levels: tuple[int, ...] = (1, 2, 3)
@@ -53,10 +53,38 @@ class Reinforce:
     check_every: int = 10
     seed: int = 0
 
-    def grpo(self, sampling):
-        from .rl import GRPO
+    def config(self, sampling):
+        from .rl import RL
 
-        return GRPO(**asdict(self), step_tokens=sampling.step_tokens, chain_tokens=sampling.chain_tokens)
+        return RL(**asdict(self), step_tokens=sampling.step_tokens, chain_tokens=sampling.chain_tokens)
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """Scalars of the flywheel; see `flywheel.Flywheel`, which this becomes."""
+
+    rounds: int = 3
+    problems: int = 400
+    samples: int = 8
+    cap: int = 8
+    steps: int = 60
+    batch: int = 64
+    lr: float = 2e-4
+    muon_lr: float = 1e-3
+    gain_lr: float = 1e-2
+    checks: int = 4
+    strict: bool = True
+    seed: int = 0
+
+    def config(self, sampling, **changes):
+        from .fit import Fit
+        from .flywheel import Flywheel
+
+        scalars = asdict(self)
+        rates = {k: scalars.pop(k) for k in ("steps", "batch", "lr", "muon_lr", "gain_lr")}
+        given = scalars | changes
+        fit = Fit(**rates, warmup=max(1, self.steps // 10))
+        return Flywheel(**given, fit=fit, step_tokens=sampling.step_tokens, chain_tokens=sampling.chain_tokens)
 
 
 @dataclass(frozen=True)
@@ -65,7 +93,8 @@ class Profile:
 
     The first `easy` share of the teaching examples is of the two easiest levels, the rest of all. `judge_problems` x
     `judge_chains` sampled chains are labelled for the verifiers; `audit` of them also by `rollouts` a step. RL on
-    process reward takes `process_steps` steps, which is enough to see where it goes.
+    process reward takes `process_steps` steps, which is enough to see where it goes. `wheel`: one turn of each variant
+    of the flywheel, all its rounds of STaR with and without a restart.
     """
 
     name: str
@@ -85,6 +114,7 @@ class Profile:
     rollouts: int = 8
     reinforce: Reinforce = field(default_factory=Reinforce)
     process_steps: int = 16
+    wheel: Wheel = field(default_factory=Wheel)
     search_problems: int = 240
     search_n: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     beam_n: tuple[int, ...] = (4, 16)
@@ -113,6 +143,7 @@ PROFILES = {
         rollouts=2,
         reinforce=Reinforce(steps=2, prompts=6, group=4, updates=1, check_every=1),
         process_steps=2,
+        wheel=Wheel(rounds=2, problems=12, samples=4, steps=4, batch=8, checks=2, strict=False),
         search_problems=12,
         search_n=(1, 2, 4),
         beam_n=(4,),
@@ -222,11 +253,16 @@ class Series:
         run.finish(steps=last["step"], cost=_spent(cost), accuracy=last["accuracy"])
 
     def policy(self, reasoning: bool = True, stage: str | None = None):
-        """The taught policy, its direct twin, or the policy that an RL stage left (`stage="reinforce-outcome"`)."""
+        """The taught policy, its direct twin, or what a later stage left of it: `reinforce-…` or `flywheel-…`."""
         from .policies.local import LocalPolicy
 
         if stage:
-            return LocalPolicy.load(self.reinforce(stage.removeprefix("reinforce-")).path / "model")
+            head, _, rest = stage.partition("-")
+            return (
+                self._turned(self.flywheel(rest))
+                if head == "flywheel"
+                else LocalPolicy.load(self.reinforce(rest).path / "model")
+            )
         return LocalPolicy.load(self.teach(reasoning).path / "model", reasoning=reasoning)
 
     # --- label and judge ---
@@ -389,17 +425,62 @@ class Series:
         plan.append(("budget_forcing (extend 1)", "budget_forcing", None, {"extend": 1}, policy))
         return plan
 
+    # --- turn the flywheel ---
+
+    FLYWHEELS = {
+        "restart": {},
+        "continued": {"restart": False},
+        "no-filter": {"filter": "none", "rounds": 1},
+        "no-dedupe": {"dedupe": False, "rounds": 1},
+        "prm-filter": {"filter": "prm", "rounds": 1},
+        "search": {"search": "beam", "knobs": {"width": 4}, "rounds": 1},
+        "rationalise": {"rationalise": True, "rounds": 1},
+    }
+
+    def flywheel(self, kind: str = "restart") -> Run:
+        """The taught policy, trained on chains of its own that came out right, round after round: see `FLYWHEELS`."""
+        if kind not in self.FLYWHEELS:
+            raise WorkbenchError(f"unknown flywheel {kind!r}: one of {', '.join(self.FLYWHEELS)}")
+        p, inputs = self.profile, {"policy": self.teach().path}
+        judging = kind in ("search", "prm-filter")
+        if judging:
+            inputs["verifier"] = self.judge().path
+        run = self._open(f"flywheel-{kind}", inputs, kind=kind, wheel=asdict(p.wheel), **self.FLYWHEELS[kind])
+        if run.done:
+            return run
+        from . import evaluate, flywheel
+
+        config = p.wheel.config(p.sampling, **self.FLYWHEELS[kind])
+        history = flywheel.train(
+            self.policy(), p.task, config, run, self.verifier() if judging else None, self.held_out(), self.progress
+        )
+        _fresh(run, "records")
+        policy = self._turned(run)
+        records, _ = evaluate.samples(f"flywheel-{kind}", self.test(), policy, 4, self.seed, p.sampling)
+        run.append("records", (r.to_json() for r in records))
+        run.finish(cost=_spent(sum(Cost(**row["cost"]) for row in history[1:])))
+        return run
+
+    @staticmethod
+    def _turned(run: Run):
+        from .policies.local import LocalPolicy
+
+        return LocalPolicy.load(run.path / "rounds" / str(run.read("history")[-1]["round"]) / "model")
+
     # --- reinforce ---
 
-    REWARDS = ("outcome", "prm-sum", "prm-min")
+    REWARDS = ("outcome", "prm-sum", "prm-min", "prm-mixed", "length")
 
     def reinforce(self, reward: str = "outcome") -> Run:
-        """GRPO from the taught policy on one reward; then one sample a test problem from the policy it left."""
+        """GRPO from the taught policy on one reward; then samples of the test problems from the policy it left.
+
+        `prm-mixed` is the sum of `prm-min` and `outcome`; `length` pays tokens and nothing else, a hack on purpose.
+        """
         if reward not in self.REWARDS:
             raise WorkbenchError(f"unknown reward {reward!r}: one of {', '.join(self.REWARDS)}")
         p = self.profile
-        inputs = {"policy": self.teach().path}
-        if reward != "outcome":
+        inputs, judging = {"policy": self.teach().path}, reward.startswith("prm-")
+        if judging:
             inputs["verifier"] = self.judge().path
         scalars = p.reinforce if reward == "outcome" else replace(p.reinforce, steps=p.process_steps)
         run = self._open(f"reinforce-{reward}", inputs, reward=reward, rl=asdict(scalars))
@@ -408,16 +489,46 @@ class Series:
         from . import evaluate, rl
 
         policy = self.policy()
-        credit = rl.outcome if reward == "outcome" else rl.process(self.verifier(), reward.removeprefix("prm-"))
-        config = scalars.grpo(p.sampling)
+        credit = rl.outcome if reward == "outcome" else rl.length(p.chain_tokens)
+        if judging:
+            form = reward.removeprefix("prm-")
+            credit = rl.process(self.verifier(), "min" if form == "mixed" else form)
+            credit = rl.mixture((1.0, credit), (1.0, rl.outcome)) if form == "mixed" else credit
+        config = scalars.config(p.sampling)
         rl.train(policy, p.task, credit, config, run, self.held_out(), self.progress)
         _save(run, "model", policy.model, policy.encoder.tokenizer)
         _fresh(run, "records")
-        records, _ = evaluate.samples(f"reinforce-{reward}", self.test(), policy, 4, self.seed, p.sampling)
+        n = max(p.search_n) if reward == "outcome" else 4  # as many as the start has, to see what coverage does
+        records, _ = evaluate.samples(f"reinforce-{reward}", self.test(), policy, n, self.seed, p.sampling)
         run.append("records", (r.to_json() for r in records))
         history = run.read("history")
         run.finish(cost=_spent(sum(Cost(**row["cost"]) for row in history[1:])))
         return run
+
+    def training_curve(self, stage: str) -> list[Record]:
+        """Every check of a `reinforce-…` or `flywheel-…` stage: a record a held-out problem and chain, n its step.
+
+        The cost is all training up to then, teaching included, so that `scaling.curve` draws accuracy against it.
+        """
+        head, _, rest = stage.partition("-")
+        run, problems = getattr(self, head)(rest), self.held_out()
+        spent, history = Cost(**self.teach().summary["cost"]), run.read("history")
+        checks = {row["step"]: [[right] for right in row["true"]] for row in run.read("checks")}
+        out: list[Record] = []
+        for number, row in enumerate(history):
+            spent += Cost(**row.get("cost", {}))
+            found = checks.get(number)
+            if head == "flywheel":
+                n = run.params["wheel"]["checks"]
+                found = [[i < right for i in range(n)] for right in row["held_out_right"]]
+            for problem, rights in zip(problems, found or (), strict=False):
+                cost = Cost(training_flops=spent.flops)
+                knobs = {"method": stage, "n": number}
+                out += [
+                    Record(stage, problem.id, i, None, bool(right), cost, problem.level, knobs)
+                    for i, right in enumerate(rights)
+                ]
+        return out
 
 
 # --- rows on disk ---
@@ -531,8 +642,17 @@ STAGES: dict[str, tuple[tuple[str, ...], int]] = {
     "judge-head": (("chains",), 50),
     "judge-orm": (("chains",), 50),
     "search": (("judge-likelihood", "judge-head", "judge-orm"), 150),
+    "flywheel-restart": (("teach",), 120),
+    "flywheel-continued": (("teach",), 120),
+    "flywheel-search": (("judge-likelihood",), 60),
+    "flywheel-prm-filter": (("judge-likelihood",), 50),
+    "flywheel-no-filter": (("teach",), 40),
+    "flywheel-no-dedupe": (("teach",), 40),
+    "flywheel-rationalise": (("teach",), 50),
     "reinforce-prm-sum": (("judge-likelihood",), 95),
     "reinforce-prm-min": (("judge-likelihood",), 95),
+    "reinforce-prm-mixed": (("judge-likelihood",), 95),
+    "reinforce-length": (("teach",), 60),
     "audit": (("chains",), 20),
     "judge-head-rollouts": (("audit",), 40),
 }
@@ -560,8 +680,8 @@ def build_stage(name: str, profile_name: str = "nano", runs: str | Path = "runs"
     head, _, rest = name.partition("-")
     if head == "judge":
         return series.judge(rest)
-    if head == "reinforce":
-        return series.reinforce(rest)
+    if head in ("reinforce", "flywheel"):
+        return getattr(series, head)(rest)
     return series.teach(reasoning=False) if name == "direct" else getattr(series, name)()
 
 

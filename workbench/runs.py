@@ -172,6 +172,16 @@ class Run:
             rows.append(row)
         return rows
 
+    def rewind(self, name: str, step: int) -> list[dict]:
+        """Rows of `<name>.jsonl` up to `step`, those of a checkpoint; later ones are dropped, also from the file."""
+        rows = self.read(name)
+        kept = [row for row in rows if row.get("step", 0) <= step]
+        if len(kept) < len(rows):
+            path = self._writable(_jsonl(name))
+            lines = [self._line(path.name, row) for row in kept]
+            _write(path, "".join(lines)[:-1]) if lines else path.unlink()
+        return kept
+
     def write_json(self, name: str, obj: Any) -> None:
         """Write `obj` as JSON to the file `name`, at once: a crash leaves the old file or the new one, never half."""
         _write(self._writable(name), json.dumps(_plain(obj, name), indent=1))

@@ -726,8 +726,8 @@ def _():
 @app.cell
 def _(Labelled, Oracle, audit, labels, policy, read_traces):
     mc = [Labelled(p, trace, tuple(soft)) for p, trace, soft in read_traces(audit) if trace.steps]
-    (agreed, _, _), share_kept = labels.consensus(policy, mc, Oracle([c.problem for c in mc]))
-    return agreed, mc, share_kept
+    (agreed, weighed, _), share_kept = labels.consensus(policy, mc, Oracle([c.problem for c in mc]))
+    return agreed, mc, share_kept, weighed
 
 
 @app.cell
@@ -940,6 +940,37 @@ def _(Step, Trace, good, rollout_label, small, toy):
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
+    ### Exercise 3: two opinions
+
+    Keep a chain's labels if rollouts and judge name the same first wrong step, up to that step; `None` behind it, for
+    there nobody agreed on anything. Keep nothing (`None`) if they differ. "No wrong step" is an opinion, too.
+    """)
+    return
+
+
+@app.function
+# Cell tags: solution
+def agree(rollouts, judge):
+    """Labels in 0-1 (rollouts: wrong if 0; judge: wrong below .5) -> the labels that stay, or None."""
+    first = next((i for i, x in enumerate(rollouts) if x == 0), None)
+    second = next((i for i, x in enumerate(judge) if x < 0.5), None)
+    if first != second:
+        return None
+    keep = len(rollouts) if first is None else first + 1
+    return rollouts[:keep] + [None] * (len(rollouts) - keep)
+
+
+@app.cell
+def _():
+    # Cell tags: check
+    assert agree([0.5, 0.0, 0.4], [0.9, 0.1, 0.2]) == [0.5, 0.0, None], "after the first error nobody is asked"
+    assert agree([0.5, 0.3], [0.9, 0.8]) == [0.5, 0.3] and agree([0.0, 0.0], [0.9, 0.2]) is None
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
     ## Ledger
 
     What the labels of this page cost. The oracle is free because arithmetic is; the rollouts are paid for step by step.
@@ -948,9 +979,9 @@ def _(mo):
 
 
 @app.cell
-def _(Cost, audit, made, series, table):
+def _(Cost, audit, made, series, table, weighed):
     spent = {"chains": Cost(**series.chains().summary["cost"]), "rollouts": Cost(**audit.summary["cost"])}
-    spent["search for the first error"] = made.cost
+    spent |= {"search for the first error": made.cost, "consensus, beside its rollouts": weighed}
     table(
         [
             {"stage": name, "tokens": f"{c.tokens:,}", "FLOPs": f"{c.flops:.2g}", "seconds": f"{c.seconds:.0f}"}

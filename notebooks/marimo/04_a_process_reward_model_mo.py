@@ -928,6 +928,39 @@ def _(Step, Trace):
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
+    ### Exercise 4: first errors
+
+    ProcessBench asks for the *first* wrong step. Its F1 is the harmonic mean of two shares: of the chains with an error,
+    those whose first step under the threshold is the first wrong one; of the others, those with no step under it.
+    """)
+    return
+
+
+@app.function
+# Cell tags: solution
+def my_first_error_f1(scores, truth, threshold):
+    """Lists of step scores and of 1 / 0 a chain -> F1 (0 where either share is 0)."""
+    hits = {True: [], False: []}
+    for row, marks in zip(scores, truth, strict=True):
+        said = next((i for i, s in enumerate(row) if s < threshold), None)
+        is_ = next((i for i, m in enumerate(marks) if m == 0), None)
+        hits[is_ is not None].append(said == is_)
+    found, passed = (sum(h) / len(h) for h in (hits[True], hits[False]))
+    return 2 * found * passed / (found + passed) if found + passed else 0.0
+
+
+@app.cell
+def _(scaling):
+    # Cell tags: check
+    _scores, _truth = [[0.9, 0.2, 0.1], [0.8, 0.9], [0.4, 0.9], [0.3, 0.9]], [[1, 0, 0], [1, 1], [1, 1], [1, 0]]
+    assert abs(my_first_error_f1(_scores, _truth, 0.5) - scaling.first_error_f1(_scores, _truth, 0.5).value) < 1e-9
+    assert my_first_error_f1([[0.9], [0.9]], [[0], [1]], 0.5) == 0.0
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
     ## Ledger
 
     Training the judges, and the chains that this page drew and judged.

@@ -17,14 +17,14 @@ def _(mo):
     # What does reward teach that examples did not?
 
     Examples showed the policy what a good chain looks like. Reward shows it which of *its own* chains were good. You take
-    the policy from notebook 02, let it write groups of chains, and push it towards those that earn more. Three rewards
-    compete: a right answer, and two ways to add up what the judge of notebook 04 says about the steps.
+    the policy from notebook 02, let it write groups of chains, and push it towards those that earn more. Several rewards
+    compete: a right answer, ways to add up what the judge of notebook 04 says about the steps, and mixtures of both.
 
     - **You will know** how GRPO turns a group of rewards into a gradient, what a clipped ratio prevents, whether reward
       makes the policy *able* or only *sure*, and how a reward can rise while the truth does not.
-    - **Time and memory.** `nano`: 1 min and 1 GB when the three runs are on disk. What is missing is built here, with a
+    - **Time and memory.** `nano`: 1 min and 1 GB when the five runs are on disk. What is missing is built here, with a
       progress bar.
-    - **Modules.** `rl`, `labels`, `scaling`, `plots`, `claims`.
+    - **Modules.** `rl`, `watch`, `labels`, `scaling`, `plots`, `claims`.
     """)
     return
 
@@ -37,7 +37,7 @@ def _():
     import torch
     from IPython.display import Markdown
 
-    from workbench import claims, evaluate, plots, rl, scaling
+    from workbench import claims, evaluate, plots, rl, scaling, watch
     from workbench.pipeline import Series, read_records
     from workbench.search import drive
     from workbench.types import Cost
@@ -55,6 +55,7 @@ def _():
         rl,
         scaling,
         torch,
+        watch,
     )
 
 
@@ -81,23 +82,23 @@ def _(mo):
 @app.cell
 def _(torch):
     rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
-    mean, std = rewards.mean(), rewards.std(unbiased=False)
+    mean, std = rewards.mean(), rewards.std()
     (rewards - mean) / std
-    return
+    return (rewards,)
 
 
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
-    The mean is 1/4 and the standard deviation √(1/4 · 3/4). The one right chain is pushed up three times as hard as each
-    wrong one is pushed down. The package does the same, for many groups at once.
+    The mean is 1/4 and the standard deviation 1/2. The one right chain is pushed up three times as hard as each wrong one
+    is pushed down. The package does the same, for many groups at once.
     """)
     return
 
 
 @app.cell
 def _(plots, rl):
-    plots.show_source(rl.advantages)
+    plots.show_source(rl.normalised)
     return
 
 
@@ -111,7 +112,7 @@ def _(mo):
 
 @app.cell
 def _(rl, torch):
-    rl.advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]]))
+    rl.normalised(torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]]))
     return
 
 
@@ -127,8 +128,8 @@ def _(mo):
 @app.cell
 def _(rl, torch):
     def gain(ratio, advantage, clip=0.2):
-        new, old, one = torch.tensor([[ratio]]).log(), torch.zeros(1, 1), torch.ones(1, 1)
-        return -rl.clipped_loss(new, old, torch.tensor([advantage]), one, clip).item()
+        new, old, one = torch.tensor([ratio]).log(), torch.zeros(1), torch.ones(1)
+        return -rl.clipped_loss(new, old, torch.tensor([advantage]), one, clip, clip).item()
 
     return (gain,)
 
@@ -154,6 +155,43 @@ def _(mo):
 @app.cell
 def _(plots, rl):
     plots.show_source(rl.clipped_loss)
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## A family
+
+    GRPO's relatives differ in two places: what a chain's advantage is, and how much each of its tokens counts. You put
+    one group through all of them: the rewards of above, and chains of 10, 20, 20 and 40 tokens.
+    """)
+    return
+
+
+@app.cell
+def _(rewards, rl):
+    for _name, _variant in rl.VARIANTS.items():
+        _advantage = "from a value head" if _variant.advantage is None else _variant.advantage(rewards)[0].tolist()
+        _weights = [
+            part[0].item() for part in rl.token_weights([10, 20, 20, 40], _variant.mean, 96).split([10, 20, 20, 40])
+        ]
+        print(f"{_name:<8} advantage {_advantage}; a token counts {[round(1000 * w, 1) for w in _weights]} / 1000")
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    GRPO's mean inside each response makes a token of a long chain cheap, right or wrong: a long mistake costs little.
+    Dr.GRPO and DAPO undo that. PPO learns a value for every token and needs no group; its advantages look ahead:
+    """)
+    return
+
+
+@app.cell
+def _(plots, rl):
+    plots.show_source(rl.gae)
     return
 
 
@@ -187,7 +225,7 @@ def _(mo):
 def _(drive, policy, problems, rl, sampling, seed):
     groups = drive(problems, "majority", policy, seed=seed, sampling=sampling, n=8)
     pairs = [[(g.problem, leaf.trace) for leaf in g.leaves] for g in groups]
-    outcomes = [rl.outcome(group)[0] for group in pairs]
+    outcomes = [rl.outcome(group).chains for group in pairs]
     pick = next((i for i, rewards_of in enumerate(outcomes) if 0 < sum(rewards_of) < 8), len(pairs) - 1)
     problems[pick].prompt, outcomes[pick]
     return outcomes, pairs, pick
@@ -195,7 +233,7 @@ def _(drive, policy, problems, rl, sampling, seed):
 
 @app.cell
 def _(outcomes, pairs, pick, rl, torch):
-    _scores = rl.advantages(torch.tensor([outcomes[pick]]))[0].tolist()
+    _scores = rl.normalised(torch.tensor([outcomes[pick]]))[0].tolist()
     for (_, _trace), _advantage in zip(pairs[pick], _scores, strict=True):
         print(f"{_advantage:+.2f}  {'; '.join(step.text for step in _trace.steps)}")
     return
@@ -219,7 +257,7 @@ def _(outcomes):
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
-    ## Three rewards
+    ## Rewards
 
     *Outcome* asks for the right answer and nothing else. A chain that never closed earns nothing.
     """)
@@ -243,7 +281,7 @@ def _(mo):
 
 @app.cell
 def _(plots, rl):
-    plots.show_source(rl.process)
+    plots.show_source(rl.credit)
     return
 
 
@@ -257,24 +295,26 @@ def _(mo):
 
 
 @app.cell
-def _():
+def _(rl):
     short, padded = [0.9, 0.9, 0.9], [0.9, 0.9, 0.9, 0.5, 0.5]
-    print(f"sum: {sum(short):.1f} against {sum(padded):.1f}   min: {min(short)} against {min(padded)}")
+    for _form in ("sum", "min", "difference"):
+        print(f"{_form:<10} {sum(rl.credit(_form, short)):.2f} against {sum(rl.credit(_form, padded)):.2f}")
     return
 
 
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
-    The sum likes padding. Will the policy find out? You run all three (or find them on disk): same start, same stream of
-    problems. They need not be equally long; the steps are printed.
+    The sum likes padding. Will the policy find out? PURE also mixes a verifiable reward in; `mixed` adds the outcome to
+    the min form. You run all four (or find them on disk): same start, same stream of problems. They need not be equally
+    long; the steps are printed.
     """)
     return
 
 
 @app.cell
 def _(series):
-    names = {"outcome": "outcome", "sum": "prm-sum", "min": "prm-min"}
+    names = {"outcome": "outcome", "sum": "prm-sum", "min": "prm-min", "mixed": "prm-mixed"}
     trained = {name: series.reinforce(reward) for name, reward in names.items()}
     history = {name: run.read("history")[1:] for name, run in trained.items()}
     print({name: len(rows) for name, rows in history.items()}, "steps; a row has", ", ".join(sorted(history["sum"][0])))
@@ -285,17 +325,17 @@ def _(series):
 def _(mo):
     mo.md(r"""
     The proxies have different scales: a sum grows with the chain. To draw them together you divide by what one honest,
-    perfect chain earns: 1 for outcome and min; one point a step for the sum, so operations + 1.
+    perfect chain earns: 1 for outcome and min, 2 for their mixture; one point a step for the sum, so operations + 1.
     """)
     return
 
 
 @app.cell
 def _(sampling, series):
-    config = series.profile.reinforce.grpo(sampling)
+    config = series.profile.reinforce.config(sampling)
     levels = config.levels or series.task.LEVELS
     honest_steps = sum(levels[i % len(levels)] + 1 for i in range(config.prompts)) / config.prompts
-    honest = {"outcome": 1.0, "sum": honest_steps, "min": 1.0}
+    honest = {"outcome": 1.0, "sum": honest_steps, "min": 1.0, "mixed": 2.0}
     print(f"trained on problems of {min(levels)} to {max(levels)} operations; an honest chain has {honest_steps:.2f} steps")
     return honest, honest_steps
 
@@ -371,10 +411,56 @@ def _(flat, plots):
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
+    ## Is somebody watching?
+
+    At every check each run solved the same held-out problems, and left what each chain earned and whether it was right.
+    An alarm reads both. It rings once the proxy rose and the truth fell since the best check, each beyond its interval.
+    """)
+    return
+
+
+@app.cell
+def _(plots, watch):
+    plots.show_source(watch.alarm)
+    return
+
+
+@app.cell
+def _(trained, watch):
+    for _name, _run in trained.items():
+        print(f"{_name:<8}", watch.alarm(_run.read("checks")) or "quiet")
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    An alarm that never rings may be broken. So you hack on purpose: a reward that pays for length and nothing else.
+    """)
+    return
+
+
+@app.cell
+def _(series, watch):
+    hack = series.reinforce("length")
+    alarm = watch.alarm(hack.read("checks"))
+    print(alarm or "quiet")
+    return alarm, hack
+
+
+@app.cell
+def _(hack, plots, windows):
+    plots.proxy_vs_truth(windows(hack.read("history")[1:], "length", ["proxy", "true"], size=3))
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
     ## On problems it has not seen
 
-    Each run left four chains for every test problem. The start has its own four, drawn with the same noise, so the
-    comparison is paired twice: by problem and by dice.
+    Each run left chains for every test problem. You take four of each, and four of the start's own, drawn with the same
+    noise, so the comparison is paired twice: by problem and by dice.
     """)
     return
 
@@ -389,10 +475,12 @@ def _(replace):
 
 
 @app.cell
-def _(named, read_records, scaling, series, trained):
+def _(hack, named, read_records, scaling, series, trained):
     samples = read_records(series.search(), "samples")
     sampled = {"before": named([r for r in samples if r.seed < 4], "before")}
-    sampled |= {name: named(read_records(run), name) for name, run in trained.items()}
+    sampled |= {
+        name: named([r for r in read_records(run) if r.seed < 4], name) for name, run in {**trained, "length": hack}.items()
+    }
     for _name, _records in sampled.items():
         print(f"{_name:<8} pass@1 {scaling.accuracy(_records)}")
     return sampled, samples
@@ -400,10 +488,17 @@ def _(named, read_records, scaling, series, trained):
 
 @app.cell
 def _(sampled, scaling, trained):
-    gains = {name: scaling.difference(sampled[name], sampled["before"]) for name in trained}
+    gains = {name: scaling.difference(sampled[name], sampled["before"]) for name in (*trained, "length")}
     for _name, _gain in gains.items():
         print(f"{_name:<8} minus before: {_gain}")
     return (gains,)
+
+
+@app.cell
+def _(sampled, scaling):
+    over = scaling.difference(sampled["min"], sampled["sum"])
+    print(f"min form minus sum form, after as many steps: {over}")
+    return (over,)
 
 
 @app.cell(hide_code=True)
@@ -432,12 +527,28 @@ def _(mo):
 
 
 @app.cell
-def _(plots, sampled, scaling):
-    covered = {name: scaling.coverage(rows, [1, 2, 4]) for name, rows in sampled.items()}
+def _(named, plots, read_records, samples, scaling, trained):
+    many = {"before": named(samples, "before"), "outcome": named(read_records(trained["outcome"]), "outcome")}
+    ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= 1 + max(r.seed for r in samples)]
+    covered = {name: scaling.coverage(rows, ks) for name, rows in many.items()}
     once, ever = (covered["outcome"][i][1].value - covered["before"][i][1].value for i in (0, -1))
-    moved = f"Outcome reward: right once {100 * once:+.0f} points, right at least once in four {100 * ever:+.0f}"
+    moved = f"Outcome reward: right once {100 * once:+.0f} points, right at least once in {ks[-1]} {100 * ever:+.0f}"
     plots.coverage(covered, title=moved)
-    return (ever,)
+    return ever, ks, many
+
+
+@app.function
+def at_least_once(records):
+    """{problem: whether any of its chains is right}."""
+    found = {r.problem: 0.0 for r in records}
+    return found | {r.problem: 1.0 for r in records if r.correct}
+
+
+@app.cell
+def _(ks, many, scaling):
+    wider = scaling.paired_bootstrap(at_least_once(many["outcome"]), at_least_once(many["before"]), seeds=ks[-1])
+    print(f"pass@{ks[-1]}, after outcome reward minus before: {wider}")
+    return (wider,)
 
 
 @app.cell(hide_code=True)
@@ -475,12 +586,38 @@ def solved(records):
 
 
 @app.cell
-def _(sampled, samples, trained):
-    tries = max(r.seed for r in samples) + 1
+def _(ks, sampled, samples, trained):
     never = {r.problem for r in samples} - solved(samples)
     fresh = {name: len(never & solved(sampled[name])) for name in trained}
-    print(f"{len(never)} problems were never solved in {tries} chains each; now solved in four: {fresh}")
+    print(f"{len(never)} problems were never solved in {ks[-1]} chains each; now solved in four: {fresh}")
     return fresh, never
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## What a decade of training buys
+
+    Every rollout, every step that was judged and every update is on the ledger, and so is the teaching before. So you can
+    draw held-out accuracy against training FLOPs, on the kind of axis that search has at test time.
+    """)
+    return
+
+
+@app.cell
+def _(names, plots, scaling, series):
+    bought = {name: series.training_curve(f"reinforce-{reward}") for name, reward in names.items()}
+    spent = [r for rows in bought.values() for r in rows]
+    figure = plots.accuracy_vs_flops(scaling.curve(spent), title="Held-out accuracy against all training so far")
+    figure.update_xaxes(title="training FLOPs, teaching included (log scale)")
+    return (bought,)
+
+
+@app.cell
+def _(bought, scaling):
+    slope = scaling.log_slope(bought["outcome"], "reinforce-outcome")
+    print(f"outcome reward, accuracy for a decade of training FLOPs: {slope}")
+    return (slope,)
 
 
 @app.cell(hide_code=True)
@@ -514,8 +651,8 @@ def _(by_min, by_sum, evaluate, rl, sampling, seed, series, torch):
         out = {}
         for problem, traces in chains:
             pairs = [(problem, trace) for trace in traces]
-            added, worst = by_sum(pairs)[0], by_min(pairs)[0]
-            rows = zip(added, worst, rl.outcome(pairs)[0], (len(trace.steps) for trace in traces), strict=True)
+            added, worst = by_sum(pairs).totals(), by_min(pairs).totals()
+            rows = zip(added, worst, rl.outcome(pairs).chains, (len(trace.steps) for trace in traces), strict=True)
             means = torch.tensor(list(rows)).mean(0).tolist()
             out[problem.id] = (means[0] / (problem.level + 1), *means[1:])
         return out
@@ -593,14 +730,37 @@ def _(claims):
 
 
 @app.cell
-def _(Markdown, ever, fresh, gains, gap, history, longer, never, skill, told):
+def _(
+    Markdown,
+    alarm,
+    ever,
+    fresh,
+    gains,
+    gap,
+    history,
+    ks,
+    longer,
+    never,
+    over,
+    skill,
+    slope,
+    told,
+    wider,
+):
     _room = "Perhaps because in a chain of sums every step must change the line: padding has few places to hide."
     Markdown(
         f"- Outcome reward changes pass@1 by {gains['outcome'].value:+.3f}; a gain of 0.1 "
         f"{told(gains['outcome'], '>= 0.1', 'is there', 'is not there')}. Sum: {gains['sum'].value:+.3f}, "
-        f"min: {gains['min'].value:+.3f} ({', '.join(f'{name} {len(rows)}' for name, rows in history.items())} steps).\n"
-        f"- Pass@4 changes by {ever:+.3f} under outcome reward. Of {len(never)} problems never solved before, it solves "
-        f"{fresh['outcome']} in four. The closer these are to nothing, the more reward taught it to be sure, not able.\n"
+        f"min: {gains['min'].value:+.3f}, mixed: {gains['mixed'].value:+.3f} "
+        f"({', '.join(f'{name} {len(rows)}' for name, rows in history.items())} steps). Min less sum: {over.value:+.3f}, "
+        f"{told(over, '> 0', 'the worst step is the better reward', 'it is not the better reward')}.\n"
+        f"- Pass@{ks[-1]} changes by {ever:+.3f} under outcome reward: "
+        f"{told(wider, '< 0', 'it narrows', 'it does not narrow', 'no change that these problems show')}. "
+        f"Of {len(never)} problems never solved before, it solves {fresh['outcome']} in four. The closer these are to "
+        "nothing, the more reward taught it to be sure, not able.\n"
+        f"- A decade of training FLOPs, at this end of training, is worth {slope.value:+.3f}.\n"
+        f"- Paid for length alone, the policy loses {-gains['length'].value:.3f} of its accuracy, and the alarm "
+        f"{'names step ' + str(alarm.step) if alarm else 'stays quiet'}.\n"
         f"- Greedy, which has no dice to sharpen, changes by {skill.value:+.3f} "
         f"({told(skill, '> 0', 'above zero', 'not above zero')}).\n"
         f"- With the sum form the proxy's gain less the truth's is {gap['sum'].value:+.3f}: "
@@ -614,7 +774,7 @@ def _(Markdown, ever, fresh, gains, gap, history, longer, never, skill, told):
 
 
 @app.cell
-def _(claims, gains, gap, profile, runs):
+def _(claims, gains, gap, over, profile, runs, slope, wider):
     found = [
         claims.Claim(
             "rl.outcome_gain",
@@ -622,6 +782,27 @@ def _(claims, gains, gap, profile, runs):
             "outcome reward lifts pass@1 on unseen problems by ten points or more",
             ">= 0.1",
             gains["outcome"],
+        ),
+        claims.Claim(
+            "rl.min_over_sum",
+            "PURE, Cheng et al. 2025 (2504.15275)",
+            "process reward in min form ends more accurate than in sum form",
+            "> 0",
+            over,
+        ),
+        claims.Claim(
+            "rl.coverage_change",
+            "Yue et al. 2025 (2504.13837)",
+            "outcome reward narrows coverage: fewer problems are solved at least once in many chains",
+            "< 0",
+            wider,
+        ),
+        claims.Claim(
+            "scaling.train_time_slope",
+            "o1 report",
+            "accuracy rises with the logarithm of training compute",
+            "> 0",
+            slope,
         ),
         claims.Claim(
             "rl.prm_sum_proxy_gap",
@@ -654,7 +835,7 @@ def my_advantages(groups):
     out = []
     for group in groups:
         mean = sum(group) / len(group)
-        std = (sum((r - mean) ** 2 for r in group) / len(group)) ** 0.5
+        std = (sum((r - mean) ** 2 for r in group) / (len(group) - 1)) ** 0.5
         out.append([(r - mean) / std if std > 0 else 0.0 for r in group])
     return out
 
@@ -663,7 +844,7 @@ def my_advantages(groups):
 def _(rl, torch):
     # Cell tags: check
     batch = [[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]]
-    assert torch.allclose(torch.tensor(my_advantages(batch)), rl.advantages(torch.tensor(batch)), atol=1e-5)
+    assert torch.allclose(torch.tensor(my_advantages(batch)), rl.normalised(torch.tensor(batch)), atol=1e-3)
     assert my_advantages(batch)[2] == [0.0] * 4, "all right: nothing to learn"
     return
 
@@ -735,8 +916,9 @@ def _(mo):
 
 
 @app.cell
-def _(Cost, Markdown, series, trained):
-    stages = {"teach": series.teach()} | {f"reinforce: {name}": run for name, run in trained.items()}
+def _(Cost, Markdown, hack, series, trained):
+    stages = {"teach": series.teach(), "reinforce: length": hack}
+    stages |= {f"reinforce: {name}": run for name, run in trained.items()}
     ledger = {name: Cost(**stage.summary["cost"]) for name, stage in stages.items()}
     Markdown(
         "| stage | sampled | judged | trained tokens | FLOPs | seconds |\n|---|---|---|---|---|---|\n"

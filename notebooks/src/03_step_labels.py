@@ -438,7 +438,7 @@ from workbench.verifiers.oracle import Oracle
 
 # %%
 mc = [Labelled(p, trace, tuple(soft)) for p, trace, soft in read_traces(audit) if trace.steps]
-(agreed, _, _), share_kept = labels.consensus(policy, mc, Oracle([c.problem for c in mc]))
+(agreed, weighed, _), share_kept = labels.consensus(policy, mc, Oracle([c.problem for c in mc]))
 
 # %%
 before, after = (labels.audit(chains).rows[0] for chains in (mc, agreed)) if agreed else (None, None)
@@ -597,13 +597,42 @@ assert rollout_label(toy, small, slip, t=1) == 0
 assert abs(rollout_label(toy, small, good, t=0, k=400) - 0.75) < 0.08
 
 # %% [markdown]
+# ### Exercise 3: two opinions
+#
+# Keep a chain's labels if rollouts and judge name the same first wrong step, up to that step; `None` behind it, for
+# there nobody agreed on anything. Keep nothing (`None`) if they differ. "No wrong step" is an opinion, too.
+
+
+# %% tags=["solution"]
+def agree(rollouts, judge):
+    """Labels in 0-1 (rollouts: wrong if 0; judge: wrong below .5) -> the labels that stay, or None."""
+    ### BEGIN SOLUTION the first wrong step of each, then the labels up to it
+    first = next((i for i, x in enumerate(rollouts) if x == 0), None)
+    second = next((i for i, x in enumerate(judge) if x < 0.5), None)
+    if first != second:
+        return None
+    keep = len(rollouts) if first is None else first + 1
+    return rollouts[:keep] + [None] * (len(rollouts) - keep)
+    ### END SOLUTION
+
+
+# %% tags=["mutant"]
+def agree(rollouts, judge):
+    return rollouts if [x == 0 for x in rollouts] == [x < 0.5 for x in judge] else None
+
+
+# %% tags=["check"]
+assert agree([0.5, 0.0, 0.4], [0.9, 0.1, 0.2]) == [0.5, 0.0, None], "after the first error nobody is asked"
+assert agree([0.5, 0.3], [0.9, 0.8]) == [0.5, 0.3] and agree([0.0, 0.0], [0.9, 0.2]) is None
+
+# %% [markdown]
 # ## Ledger
 #
 # What the labels of this page cost. The oracle is free because arithmetic is; the rollouts are paid for step by step.
 
 # %%
 spent = {"chains": Cost(**series.chains().summary["cost"]), "rollouts": Cost(**audit.summary["cost"])}
-spent["search for the first error"] = made.cost
+spent |= {"search for the first error": made.cost, "consensus, beside its rollouts": weighed}
 table(
     [
         {"stage": name, "tokens": f"{c.tokens:,}", "FLOPs": f"{c.flops:.2g}", "seconds": f"{c.seconds:.0f}"}

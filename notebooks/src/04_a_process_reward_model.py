@@ -610,6 +610,39 @@ assert chain_score(closed_chain) == 0.8
 assert chain_score(open_chain) is None
 
 # %% [markdown]
+# ### Exercise 4: first errors
+#
+# ProcessBench asks for the *first* wrong step. Its F1 is the harmonic mean of two shares: of the chains with an error,
+# those whose first step under the threshold is the first wrong one; of the others, those with no step under it.
+
+
+# %% tags=["solution"]
+def my_first_error_f1(scores, truth, threshold):
+    """Lists of step scores and of 1 / 0 a chain -> F1 (0 where either share is 0)."""
+    ### BEGIN SOLUTION where the first step under the threshold stands, against where the first wrong one does
+    hits = {True: [], False: []}
+    for row, marks in zip(scores, truth, strict=True):
+        said = next((i for i, s in enumerate(row) if s < threshold), None)
+        is_ = next((i for i, m in enumerate(marks) if m == 0), None)
+        hits[is_ is not None].append(said == is_)
+    found, passed = (sum(h) / len(h) for h in (hits[True], hits[False]))
+    return 2 * found * passed / (found + passed) if found + passed else 0.0
+    ### END SOLUTION
+
+
+# %% tags=["mutant"]
+def my_first_error_f1(scores, truth, threshold):
+    pairs = [(s < threshold, m == 0) for row, marks in zip(scores, truth) for s, m in zip(row, marks)]  # noqa: B905
+    good, said, wrong = (sum(map(f, pairs)) for f in (all, lambda p: p[0], lambda p: p[1]))
+    return 2 * good / (said + wrong)
+
+
+# %% tags=["check"]
+_scores, _truth = [[0.9, 0.2, 0.1], [0.8, 0.9], [0.4, 0.9], [0.3, 0.9]], [[1, 0, 0], [1, 1], [1, 1], [1, 0]]
+assert abs(my_first_error_f1(_scores, _truth, 0.5) - scaling.first_error_f1(_scores, _truth, 0.5).value) < 1e-9
+assert my_first_error_f1([[0.9], [0.9]], [[0], [1]], 0.5) == 0.0
+
+# %% [markdown]
 # ## Ledger
 #
 # Training the judges, and the chains that this page drew and judged.

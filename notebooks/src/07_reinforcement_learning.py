@@ -2,14 +2,14 @@
 # # What does reward teach that examples did not?
 #
 # Examples showed the policy what a good chain looks like. Reward shows it which of *its own* chains were good. You take
-# the policy from notebook 02, let it write groups of chains, and push it towards those that earn more. Three rewards
-# compete: a right answer, and two ways to add up what the judge of notebook 04 says about the steps.
+# the policy from notebook 02, let it write groups of chains, and push it towards those that earn more. Several rewards
+# compete: a right answer, ways to add up what the judge of notebook 04 says about the steps, and mixtures of both.
 #
 # - **You will know** how GRPO turns a group of rewards into a gradient, what a clipped ratio prevents, whether reward
 #   makes the policy *able* or only *sure*, and how a reward can rise while the truth does not.
-# - **Time and memory.** `nano`: 1 min and 1 GB when the three runs are on disk. What is missing is built here, with a
+# - **Time and memory.** `nano`: 1 min and 1 GB when the five runs are on disk. What is missing is built here, with a
 #   progress bar.
-# - **Modules.** `rl`, `labels`, `scaling`, `plots`, `claims`.
+# - **Modules.** `rl`, `watch`, `labels`, `scaling`, `plots`, `claims`.
 
 # %% tags=["setup"]
 from dataclasses import replace
@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 from IPython.display import Markdown
 
-from workbench import claims, evaluate, plots, rl, scaling
+from workbench import claims, evaluate, plots, rl, scaling, watch
 from workbench.pipeline import Series, read_records
 from workbench.search import drive
 from workbench.types import Cost
@@ -35,21 +35,21 @@ seed = 0
 
 # %%
 rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
-mean, std = rewards.mean(), rewards.std(unbiased=False)
+mean, std = rewards.mean(), rewards.std()
 (rewards - mean) / std
 
 # %% [markdown]
-# The mean is 1/4 and the standard deviation √(1/4 · 3/4). The one right chain is pushed up three times as hard as each
-# wrong one is pushed down. The package does the same, for many groups at once.
+# The mean is 1/4 and the standard deviation 1/2. The one right chain is pushed up three times as hard as each wrong one
+# is pushed down. The package does the same, for many groups at once.
 
 # %%
-plots.show_source(rl.advantages)
+plots.show_source(rl.normalised)
 
 # %% [markdown]
 # A group that is all right, or all wrong, says nothing. Its advantages are zero and its chains are skipped.
 
 # %%
-rl.advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]]))
+rl.normalised(torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]]))
 
 # %% [markdown]
 # The loss multiplies the advantage by a ratio: how likely is the token now, against when it was sampled? Past 1 ± 0.2
@@ -58,8 +58,8 @@ rl.advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.
 
 # %%
 def gain(ratio, advantage, clip=0.2):
-    new, old, one = torch.tensor([[ratio]]).log(), torch.zeros(1, 1), torch.ones(1, 1)
-    return -rl.clipped_loss(new, old, torch.tensor([advantage]), one, clip).item()
+    new, old, one = torch.tensor([ratio]).log(), torch.zeros(1), torch.ones(1)
+    return -rl.clipped_loss(new, old, torch.tensor([advantage]), one, clip, clip).item()
 
 
 # %%
@@ -74,6 +74,27 @@ for _advantage in (1.0, -1.0):
 
 # %%
 plots.show_source(rl.clipped_loss)
+
+# %% [markdown]
+# ## A family
+#
+# GRPO's relatives differ in two places: what a chain's advantage is, and how much each of its tokens counts. You put
+# one group through all of them: the rewards of above, and chains of 10, 20, 20 and 40 tokens.
+
+# %%
+for _name, _variant in rl.VARIANTS.items():
+    _advantage = "from a value head" if _variant.advantage is None else _variant.advantage(rewards)[0].tolist()
+    _weights = [
+        part[0].item() for part in rl.token_weights([10, 20, 20, 40], _variant.mean, 96).split([10, 20, 20, 40])
+    ]
+    print(f"{_name:<8} advantage {_advantage}; a token counts {[round(1000 * w, 1) for w in _weights]} / 1000")
+
+# %% [markdown]
+# GRPO's mean inside each response makes a token of a long chain cheap, right or wrong: a long mistake costs little.
+# Dr.GRPO and DAPO undo that. PPO learns a value for every token and needs no group; its advantages look ahead:
+
+# %%
+plots.show_source(rl.gae)
 
 # %% [markdown]
 # ## A real group
@@ -91,12 +112,12 @@ problems = series.problems("train", 24)
 # %%
 groups = drive(problems, "majority", policy, seed=seed, sampling=sampling, n=8)
 pairs = [[(g.problem, leaf.trace) for leaf in g.leaves] for g in groups]
-outcomes = [rl.outcome(group)[0] for group in pairs]
+outcomes = [rl.outcome(group).chains for group in pairs]
 pick = next((i for i, rewards_of in enumerate(outcomes) if 0 < sum(rewards_of) < 8), len(pairs) - 1)
 problems[pick].prompt, outcomes[pick]
 
 # %%
-_scores = rl.advantages(torch.tensor([outcomes[pick]]))[0].tolist()
+_scores = rl.normalised(torch.tensor([outcomes[pick]]))[0].tolist()
 for (_, _trace), _advantage in zip(pairs[pick], _scores, strict=True):
     print(f"{_advantage:+.2f}  {'; '.join(step.text for step in _trace.steps)}")
 
@@ -108,7 +129,7 @@ speaking = sum(0 < sum(each) < len(each) for each in outcomes)
 print(f"{speaking} of {len(outcomes)} groups have right and wrong chains")
 
 # %% [markdown]
-# ## Three rewards
+# ## Rewards
 #
 # *Outcome* asks for the right answer and nothing else. A chain that never closed earns nothing.
 
@@ -120,7 +141,7 @@ plots.show_source(rl.outcome)
 # step instead.
 
 # %%
-plots.show_source(rl.process)
+plots.show_source(rl.credit)
 
 # %% [markdown]
 # Compare two chains on paper: three steps scored 0.9, and the same with two more steps scored 0.5. Which one does each
@@ -128,27 +149,29 @@ plots.show_source(rl.process)
 
 # %%
 short, padded = [0.9, 0.9, 0.9], [0.9, 0.9, 0.9, 0.5, 0.5]
-print(f"sum: {sum(short):.1f} against {sum(padded):.1f}   min: {min(short)} against {min(padded)}")
+for _form in ("sum", "min", "difference"):
+    print(f"{_form:<10} {sum(rl.credit(_form, short)):.2f} against {sum(rl.credit(_form, padded)):.2f}")
 
 # %% [markdown]
-# The sum likes padding. Will the policy find out? You run all three (or find them on disk): same start, same stream of
-# problems. They need not be equally long; the steps are printed.
+# The sum likes padding. Will the policy find out? PURE also mixes a verifiable reward in; `mixed` adds the outcome to
+# the min form. You run all four (or find them on disk): same start, same stream of problems. They need not be equally
+# long; the steps are printed.
 
 # %%
-names = {"outcome": "outcome", "sum": "prm-sum", "min": "prm-min"}
+names = {"outcome": "outcome", "sum": "prm-sum", "min": "prm-min", "mixed": "prm-mixed"}
 trained = {name: series.reinforce(reward) for name, reward in names.items()}
 history = {name: run.read("history")[1:] for name, run in trained.items()}
 print({name: len(rows) for name, rows in history.items()}, "steps; a row has", ", ".join(sorted(history["sum"][0])))
 
 # %% [markdown]
 # The proxies have different scales: a sum grows with the chain. To draw them together you divide by what one honest,
-# perfect chain earns: 1 for outcome and min; one point a step for the sum, so operations + 1.
+# perfect chain earns: 1 for outcome and min, 2 for their mixture; one point a step for the sum, so operations + 1.
 
 # %%
-config = series.profile.reinforce.grpo(sampling)
+config = series.profile.reinforce.config(sampling)
 levels = config.levels or series.task.LEVELS
 honest_steps = sum(levels[i % len(levels)] + 1 for i in range(config.prompts)) / config.prompts
-honest = {"outcome": 1.0, "sum": honest_steps, "min": 1.0}
+honest = {"outcome": 1.0, "sum": honest_steps, "min": 1.0, "mixed": 2.0}
 print(f"trained on problems of {min(levels)} to {max(levels)} operations; an honest chain has {honest_steps:.2f} steps")
 
 # %% [markdown]
@@ -194,10 +217,34 @@ plots.learning_curve(flat, baseline=honest_steps, y="steps_per_chain", title=tit
 plots.learning_curve(flat, y="entropy")
 
 # %% [markdown]
+# ## Is somebody watching?
+#
+# At every check each run solved the same held-out problems, and left what each chain earned and whether it was right.
+# An alarm reads both. It rings once the proxy rose and the truth fell since the best check, each beyond its interval.
+
+# %%
+plots.show_source(watch.alarm)
+
+# %%
+for _name, _run in trained.items():
+    print(f"{_name:<8}", watch.alarm(_run.read("checks")) or "quiet")
+
+# %% [markdown]
+# An alarm that never rings may be broken. So you hack on purpose: a reward that pays for length and nothing else.
+
+# %%
+hack = series.reinforce("length")
+alarm = watch.alarm(hack.read("checks"))
+print(alarm or "quiet")
+
+# %%
+plots.proxy_vs_truth(windows(hack.read("history")[1:], "length", ["proxy", "true"], size=3))
+
+# %% [markdown]
 # ## On problems it has not seen
 #
-# Each run left four chains for every test problem. The start has its own four, drawn with the same noise, so the
-# comparison is paired twice: by problem and by dice.
+# Each run left chains for every test problem. You take four of each, and four of the start's own, drawn with the same
+# noise, so the comparison is paired twice: by problem and by dice.
 
 
 # %%
@@ -209,14 +256,20 @@ def named(records, name):
 # %%
 samples = read_records(series.search(), "samples")
 sampled = {"before": named([r for r in samples if r.seed < 4], "before")}
-sampled |= {name: named(read_records(run), name) for name, run in trained.items()}
+sampled |= {
+    name: named([r for r in read_records(run) if r.seed < 4], name) for name, run in {**trained, "length": hack}.items()
+}
 for _name, _records in sampled.items():
     print(f"{_name:<8} pass@1 {scaling.accuracy(_records)}")
 
 # %%
-gains = {name: scaling.difference(sampled[name], sampled["before"]) for name in trained}
+gains = {name: scaling.difference(sampled[name], sampled["before"]) for name in (*trained, "length")}
 for _name, _gain in gains.items():
     print(f"{_name:<8} minus before: {_gain}")
+
+# %%
+over = scaling.difference(sampled["min"], sampled["sum"])
+print(f"min form minus sum form, after as many steps: {over}")
 
 # %% [markdown]
 # Where does it gain? You look by level. The runs saw only the levels printed above; the others show what carries over.
@@ -231,10 +284,24 @@ plots.levels(sampled["before"] + sampled["outcome"])
 # tells them apart: pass@k asks whether *any* of k chains is right. This figure answers the title.
 
 # %%
-covered = {name: scaling.coverage(rows, [1, 2, 4]) for name, rows in sampled.items()}
+many = {"before": named(samples, "before"), "outcome": named(read_records(trained["outcome"]), "outcome")}
+ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= 1 + max(r.seed for r in samples)]
+covered = {name: scaling.coverage(rows, ks) for name, rows in many.items()}
 once, ever = (covered["outcome"][i][1].value - covered["before"][i][1].value for i in (0, -1))
-moved = f"Outcome reward: right once {100 * once:+.0f} points, right at least once in four {100 * ever:+.0f}"
+moved = f"Outcome reward: right once {100 * once:+.0f} points, right at least once in {ks[-1]} {100 * ever:+.0f}"
 plots.coverage(covered, title=moved)
+
+
+# %%
+def at_least_once(records):
+    """{problem: whether any of its chains is right}."""
+    found = {r.problem: 0.0 for r in records}
+    return found | {r.problem: 1.0 for r in records if r.correct}
+
+
+# %%
+wider = scaling.paired_bootstrap(at_least_once(many["outcome"]), at_least_once(many["before"]), seeds=ks[-1])
+print(f"pass@{ks[-1]}, after outcome reward minus before: {wider}")
 
 # %% [markdown]
 # A policy that rolls its dice less wildly also gains pass@1, without any new skill. Greedy rolls none: if greedy gets
@@ -259,10 +326,25 @@ def solved(records):
 
 
 # %%
-tries = max(r.seed for r in samples) + 1
 never = {r.problem for r in samples} - solved(samples)
 fresh = {name: len(never & solved(sampled[name])) for name in trained}
-print(f"{len(never)} problems were never solved in {tries} chains each; now solved in four: {fresh}")
+print(f"{len(never)} problems were never solved in {ks[-1]} chains each; now solved in four: {fresh}")
+
+# %% [markdown]
+# ## What a decade of training buys
+#
+# Every rollout, every step that was judged and every update is on the ledger, and so is the teaching before. So you can
+# draw held-out accuracy against training FLOPs, on the kind of axis that search has at test time.
+
+# %%
+bought = {name: series.training_curve(f"reinforce-{reward}") for name, reward in names.items()}
+spent = [r for rows in bought.values() for r in rows]
+figure = plots.accuracy_vs_flops(scaling.curve(spent), title="Held-out accuracy against all training so far")
+figure.update_xaxes(title="training FLOPs, teaching included (log scale)")
+
+# %%
+slope = scaling.log_slope(bought["outcome"], "reinforce-outcome")
+print(f"outcome reward, accuracy for a decade of training FLOPs: {slope}")
 
 # %% [markdown]
 # ## Did the sum form's proxy part from the truth?
@@ -287,8 +369,8 @@ def looked_at(policy):
     out = {}
     for problem, traces in chains:
         pairs = [(problem, trace) for trace in traces]
-        added, worst = by_sum(pairs)[0], by_min(pairs)[0]
-        rows = zip(added, worst, rl.outcome(pairs)[0], (len(trace.steps) for trace in traces), strict=True)
+        added, worst = by_sum(pairs).totals(), by_min(pairs).totals()
+        rows = zip(added, worst, rl.outcome(pairs).chains, (len(trace.steps) for trace in traces), strict=True)
         means = torch.tensor(list(rows)).mean(0).tolist()
         out[problem.id] = (means[0] / (problem.level + 1), *means[1:])
     return out
@@ -342,9 +424,16 @@ _room = "Perhaps because in a chain of sums every step must change the line: pad
 Markdown(
     f"- Outcome reward changes pass@1 by {gains['outcome'].value:+.3f}; a gain of 0.1 "
     f"{told(gains['outcome'], '>= 0.1', 'is there', 'is not there')}. Sum: {gains['sum'].value:+.3f}, "
-    f"min: {gains['min'].value:+.3f} ({', '.join(f'{name} {len(rows)}' for name, rows in history.items())} steps).\n"
-    f"- Pass@4 changes by {ever:+.3f} under outcome reward. Of {len(never)} problems never solved before, it solves "
-    f"{fresh['outcome']} in four. The closer these are to nothing, the more reward taught it to be sure, not able.\n"
+    f"min: {gains['min'].value:+.3f}, mixed: {gains['mixed'].value:+.3f} "
+    f"({', '.join(f'{name} {len(rows)}' for name, rows in history.items())} steps). Min less sum: {over.value:+.3f}, "
+    f"{told(over, '> 0', 'the worst step is the better reward', 'it is not the better reward')}.\n"
+    f"- Pass@{ks[-1]} changes by {ever:+.3f} under outcome reward: "
+    f"{told(wider, '< 0', 'it narrows', 'it does not narrow', 'no change that these problems show')}. "
+    f"Of {len(never)} problems never solved before, it solves {fresh['outcome']} in four. The closer these are to "
+    "nothing, the more reward taught it to be sure, not able.\n"
+    f"- A decade of training FLOPs, at this end of training, is worth {slope.value:+.3f}.\n"
+    f"- Paid for length alone, the policy loses {-gains['length'].value:.3f} of its accuracy, and the alarm "
+    f"{'names step ' + str(alarm.step) if alarm else 'stays quiet'}.\n"
     f"- Greedy, which has no dice to sharpen, changes by {skill.value:+.3f} "
     f"({told(skill, '> 0', 'above zero', 'not above zero')}).\n"
     f"- With the sum form the proxy's gain less the truth's is {gap['sum'].value:+.3f}: "
@@ -363,6 +452,27 @@ found = [
         "outcome reward lifts pass@1 on unseen problems by ten points or more",
         ">= 0.1",
         gains["outcome"],
+    ),
+    claims.Claim(
+        "rl.min_over_sum",
+        "PURE, Cheng et al. 2025 (2504.15275)",
+        "process reward in min form ends more accurate than in sum form",
+        "> 0",
+        over,
+    ),
+    claims.Claim(
+        "rl.coverage_change",
+        "Yue et al. 2025 (2504.13837)",
+        "outcome reward narrows coverage: fewer problems are solved at least once in many chains",
+        "< 0",
+        wider,
+    ),
+    claims.Claim(
+        "scaling.train_time_slope",
+        "o1 report",
+        "accuracy rises with the logarithm of training compute",
+        "> 0",
+        slope,
     ),
     claims.Claim(
         "rl.prm_sum_proxy_gap",
@@ -389,7 +499,7 @@ def my_advantages(groups):
     for group in groups:
         ### BEGIN SOLUTION mean and standard deviation of this group alone; beware of zero
         mean = sum(group) / len(group)
-        std = (sum((r - mean) ** 2 for r in group) / len(group)) ** 0.5
+        std = (sum((r - mean) ** 2 for r in group) / (len(group) - 1)) ** 0.5
         out.append([(r - mean) / std if std > 0 else 0.0 for r in group])
         ### END SOLUTION
     return out
@@ -399,13 +509,13 @@ def my_advantages(groups):
 def my_advantages(groups):
     rewards = [r for group in groups for r in group]
     mean = sum(rewards) / len(rewards)
-    std = (sum((r - mean) ** 2 for r in rewards) / len(rewards)) ** 0.5
+    std = (sum((r - mean) ** 2 for r in rewards) / (len(rewards) - 1)) ** 0.5
     return [[(r - mean) / std for r in group] for group in groups]
 
 
 # %% tags=["check"]
 batch = [[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]]
-assert torch.allclose(torch.tensor(my_advantages(batch)), rl.advantages(torch.tensor(batch)), atol=1e-5)
+assert torch.allclose(torch.tensor(my_advantages(batch)), rl.normalised(torch.tensor(batch)), atol=1e-3)
 assert my_advantages(batch)[2] == [0.0] * 4, "all right: nothing to learn"
 
 # %% [markdown]
@@ -466,7 +576,8 @@ assert steady_reward([0.9, 0.9], True) > steady_reward([0.9, 0.4], True), "and i
 # Reinforcement learning spends most of its tokens on sampling. You compare with what teaching took.
 
 # %%
-stages = {"teach": series.teach()} | {f"reinforce: {name}": run for name, run in trained.items()}
+stages = {"teach": series.teach(), "reinforce: length": hack}
+stages |= {f"reinforce: {name}": run for name, run in trained.items()}
 ledger = {name: Cost(**stage.summary["cost"]) for name, stage in stages.items()}
 Markdown(
     "| stage | sampled | judged | trained tokens | FLOPs | seconds |\n|---|---|---|---|---|---|\n"

@@ -1,39 +1,66 @@
-"""Reinforcement learning on chains of thought: GRPO over whole chains, with outcome or process reward."""
+"""Reinforcement learning on chains of thought: groups -> rewards -> advantages -> clipped loss -> weights.
+
+`variants` has what GRPO, Dr.GRPO, DAPO, RLOO and PPO differ in, `rewards` what chains and steps can earn, `tries` the
+forward pass in which a group's chains share what they begin with. This file is the loop.
+"""
 
 from __future__ import annotations
 
-import json
-import os
+import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 
-from . import tasks
-from .fit import Fit, load_state, optimiser, save_state
-from .labels import right_answer
-from .models import flops
-from .policies import Sampling
-from .policies.local import LocalPolicy
-from .search import drive
-from .types import Cost, Problem, Trace, WorkbenchError
-
-Reward = Callable[[Sequence[tuple[Problem, Trace]]], tuple[list[float], Cost]]
+from .. import tasks
+from ..adapters import adapter_of, switched
+from ..fit import Fit, load_state, optimiser, save_state
+from ..kv import core
+from ..labels import right_answer
+from ..models import rates
+from ..policies import Sampling
+from ..search import drive
+from ..types import Cost, Problem, Trace, WorkbenchError
+from ..watch import alarm
+from .prime import Prime  # noqa: F401
+from .rewards import Earned, Reward, credit, formatted, length, mixture, outcome, overlong, process, well_formed  # noqa: F401
+from .tries import batches, lay, see
+from .variants import (  # noqa: F401
+    VARIANTS,
+    centred,
+    clipped_loss,
+    gae,
+    k1,
+    k3,
+    leave_one_out,
+    normalised,
+    step_advantages,
+    token_weights,
+)
 
 
 @dataclass(frozen=True)
-class GRPO:
-    """Scalars of a run. One step: `prompts` problems x `group` chains, `updates` optimiser steps on them. All
-    learning rates (see `fit.Fit`) fall linearly to nothing over `steps`. `levels`: the problems to learn from, in
-    equal parts (none named: all); in a short chain the outcome says more about each step.
+class RL:
+    """Scalars of a run. One step: `prompts` problems x `group` chains, `updates` optimiser steps on them, each on
+    whole groups. All learning rates (see `fit.Fit`) fall linearly to nothing over `steps`.
 
-    Left out: a KL penalty to the starting policy (DAPO drops it too), and a value head.
+    `variant`: see `variants.VARIANTS`. `levels`: the problems to learn from, in equal parts (none named: all);
+    `curriculum`: in parts as p (1 - p) of their measured pass rate p, so that most groups have something to say.
+    `clip` below and, if > 0, `clip_high` above. `kl` > 0 holds the policy to a reference: `kl_form` `k3` as a loss,
+    `k1` as a part of the reward. `truncate`: where another policy samples, the most that its tokens are re-weighted by.
+    `value_lr` and `value_weight` are of PPO's value head, `gamma` and `lam` of its advantages. `refills`: how often
+    more prompts are drawn for groups that are all alike, if the variant does that.
     """
 
     steps: int = 60
+    variant: str = "grpo"
     levels: tuple[int, ...] = ()
+    curriculum: bool = False
     prompts: int = 32
     group: int = 8
     updates: int = 4
@@ -41,235 +68,532 @@ class GRPO:
     muon_lr: float = 6e-4
     gain_lr: float = 1e-2
     clip: float = 0.2
+    clip_high: float = 0.0
+    kl: float = 0.0
+    kl_form: str = "k3"
+    truncate: float = 2.0
+    gamma: float = 1.0
+    lam: float = 0.95
+    value_weight: float = 0.5
+    refills: int = 2
     temperature: float = 1.0
     step_tokens: int = 16
     chain_tokens: int = 96
+    rows: int = 1024  # tokens of a forward pass
+    capacity: int = 512  # tokens of a row
     check_every: int = 10
     seed: int = 0
 
+    def __post_init__(self):
+        if self.variant not in VARIANTS:
+            raise WorkbenchError(f"unknown variant {self.variant!r}: one of {', '.join(VARIANTS)}")
+        if self.kl_form not in ("k1", "k3"):
+            raise WorkbenchError(f"unknown kl_form {self.kl_form!r}: k1 (in the reward) or k3 (in the loss)")
+        if self.group < 2 and self.variant != "ppo":
+            raise WorkbenchError("a group of one has no advantage: set group to 2 or more, or variant to 'ppo'")
+        for name in ("steps", "prompts", "group", "updates", "check_every"):
+            if getattr(self, name) < 1:
+                raise WorkbenchError(f"{name}={getattr(self, name)}: at least 1")
+        if not self.temperature > 0:
+            raise WorkbenchError(f"temperature={self.temperature}: greedy chains of a group are all alike")
 
-# --- rewards: (problem, chain) pairs -> one number each, and what judging them cost ---
-
-
-def outcome(items: Sequence[tuple[Problem, Trace]]) -> tuple[list[float], Cost]:
-    """1 for a chain that closed with a right answer, else 0. A chain that did not close earns nothing."""
-    return [float(right_answer(p, trace)) for p, trace in items], Cost()
-
-
-def process(verifier, form: str = "min") -> Reward:
-    """Reward from a verifier's step scores: their `sum` (the usual credit, which more steps can inflate) or their
-    `min` (PURE, Cheng et al. 2025). A chain that did not close earns 0 whatever its steps are worth."""
-    if form not in ("sum", "min"):
-        raise WorkbenchError(f"unknown process reward {form!r}: sum or min")
-    combine = sum if form == "sum" else min
-
-    def reward(items: Sequence[tuple[Problem, Trace]]) -> tuple[list[float], Cost]:
-        begin = time.perf_counter()
-        scores = verifier.score([(p.blind(), trace) for p, trace in items])
-        tokens = [trace.tokens + len(verifier.encoder.prompt(p.prompt)) for p, trace in items]
-        cost = Cost(
-            judged=sum(tokens),
-            verifier_calls=1,
-            verifier_flops=sum(verifier.flops(0, n) for n in tokens),
-            verifier_seconds=time.perf_counter() - begin,
-        )
-        closed = zip(scores, items, strict=True)
-        return [combine(s) if trace.stop == "answer" else 0.0 for s, (_, trace) in closed], cost
-
-    return reward
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.step_tokens, self.chain_tokens)
 
 
-# --- the algorithm ---
+@dataclass
+class Batch:
+    """Chains of one step and what is known of them. Lists over chains; tensors over their tokens, end to end.
 
-
-def advantages(rewards: torch.Tensor) -> torch.Tensor:
-    """(prompts, group) rewards -> the same shape: (r - mean) / std inside each group; a uniform group gives zeros.
-
-    Source: GRPO, Shao et al. 2024 (arXiv 2402.03300), equation 3's outcome form; std over the group, not n - 1.
-
-    >>> advantages(torch.tensor([[1.0, 0.0], [1.0, 1.0]])).tolist()
-    [[1.0, -1.0], [0.0, 0.0]]
+    `old`: log-probs when sampled (or when the step began, if another policy sampled). `returns`: PPO's. `reference`:
+    log-probs, with a KL. `trust`: importance weights of another policy's samples.
     """
-    if rewards.shape[1] < 2:
-        raise WorkbenchError("a group of one has no advantage: set group to 2 or more")
+
+    items: list[tuple[Problem, Trace]]
+    group: int
+    prompts: list[list[int]]
+    responses: list[list[int]]
+    old: torch.Tensor
+    advantage: torch.Tensor | None = None
+    returns: torch.Tensor | None = None
+    reference: torch.Tensor | None = None
+    trust: torch.Tensor | None = None
+    begins: list[int] = field(default_factory=list)
+    names: list[int] = field(default_factory=list)  # of the groups, among those of all processes
+
+    @classmethod
+    def of(cls, policy, items: Sequence[tuple[Problem, Trace]], group: int) -> Batch:
+        prompts = [policy.encoder.prompt(p.prompt) for p, _ in items]
+        responses = [[t for step in trace.steps for t in step.ids] for _, trace in items]
+        old = torch.tensor([v for _, trace in items for step in trace.steps for v in step.logprobs])
+        if len(old) != sum(map(len, responses)):
+            raise WorkbenchError("a chain has tokens without a log-prob: RL learns only from what a policy sampled")
+        begins = [0]
+        for response in responses:
+            begins.append(begins[-1] + len(response))
+        return cls(list(items), group, prompts, responses, old, begins=begins, names=list(range(len(items) // group)))
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(response) for response in self.responses]
+
+    def tokens(self, chains: Sequence[int]) -> torch.Tensor:
+        """Where the tokens of `chains` lie, in that order."""
+        return torch.cat([torch.arange(self.begins[i], self.begins[i + 1]) for i in chains])
+
+    def spread(self, values: Sequence[float]) -> torch.Tensor:
+        """One number a chain -> the same for each of its tokens."""
+        return torch.repeat_interleave(torch.tensor(values, dtype=torch.float32), torch.tensor(self.lengths))
+
+    def spread_steps(self, values: Sequence[Sequence[float]]) -> torch.Tensor:
+        """One number a step -> the same for each of its tokens."""
+        flat = [v for row in values for v in row]
+        sizes = [len(step.ids) for _, trace in self.items for step in trace.steps]
+        return torch.repeat_interleave(torch.tensor(flat, dtype=torch.float32), torch.tensor(sizes))
+
+
+# --- from rewards to advantages ---
+
+
+def advantages(batch: Batch, earned: Earned, config: RL, values: torch.Tensor | None = None) -> None:
+    """Fill `batch.advantage` (and PPO's `returns`): each token has its chain's advantage plus its step's."""
+    variant = VARIANTS[config.variant]
+    chains = torch.tensor(earned.chains, dtype=torch.float32)
+    if config.kl and config.kl_form == "k1":
+        per_chain = torch.stack([part.sum() for part in k1(batch.old, batch.reference).split(batch.lengths)])
+        chains = chains - config.kl * per_chain
+    if variant.advantage is None:
+        batch.advantage, batch.returns = _ppo(batch, chains, earned.steps, values, config)
+        return
+    batch.advantage = batch.spread(variant.advantage(chains.view(-1, batch.group)).flatten().tolist())
+    if earned.steps is not None:
+        batch.advantage += batch.spread_steps(step_advantages(earned.steps, batch.group, variant.scale, config.gamma))
+
+
+def _ppo(batch: Batch, chains: torch.Tensor, steps, values: torch.Tensor, config: RL):
+    """A chain's reward comes with its last token, a step's with the step's last."""
+    rewards = torch.zeros(len(batch.old))
+    for i, (_, trace) in enumerate(batch.items):
+        at = batch.begins[i]
+        for s, step in enumerate(trace.steps):
+            at += len(step.ids)
+            if steps is not None:
+                rewards[at - 1] += steps[i][s]
+        if batch.lengths[i]:
+            rewards[at - 1] += chains[i]
     if not torch.isfinite(rewards).all():
         raise WorkbenchError("a reward is not a finite number: mend the reward function")
-    centred = rewards - rewards.mean(1, keepdim=True)
-    std = rewards.std(1, keepdim=True, unbiased=False)
-    return torch.where(std > 1e-6, centred / std.clamp(min=1e-6), torch.zeros_like(centred))
+    both = [
+        gae(r, v, config.gamma, config.lam)
+        for r, v in zip(rewards.split(batch.lengths), values.split(batch.lengths), strict=True)
+    ]
+    advantage, returns = (torch.cat(parts) for parts in zip(*both, strict=True))
+    return (advantage - advantage.mean()) / (advantage.std() + 1e-8), returns
 
 
-def clipped_loss(new, old, advantage, mask, clip: float = 0.2, divisor: float | None = None) -> torch.Tensor:
-    """PPO's clipped surrogate with GRPO's mean inside each response first, then over responses.
+# --- forward passes and the update ---
 
-    new, old, mask: (rows, tokens) log-probs of the sampled tokens; advantage: (rows,). `divisor`: how many responses
-    the mean is over, if this is a part of a larger batch.
+
+class Meter:
+    """Tokens computed, and their FLOPs, with the logits that were made."""
+
+    def __init__(self, config):
+        self.rates, self.fed, self.flops = (rates(config, False), rates(config, True)), 0, 0.0
+
+    def __call__(self, seen, passes: int) -> None:
+        (token, pair), (whole, _) = self.rates
+        self.fed += seen.fed
+        self.flops += passes * (seen.fed * token + seen.looked * pair + seen.heads * (whole - token))
+
+
+@torch.no_grad()
+def look(model, batch: Batch, config: RL, meter: Meter) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(log-probs, values or None) of all tokens of a batch, end to end, as `model` has them now."""
+    logprobs, values = torch.zeros(len(batch.old)), torch.zeros(len(batch.old))
+    for part in batches(lay(batch.prompts, batch.responses, range(len(batch.items)), config.capacity), config.rows):
+        seen = see(model, part, config.temperature)
+        meter(seen, 1)
+        at = batch.tokens(seen.chains)
+        logprobs[at] = seen.logprobs.cpu()
+        if seen.values is not None:
+            values[at] = seen.values.cpu()
+    return logprobs, values
+
+
+def update(policy, optimizer, batch: Batch, config: RL, meter: Meter | None = None) -> dict:
+    """`config.updates` optimiser steps on one batch, each on every so-many-th group. Chains whose advantages are all 0
+    carry no gradient and are not read, unless a KL pulls at them.
+
+    Strictly on-policy (one update, own samples) the ratio is 1 and the log-probs of sampling are the old ones, so no
+    second pass is ever made. Errors: a gradient that is not finite; the weights are then as before it.
     """
-    ratio = (new - old).exp()
-    gain = torch.minimum(ratio * advantage[:, None], ratio.clamp(1 - clip, 1 + clip) * advantage[:, None])
-    per_response = (gain * mask).sum(1) / mask.sum(1).clamp(min=1)
-    return -per_response.sum() / (divisor or len(per_response))
-
-
-def token_logprobs(model, ids, mask, start: int, temperature: float) -> torch.Tensor:
-    """Log-probs of ids[:, start:] under the distribution that sampled them (temperature included)."""
-    place = (mask.cumsum(1) - 1).clamp(min=0)  # as sampling counts them, whatever padding stands before
-    hidden = model.model(input_ids=ids, attention_mask=mask, position_ids=place).last_hidden_state[:, start - 1 : -1]
-    logits = model.lm_head(hidden).float() / temperature
-    return logits.gather(-1, ids[:, start:, None])[..., 0] - logits.logsumexp(-1)
-
-
-def _batch(policy: LocalPolicy, items: Sequence[tuple[Problem, Trace]]):
-    """Left-padded prompts and right-padded responses, so that all responses start in one column."""
-    prompts = [policy.encoder.prompt(p.prompt) for p, _ in items]
-    responses = [[t for s in trace.steps for t in s.ids] for _, trace in items]
-    old = [[v for s in trace.steps for v in s.logprobs] for _, trace in items]
-    start, width = max(map(len, prompts)), max(map(len, responses))
-    ids = torch.full((len(items), start + width), policy.pad)
-    mask = torch.zeros_like(ids)
-    logprobs = torch.zeros((len(items), width))
-    for i, (p, r, o) in enumerate(zip(prompts, responses, old, strict=True)):
-        ids[i, start - len(p) : start + len(r)] = torch.tensor(p + r)
-        mask[i, start - len(p) : start + len(r)] = 1
-        logprobs[i, : len(o)] = torch.tensor(o)
-    device = policy.model.device
-    return ids.to(device), mask.to(device), logprobs.to(device), start
-
-
-def update(policy: LocalPolicy, optimizer, items, advantage: torch.Tensor, config: GRPO, rows: int = 128) -> dict:
-    """`config.updates` optimiser steps on one batch of chains. Chains of uniform groups carry no gradient: skipped."""
-    model = policy.model.train()
-    live = [i for i in range(len(items)) if advantage[i] != 0]
-    stats = {"ratio": [], "clipped": [], "loss": []}
-    tokens, context = 0, 0.0
-    for first in range(min(config.updates, len(live))):
-        # every part has chains of all groups and lengths; inside it like lengths stand together
-        part = sorted(live[first :: config.updates], key=lambda i: items[i][1].tokens)
+    variant, model = VARIANTS[config.variant], policy.model.train()
+    meter = meter or Meter(core(model).config)
+    high = config.clip_high or max(config.clip, variant.high)
+    weight = token_weights(batch.lengths, variant.mean, config.chain_tokens, *_counts(batch))
+    pulled = config.kl > 0 and config.kl_form == "k3"
+    parts = batch.advantage.split(batch.lengths)
+    live = [bool(pulled or batch.returns is not None or (part != 0).any()) for part in parts]
+    groups = {
+        name: [i for i in range(at * batch.group, (at + 1) * batch.group) if live[i]]
+        for at, name in enumerate(batch.names)
+    }
+    every = sorted(gathered([name for name, chains in groups.items() if chains]))
+    stats = {"ratio": [], "clipped": [], "loss": [], "norm": [], "kl": []}
+    for first in range(min(config.updates, len(every))):
+        part = [i for name in every[first :: config.updates] for i in groups.get(name, ())]
         optimizer.zero_grad(set_to_none=True)
-        divisor = len(items) / config.updates
-        stats["loss"].append(0.0)
-        for at in range(0, len(part), rows):
-            some = part[at : at + rows]
-            ids, mask, old, start = _batch(policy, [items[i] for i in some])
-            new = token_logprobs(model, ids, mask, start, config.temperature)
-            seen = mask[:, start:].float()
-            loss = clipped_loss(new, old, advantage[some].to(new.device), seen, config.clip, divisor)
+        total = 0.0
+        for rows in batches(lay(batch.prompts, batch.responses, part, config.capacity), config.rows):
+            seen = see(model, rows, config.temperature)
+            meter(seen, 3)
+            at = batch.tokens(seen.chains)
+            new, w = seen.logprobs, weight[at].to(seen.logprobs.device) * config.updates
+            old, advantage = batch.old[at].to(new.device), batch.advantage[at].to(new.device)
+            trust = w if batch.trust is None else w * batch.trust[at].to(new.device)
+            loss = clipped_loss(new, old, advantage, trust, config.clip, high)
+            if pulled:
+                away = k3(new, batch.reference[at].to(new.device))
+                loss = loss + config.kl * (away * w).sum()
+                stats["kl"].append(away.detach().mean().item())
+            if batch.returns is not None:
+                miss = seen.values - batch.returns[at].to(new.device)
+                loss = loss + config.value_weight * (miss.square() * w).sum()
             loss.backward()
-            with torch.no_grad():
-                ratio = (new - old).exp()[seen > 0]
-                stats["ratio"].append((ratio - 1).abs().max().item())
-                stats["clipped"].append(((ratio - 1).abs() > config.clip).float().mean().item())
-            stats["loss"][-1] += loss.item()
-            tokens += ids.numel()
-            context += ids.numel() * (ids.shape[1] + 1) / 2
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            total += loss.item()
+            ratio = (new.detach() - old).exp()
+            stats["ratio"].append((ratio - 1).abs().max().item())
+            past = ((ratio > 1 + high) & (advantage > 0)) | ((ratio < 1 - config.clip) & (advantage < 0))
+            stats["clipped"].append(past.float().mean().item())
+        sum_gradients(model)
+        norm = torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], 1.0)
         if not torch.isfinite(norm):
-            raise WorkbenchError("the gradient is not finite: the last checkpoint is kept, lower lr")
+            model.eval()
+            raise WorkbenchError("the gradient is not finite: the last checkpoint is kept; lower lr and run again")
         optimizer.step()
+        stats["loss"].append(sum(gathered([total])))
+        stats["norm"].append(norm.item())
     model.eval()
-    mean = lambda xs: sum(xs) / len(xs) if xs else None  # noqa: E731
+    stats |= {name: gathered(stats[name]) for name in ("ratio", "clipped", "kl")}
     return {
-        "loss": mean(stats["loss"]),
-        "norm": norm.item() if live else None,
+        "loss": _mean(stats["loss"]),
+        "norm": _mean(stats["norm"]),
         "ratio_max": max(stats["ratio"], default=None),
-        "clipped": mean(stats["clipped"]),
-        "trained": tokens,
-        "training_flops": 3 * flops(model.config, tokens, context / max(1, tokens)),
+        "clipped": _mean(stats["clipped"]),
+        "kl": _mean(stats["kl"]),
+        "trained": meter.fed,
+        "training_flops": meter.flops,
     }
 
 
+# --- several processes: each samples and reads its share of the groups, the gradient is that of all ---
+
+
+def team() -> PartialState:
+    """The processes of `accelerate launch`, or this one alone."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def gathered(rows: list) -> list:
+    """The rows of all processes, in their order."""
+    return gather_object(rows) if team().num_processes > 1 else rows
+
+
+def _counts(batch: Batch) -> tuple[int, int]:
+    """Chains and tokens of the whole step."""
+    chains, tokens = zip(*gathered([(len(batch.items), len(batch.old))]), strict=True)
+    return sum(chains), sum(tokens)
+
+
+def sum_gradients(model) -> None:
+    """Losses are weighted by the whole step, so gradients add up. A process without a chain gives zeros."""
+    if team().num_processes > 1:
+        for p in model.parameters():
+            if p.requires_grad:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+                torch.distributed.all_reduce(p.grad)
+
+
+# --- the run ---
+
+
 def train(
-    policy: LocalPolicy,
+    policy,
     task: str,
     reward: Reward,
-    config: GRPO,
+    config: RL,
     run,
     held_out: Sequence[Problem] = (),
     progress: bool = True,
+    reference=None,
+    sampler=None,
 ) -> list[dict]:
     """Train `policy` in place; returns the history, a row a step. Killed at any moment, it resumes exactly.
 
-    `run` is a runs.Run: state.safetensors every `check_every` steps, history.jsonl a row a step. Each row has the
-    proxy (the reward that is optimised) and the true reward of the same chains; each check adds the true reward on
-    `held_out` problems. All randomness is a function of (seed, step), so a resumed run is the same run.
+    `run` is a runs.Run: state.safetensors every `check_every` steps, history.jsonl a row a step, checks.jsonl what
+    every held-out problem's chain earned, proxy and truth. `reward` sees (problem, chain) pairs; one that learns
+    (`learn`, `save`, `load`: see `prime`) does so after each step. `reference`: the model that a KL holds to; None is
+    the policy's base without its adapters. `sampler`: another policy that writes the chains, such as a server whose
+    weights lag; the loss then counts each token by how much likelier the policy finds it, at most `truncate` times.
+    All randomness is a function of (seed, step), so a resumed run is the same run; under `accelerate launch` processes
+    share the groups of a step (the others than the first pass `Run.existing`). The alarm of `watch` is told once.
+    Checks are not billed. Errors: a reward that raises, that gives NaN or too few numbers; a gradient that is not
+    finite: the run stops, and the last checkpoint stays.
+
+    >>> train(policy, "arithmetic", outcome, RL(variant="dapo"), run, held_out)  # doctest: +SKIP
     """
+    state, main = run.path / "state.safetensors", team().is_main_process
+    if hasattr(reward, "learn") and team().num_processes > 1:
+        raise WorkbenchError("a reward that learns would learn another thing in every process: use one process")
+    value_head(policy.model, config)
     optimizer = optimiser(
         policy.model, Fit(lr=config.lr, muon_lr=config.muon_lr, gain_lr=config.gain_lr, weight_decay=0.0)
     )
-    rates = [group["lr"] for group in optimizer.param_groups]
-    state, history = run.path / "state.safetensors", run.read("history")
+    rates_ = [group["lr"] for group in optimizer.param_groups]
     step = load_state(state, policy.model, optimizer)["step"] if state.exists() else 0
-    if len(history) > step + 1:  # rows past the checkpoint will be made again, the same
-        _rewrite(run.path / "history.jsonl", history[: step + 1])
-    history = history[: step + 1]
-    sampling = Sampling(config.temperature, config.step_tokens, config.chain_tokens)
-    if not history:
-        history.append({"step": 0, "true_held_out": _held_out(policy, held_out, sampling)})
-        run.append("history", history)
-    bar = _bar(config.steps, step, progress)
-    while step < config.steps:
-        began = time.perf_counter()
-        seed = tasks.digest("rl", config.seed, step) >> 1
-        levels = config.levels or tasks.get(task).LEVELS
-        share = [len(range(i, config.prompts, len(levels))) for i in range(len(levels))]
-        problems = [
-            q for n, level in zip(share, levels, strict=True) for q in tasks.get(task).load("train", n, seed, level)
-        ]
-        results = drive(problems, "majority", policy, seed=seed, sampling=sampling, n=config.group)
-        items = [(r.problem, leaf.trace) for r in results for leaf in sorted(r.leaves, key=lambda node: node.path[0])]
-        if len(items) != config.prompts * config.group:
-            raise WorkbenchError(f"step {step}: {len(items)} chains for {config.prompts} x {config.group}")
-        proxy, judging = reward(items)
-        true, _ = outcome(items)
-        grid = torch.tensor(proxy).view(config.prompts, config.group)
-        advantage = advantages(grid)
-        sampled = time.perf_counter() - began
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * (1 - step / config.steps)
-        stats = update(policy, optimizer, items, advantage.flatten(), config)
-        step += 1
-        cost = sum((r.cost for r in results), judging)
-        cost += Cost(
-            trained=stats.pop("trained"),
-            training_flops=stats.pop("training_flops"),
-            training_seconds=time.perf_counter() - began - sampled,
-        )
-        row = {
-            "step": step,
-            "proxy": sum(proxy) / len(proxy),
-            "true": sum(true) / len(true),
-            "steps_per_chain": sum(len(t.steps) for _, t in items) / len(items),
-            "tokens_per_chain": sum(t.tokens for _, t in items) / len(items),
-            "unfinished": sum(t.stop != "answer" for _, t in items) / len(items),
-            "uniform_groups": (grid.std(1) <= 1e-6).float().mean().item(),
-            "entropy": -sum(v for _, t in items for s in t.steps for v in s.logprobs)
-            / max(1, sum(t.tokens for _, t in items)),
-            **stats,
-            "cost": {k: v for k, v in asdict(cost).items() if v},
-        }
-        if step % config.check_every == 0 or step == config.steps:
-            row["true_held_out"] = _held_out(policy, held_out, sampling)
+    kept = run.rewind if main else lambda name, step: [row for row in run.read(name) if row["step"] <= step]
+    history, checks = kept("history", step), kept("checks", step)
+    warned = any("alarm" in row for row in history)
+
+    def check(step: int) -> dict:
+        if not held_out or not main:
+            return {"true_held_out": None} if not held_out else {}
+        row = {"step": step, **_held_out(policy, held_out, reward, config)}
+        checks.append(row)
+        run.append("checks", [row])
+        means = {f"{name}_held_out": sum(row[name]) / len(row[name]) for name in ("true", "proxy")}
+        if not warned and (found := alarm(checks)):
+            warnings.warn(str(found), stacklevel=3)
+            means["alarm"] = str(found)
+        return means
+
+    def write(row: dict) -> None:
         history.append(row)
-        run.append("history", [row])
-        if step % config.check_every == 0 or step == config.steps:
-            save_state(state, policy.model, optimizer, step=step)
+        if main:
+            run.append("history", [row])
+
+    def keep(step: int) -> None:
+        learnt = hasattr(reward, "learn")
+        if learnt:  # under the step's name, so that it counts only once the policy's state is there
+            reward.save(run.path / f"reward-{step}.safetensors")
+        save_state(state, policy.model, optimizer, step=step)
+        for old in run.path.glob("reward-*.safetensors") if learnt else ():
+            if old.name != f"reward-{step}.safetensors":
+                old.unlink()
+
+    if step and hasattr(reward, "learn"):
+        reward.load(run.path / f"reward-{step}.safetensors")
+    if not history:
+        write({"step": 0, **check(0)})
+    bar = _bar(config.steps, step, progress and main)
+    while step < config.steps:
+        for group, rate in zip(optimizer.param_groups, rates_, strict=True):
+            group["lr"] = rate * (1 - step / config.steps)
+        try:
+            row = one(policy, task, reward, config, optimizer, step, history, reference, sampler)
+        except WorkbenchError as error:
+            bar.close()
+            kept = step - step % config.check_every
+            raise WorkbenchError(f"step {step + 1}: {error}. {run.path} goes on from step {kept}") from error
+        step += 1
+        last = step % config.check_every == 0 or step == config.steps
+        if last:
+            row |= check(step)
+            warned |= "alarm" in row
+        write(row)
+        if last and main:
+            keep(step)
+        team().wait_for_everyone()
         bar.set_postfix(proxy=f"{row['proxy']:.3f}", true=f"{row['true']:.3f}")
         bar.update()
     bar.close()
+    if hasattr(core(policy.model), "value_head"):
+        del core(policy.model).value_head
     return history
 
 
-def _held_out(policy: LocalPolicy, problems: Sequence[Problem], sampling: Sampling) -> float | None:
-    if not problems:
-        return None
-    leaves = [(r.problem, r.leaves[0].trace) for r in drive(problems, "sampling", policy, sampling=sampling)]
-    return sum(right_answer(p, trace) for p, trace in leaves) / len(leaves)
+def one(policy, task, reward, config, optimizer, step, history=(), reference=None, sampler=None) -> dict:
+    """One step of `train`, on a policy and an optimiser that it changes; returns its row of the history."""
+    began = time.perf_counter()
+    rolled = roll_out(sampler or policy, task, reward, config, step, history)
+    sampled = time.perf_counter() - began
+    batch, meter = Batch.of(policy, rolled.items, config.group), Meter(core(policy.model).config)
+    batch.names, values = rolled.names, None
+    if sampler is not None or config.variant == "ppo":
+        now, values = look(policy.model, batch, config, meter)
+        if sampler is not None:
+            batch.trust, batch.old = (now - batch.old).exp().clamp(max=config.truncate), now
+    if config.kl:
+        shared = reference is None and adapter_of(policy.model, None, needed=True)
+        with switched(policy.model, None) if shared else nullcontext():
+            batch.reference, _ = look(policy.model if shared else reference, batch, config, meter)
+    advantages(batch, rolled.earned, config, values)
+    stats = update(policy, optimizer, batch, config, meter)
+    cost = rolled.cost + Cost(
+        trained=stats.pop("trained"),
+        training_flops=stats.pop("training_flops"),
+        training_seconds=time.perf_counter() - began - sampled,
+    )
+    if learn := getattr(reward, "learn", None):
+        cost += learn(rolled.items)
+    return {"step": step + 1, **rolled.row(), **stats, "cost": _bill(cost)}
 
 
-def _rewrite(path: Path, rows: list[dict]) -> None:
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(scratch, path)
+@dataclass
+class Rollout:
+    """The chains of one step that this process learns from, and what is known of all that were sampled."""
+
+    items: list[tuple[Problem, Trace]]
+    names: list[int]
+    earned: Earned
+    cost: Cost
+    chains: list[dict]  # of every chain that was sampled, by any process
+    uniform: float
+
+    def row(self) -> dict:
+        mean = {
+            key: _mean([chain[key] for chain in self.chains]) for key in self.chains[0] if key not in ("level", "nats")
+        }
+        levels: dict[str, list[int]] = {}
+        for chain in sorted(self.chains, key=lambda chain: chain["level"]):
+            count = levels.setdefault(str(chain["level"]), [0, 0])
+            count[0] += int(chain["true"])
+            count[1] += 1
+        tokens = sum(chain["tokens_per_chain"] for chain in self.chains)
+        entropy = sum(chain["nats"] for chain in self.chains) / max(1, tokens)  # of the sampled tokens: its estimate
+        return {**mean, "entropy": entropy, "uniform_groups": self.uniform, "levels": levels}
+
+
+def roll_out(policy, task: str, reward: Reward, config: RL, step: int, history: Sequence[dict] = ()) -> Rollout:
+    """Sample the groups of one step and judge them; a variant with `refill` replaces those that are all alike."""
+    place = team()
+    refill = VARIANTS[config.variant].refill
+    cost, chains, found, uniform = Cost(), [], [], []
+    for again in range(1 + config.refills if refill else 1):
+        seed = tasks.digest("rl", config.seed, step, *([again] if again else [])) >> 1
+        problems = choose(task, config, seed, history)
+        mine = problems[place.process_index :: place.num_processes]
+        results = drive(mine, "majority", policy, seed=seed, sampling=config.sampling, n=config.group)
+        items = [(r.problem, leaf.trace) for r in results for leaf in sorted(r.leaves, key=lambda node: node.path[0])]
+        if len(items) != len(mine) * config.group:
+            raise WorkbenchError(f"{len(items)} chains for {len(mine)} problems x {config.group}")
+        earned = judge(reward, items)
+        totals = earned.totals()
+        cost += sum((r.cost for r in results), earned.cost)
+        chains += [_about(*item, total) for item, total in zip(items, totals, strict=True)]
+        for at in range(len(mine)):
+            chosen = range(at * config.group, (at + 1) * config.group)
+            name = again * config.prompts + place.process_index + place.num_processes * at
+            alike = max(totals[i] for i in chosen) - min(totals[i] for i in chosen) <= 1e-6
+            uniform.append(float(alike))
+            found.append((name, alike, [items[i] for i in chosen], earned.part(chosen)))
+        if refill and sum(not alike for alike in gathered([f[1] for f in found])) >= config.prompts:
+            break
+    if refill:  # the first groups that have something to say, of all processes
+        wanted = sorted(gathered([f[0] for f in found if not f[1]]))[: config.prompts]
+        found = [f for f in found if f[0] in wanted]
+    return Rollout(
+        [item for f in found for item in f[2]],
+        [f[0] for f in found],
+        Earned.joined([f[3] for f in found]),
+        cost,
+        gathered(chains),
+        _mean(gathered(uniform)),
+    )
+
+
+def _about(problem: Problem, trace: Trace, total: float) -> dict:
+    return {
+        "level": problem.level,
+        "proxy": total,
+        "true": float(right_answer(problem, trace)),
+        "steps_per_chain": len(trace.steps),
+        "tokens_per_chain": trace.tokens,
+        "unfinished": float(trace.stop != "answer"),
+        "ill_formed": float(not well_formed(trace)),
+        "nats": -sum(v for step in trace.steps for v in step.logprobs),
+    }
+
+
+def judge(reward: Reward, items: Sequence[tuple[Problem, Trace]]) -> Earned:
+    """What the chains earn, with nothing let through that would poison the update."""
+    try:
+        earned = reward(items)
+    except WorkbenchError:
+        raise
+    except Exception as error:
+        name = getattr(reward, "__name__", type(reward).__name__)
+        raise WorkbenchError(f"the reward {name} failed: {type(error).__name__}: {error}") from error
+    if len(earned.chains) != len(items):
+        raise WorkbenchError(f"the reward gave {len(earned.chains)} numbers for {len(items)} chains")
+    if earned.steps is not None and [len(row) for row in earned.steps] != [len(t.steps) for _, t in items]:
+        raise WorkbenchError("the reward must give a number to every step of every chain, or no steps at all")
+    for (problem, _), total in zip(items, earned.totals(), strict=True):
+        if not math.isfinite(total):
+            raise WorkbenchError(f"the reward of a chain of {problem.id} is {total}: mend the reward function")
+    return earned
+
+
+def choose(task: str, config: RL, seed: int, history: Sequence[dict] = ()) -> list[Problem]:
+    """The step's problems: equal parts of the levels, or by `shares` of what was measured in the last steps."""
+    levels = config.levels or tasks.get(task).LEVELS
+    counts = [len(range(i, config.prompts, len(levels))) for i in range(len(levels))]
+    if config.curriculum:
+        counts = apportion(shares(levels, history), config.prompts)
+    parts = zip(levels, counts, strict=True)
+    return [q for level, n in parts if n for q in tasks.get(task).load("train", n, seed, level)]
+
+
+def shares(levels: Sequence[int], history: Sequence[dict], last: int = 5, least: float = 0.05) -> list[float]:
+    """How much of a step each level gets: p (1 - p) + `least`, p its pass rate in the `last` rows (.5 if not seen).
+
+    >>> shares([1, 2], [{"levels": {"1": [10, 10], "2": [5, 10]}}])
+    [0.14285714285714288, 0.8571428571428571]
+    """
+    worth = []
+    for level in levels:
+        seen = [row["levels"].get(str(level), (0, 0)) for row in history[-last:] if "levels" in row]
+        right, of = (sum(pair[i] for pair in seen) for i in (0, 1))
+        p = right / of if of else 0.5
+        worth.append(p * (1 - p) + least)
+    return [w / sum(worth) for w in worth]
+
+
+def apportion(parts: Sequence[float], n: int) -> list[int]:
+    """n in whole numbers as `parts` (which add up to 1) say: largest remainders.
+
+    >>> apportion([0.15, 0.85], 5)
+    [1, 4]
+    """
+    counts = [math.floor(part * n) for part in parts]
+    for i in sorted(range(len(parts)), key=lambda i: counts[i] - parts[i] * n)[: n - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+def value_head(model, config: RL) -> None:
+    """PPO's head on the policy's last states, at zero; it lives with the model while it is trained."""
+    inner = core(model)
+    if config.variant == "ppo" and not hasattr(inner, "value_head"):
+        inner.value_head = torch.nn.Linear(inner.config.hidden_size, 1, device=next(inner.parameters()).device)
+        torch.nn.init.zeros_(inner.value_head.weight)
+        torch.nn.init.zeros_(inner.value_head.bias)
+
+
+def _held_out(policy, problems: Sequence[Problem], reward: Reward, config: RL) -> dict[str, list[float]]:
+    """Truth and proxy of one chain a problem, at the prompt and the temperature of training."""
+    items = [(r.problem, r.leaves[0].trace) for r in drive(problems, "sampling", policy, sampling=config.sampling)]
+    return {"true": [float(right_answer(p, t)) for p, t in items], "proxy": judge(reward, items).totals()}
+
+
+def _bill(cost: Cost) -> dict:
+    total = sum(gathered([cost]), Cost())
+    return {k: v for k, v in asdict(total).items() if v}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _bar(total: int, done: int, progress: bool):

@@ -1,0 +1,604 @@
+import marimo
+
+__generated_with = "0.25.2"
+app = marimo.App()
+
+
+@app.cell
+def _():
+    import marimo as mo
+
+    return (mo,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    # Can a policy teach itself to think better by default?
+
+    The hypothesis says: yes. Let it write chains, keep those that came out right, train on them, write again. Nobody adds
+    knowledge, only a check of the last line. You turn that wheel, and then you break each of its parts to see what it was
+    for.
+
+    **You will know** what STaR, ReST-EM and expert iteration do and how they differ; why each round starts from the base
+    again; what a filter, a cap and dedupe are good for; whether a hint helps; and whether the model's *default* chain, at
+    an unchanged prompt, got better or only surer.
+
+    **Time and memory** at `nano`: a minute and 1 GB where the rounds are on disk, some eight minutes more where they must
+    be made first.
+
+    **Modules**: `flywheel`, `search`, `scaling`, `plots`, `claims`.
+    """)
+    return
+
+
+@app.cell
+def _():
+    # Cell tags: setup
+    from collections import Counter
+    from dataclasses import replace
+
+    from IPython.display import Markdown
+
+    from workbench import claims, flywheel, plots, scaling
+    from workbench.pipeline import Series, read_records
+    from workbench.search import drive
+    from workbench.types import Cost, Step, Trace
+
+    return (
+        Cost,
+        Counter,
+        Markdown,
+        Series,
+        Step,
+        Trace,
+        claims,
+        drive,
+        flywheel,
+        plots,
+        read_records,
+        replace,
+        scaling,
+    )
+
+
+@app.cell
+def _():
+    # Cell tags: parameters
+    profile = "nano"
+    runs = "runs"
+    seed = 0
+    return profile, runs, seed
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## One turn, by hand
+
+    You take the taught policy and let it write four chains for each of some training problems.
+    """)
+    return
+
+
+@app.cell
+def _(Series, drive, profile, runs, seed):
+    series = Series(profile, runs, seed)
+    policy, sampling = series.policy(), series.profile.sampling
+    problems = series.problems("train", 24)
+    results = drive(problems, "majority", policy, seed=seed, sampling=sampling, n=4)
+    return policy, problems, results, sampling, series
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Each chain is checked by its last line alone. `drawn` says of every chain whether it came out right.
+    """)
+    return
+
+
+@app.cell
+def _(Counter, flywheel, problems, results):
+    chains = flywheel.drawn(results, problems, "sampled")
+    print(Counter("right" if chain.right else "wrong" for chain in chains))
+    return (chains,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    A right answer is no proof of right steps. You ask the task's own oracle, which the wheel never sees: of the chains
+    that came out right, how many have a wrong step?
+    """)
+    return
+
+
+@app.cell
+def _(chains, series):
+    right = [chain for chain in chains if chain.right]
+    lucky = [c for c in right if not all(series.task.oracle(c.problem, c.trace.steps))]
+    print(f"{len(lucky)} of {len(right)} right chains have a wrong step")
+    return lucky, right
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## What stays
+
+    `sift` applies the filters in a fixed order and says why each chain went.
+    """)
+    return
+
+
+@app.cell
+def _(chains, flywheel, sampling, series):
+    config = series.profile.wheel.config(sampling)
+    kept, dropped, _ = flywheel.sift(chains, config)
+    print(f"{len(kept)} of {len(chains)} stay; dropped: {dict(dropped)}")
+    return (config,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Equal chains count once: a policy that is sure of a problem writes the same chain again and again, and would learn
+    most from what it knows best. Of those that differ, at most `cap` a problem stay, the least alike.
+    """)
+    return
+
+
+@app.cell
+def _(flywheel, plots):
+    plots.show_source(flywheel.varied)
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    On a hand-made problem: three chains, two of which have the same steps in another order. Which two stay?
+    """)
+    return
+
+
+@app.cell
+def _(Step, Trace, flywheel, problems):
+    _lines = [["2+3=5", "5+4=9"], ["5+4=9", "2+3=5"], ["3+4=7", "2+7=9"]]
+    _made = [flywheel.Chain(problems[0], Trace((*map(Step, some), Step("9", True))), "sampled", True) for some in _lines]
+    [_lines[_made.index(chain)] for chain in flywheel.varied(_made, 2)]
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## The wheel turns
+
+    Every round samples with what the last one left, and trains **from the base again**. You look at each round: the share
+    of chains that came out right, how many stayed, and pass@1 on held-out problems at the same prompt as ever.
+    """)
+    return
+
+
+@app.cell
+def _(series):
+    wheel = {kind: series.flywheel(kind) for kind in series.FLYWHEELS}
+    history = {kind: run.read("history") for kind, run in wheel.items()}
+    return history, wheel
+
+
+@app.cell
+def _(history):
+    for _row in history["restart"]:
+        _kept = f"{_row['yield']:.3f} right, {_row['kept']:>5} kept" if _row["round"] else "the base"
+        print(f"round {_row['round']}: {_kept}; held out {_row['held_out']:.3f}")
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The intervals come from the problems: you resample them, each with all its chains.
+    """)
+    return
+
+
+@app.cell
+def _(config, history, scaling):
+    def rounds(kind):
+        """One row a round: pass@1 on the held-out problems, with its interval."""
+        out = []
+        for row in history[kind]:
+            share = [right / config.checks for right in row["held_out_right"]]
+            e = scaling.bootstrap(share, seeds=config.checks)
+            out.append({"run": kind, "round": row["round"], "pass@1": e.value, "pass@1_low": e.low, "pass@1_high": e.high})
+        return out
+
+    return (rounds,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    This figure answers the first half of the title. Beside STaR with its restart you draw the same wheel that trains on
+    from its last weights.
+    """)
+    return
+
+
+@app.cell
+def _(plots, rounds):
+    _first = rounds("restart")[0]["pass@1"]
+    plots.learning_curve(rounds("restart") + rounds("continued"), baseline=_first, x="round", y="pass@1")
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## On problems that nothing was chosen by
+
+    Each wheel left four chains for every test problem, and so did the base, with the same dice. The differences are
+    paired by problem.
+    """)
+    return
+
+
+@app.cell
+def _(replace):
+    def named(records, name):
+        """The same records under a method name of their own."""
+        return [replace(r, knobs={"method": name, "n": 1}) for r in records]
+
+    return (named,)
+
+
+@app.cell
+def _(history, named, read_records, scaling, series, wheel):
+    samples = read_records(series.search(), "samples")
+    tested = {"base": named([r for r in samples if r.seed < 4], "base")}
+    tested |= {kind: named(read_records(run), kind) for kind, run in wheel.items()}
+    gains = {kind: scaling.difference(tested[kind], tested["base"]) for kind in wheel}
+    for _kind, _gain in gains.items():
+        print(f"{_kind:<12} {len(history[_kind]) - 1} round(s): pass@1 {scaling.accuracy(tested[_kind])}, gain {_gain}")
+    return gains, tested
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Where does it gain? By level, base and STaR after its last round:
+    """)
+    return
+
+
+@app.cell
+def _(plots, tested):
+    plots.levels(tested["base"] + tested["restart"])
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Break it: no restart, no filter, no dedupe
+
+    No restart is drawn above. The difference on the test problems:
+    """)
+    return
+
+
+@app.cell
+def _(config, scaling, tested):
+    restart = scaling.difference(tested["restart"], tested["continued"])
+    print(f"restart minus continued, after {config.rounds} rounds: {restart}")
+    return (restart,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The other parts are broken for one round, so you compare them with the first round of the whole wheel, on the held-out
+    problems.
+    """)
+    return
+
+
+@app.cell
+def _(config, history):
+    def after_one(kind):
+        """{problem: share right} after the first round."""
+        return [right / config.checks for right in history[kind][1]["held_out_right"]]
+
+    return (after_one,)
+
+
+@app.cell
+def _(after_one, config, history, scaling):
+    whole = after_one("restart")
+    broken = {
+        kind: scaling.paired_bootstrap(after_one(kind), whole, seeds=config.checks)
+        for kind in history
+        if kind not in ("restart", "continued")
+    }
+    for _kind, _gap in broken.items():
+        _row = history[_kind][1]
+        print(f"{_kind:<12} kept {_row['kept']:>5}: minus the whole wheel's first round {_gap}")
+    return (broken,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## A hint
+
+    STaR's rationalisation shows the answer for problems that no chain got right, keeps what then comes out right, and
+    removes the hint before training. Does this policy read hints? Compare the share of right chains, plain and hinted.
+    Mind that the hinted problems are the ones it had failed.
+    """)
+    return
+
+
+@app.cell
+def _(flywheel, history, problems):
+    _row = history["rationalise"][1]
+    plain_yield, hinted_yield = _row["yield"], _row["hinted_yield"] or 0.0
+    print(f"plain {plain_yield:.3f} of {_row['sampled']:,}; hinted {hinted_yield:.3f} of {_row['hinted']:,}")
+    print(f"the prompt it sees: {flywheel.hinted(problems[0]).prompt!r}")
+    return hinted_yield, plain_yield
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Search as the teacher
+
+    Expert iteration lets a search write the chains: a beam that the judge of notebook 04 guides. It costs more a chain.
+    Are its chains righter, and does the policy learn more from them?
+    """)
+    return
+
+
+@app.cell
+def _(Cost, history):
+    for _kind in ("restart", "search", "prm-filter"):
+        _row = history[_kind][1]
+        _cost = Cost(**_row["cost"])
+        _kept = f"{_row['yield']:.3f} right, {_row['kept']:>5} kept, {_cost.flops:.3g} FLOPs"
+        print(f"{_kind:<10} {_kept}; held out {_row['held_out']:.3f}")
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## The default chain
+
+    Same prompt, greedy, before and after. You look at the first test problem that changed from wrong to right (or at the
+    first at all).
+    """)
+    return
+
+
+@app.cell
+def _(drive, policy, sampling, series):
+    last = series.policy(stage="flywheel-restart")
+    _both = [drive(series.test(), "greedy", each, sampling=sampling) for each in (policy, last)]
+    greedy = [[series.task.check(r.problem, r.answer) for r in rows] for rows in _both]
+    _turned = [i for i, (a, b) in enumerate(zip(*greedy, strict=True)) if b and not a] or [0]
+    for _name, _rows in zip(("before", "after"), _both, strict=True):
+        _row = _rows[_turned[0]]
+        print(f"{_name:<7} {_row.problem.prompt}: {'; '.join(step.text for step in _row.leaves[0].steps)}")
+    return (greedy,)
+
+
+@app.cell
+def _(greedy, scaling):
+    skill = scaling.paired_bootstrap([float(x) for x in greedy[1]], [float(x) for x in greedy[0]])
+    print(f"greedy, after minus before: {skill}")
+    return (skill,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    And coverage: does any of k chains come out right? If pass@1 rises and pass@4 does not, the wheel made the policy sure
+    of what it could do.
+    """)
+    return
+
+
+@app.cell
+def _(plots, scaling, tested):
+    covered = {name: scaling.coverage(tested[name], [1, 2, 4]) for name in ("base", "restart", "continued")}
+    once, ever = (covered["restart"][i][1].value - covered["base"][i][1].value for i in (0, -1))
+    plots.coverage(
+        covered, title=f"STaR: right once {100 * once:+.0f} points, right at least once in four {100 * ever:+.0f}"
+    )
+    return (ever,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## What you saw
+    """)
+    return
+
+
+@app.cell
+def _(claims):
+    def told(estimate, goal, yes, no, open="cannot be told apart from it"):
+        return {"holds": yes, "fails": no, "undecided": open}[claims.decide(estimate, goal)]
+
+    return (told,)
+
+
+@app.cell
+def _(
+    Markdown,
+    broken,
+    config,
+    ever,
+    gains,
+    hinted_yield,
+    lucky,
+    plain_yield,
+    restart,
+    right,
+    skill,
+    told,
+):
+    Markdown(
+        f"- {config.rounds} rounds of STaR change pass@1 on test problems by {gains['restart'].value:+.3f}; a gain of 0.15 "
+        f"{told(gains['restart'], '>= 0.15', 'is there', 'is not there', 'cannot be decided')}. Greedy changes by "
+        f"{skill.value:+.3f}, pass@4 by {ever:+.3f}.\n"
+        f"- Training on from the last weights instead of the base ends {-restart.value:+.3f} from it: "
+        f"{told(restart, '> 0', 'the restart pays', 'the restart costs', 'no difference that these problems show')}.\n"
+        + "".join(
+            f"- One round `{kind}` against one whole round: {gap.value:+.3f}, {told(gap, '< 0', 'worse', 'no worse')}.\n"
+            for kind, gap in broken.items()
+        )
+        + f"- Of the plain chains {plain_yield:.3f} come out right, of the hinted ones, on harder problems, "
+        f"{hinted_yield:.3f}.\n"
+        f"- {len(lucky)} of the first {len(right)} right chains had a wrong step: an answer is a lenient check."
+    )
+    return
+
+
+@app.cell
+def _(claims, gains, profile, restart, runs):
+    found = [
+        claims.Claim(
+            "flywheel.star_gain",
+            "STaR, Zelikman et al. 2022 (2203.14465)",
+            "training on one's own right chains lifts pass@1 on unseen problems by 15 points or more",
+            ">= 0.15",
+            gains["restart"],
+        ),
+        claims.Claim(
+            "flywheel.no_restart_loss",
+            "STaR, Zelikman et al. 2022 (2203.14465)",
+            "rounds that start from the base end higher than rounds that train on",
+            "> 0",
+            restart,
+        ),
+    ]
+    claims.record(runs, profile, "06_the_flywheel", found)
+    print(claims.table(found))
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ### Exercise 1: the filter
+
+    Write the answer filter for one problem's chains: keep the right ones, each text once, in the order they were drawn.
+    """)
+    return
+
+
+@app.function
+# Cell tags: solution
+def my_filter(chains):
+    """[(text, right)] -> the texts that stay."""
+    return list(dict.fromkeys(text for text, right in chains if right))
+
+
+@app.cell
+def _():
+    # Cell tags: check
+    assert my_filter([("a", True), ("b", False), ("a", True), ("c", True)]) == ["a", "c"]
+    assert my_filter([("b", False)]) == []
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ### Exercise 2: what a lenient filter lets through
+
+    A policy writes each of k steps rightly with probability p, and a wrong step still ends in the right answer with
+    probability q. What share of the chains that come out right has a wrong step?
+    """)
+    return
+
+
+@app.function
+# Cell tags: solution
+def share_lucky(p, k, q):
+    good = p**k
+    return (1 - good) * q / (good + (1 - good) * q)
+
+
+@app.cell
+def _():
+    # Cell tags: check
+    assert abs(share_lucky(0.5, 1, 1.0) - 0.5) < 1e-9 and share_lucky(0.9, 3, 0.0) == 0.0
+    assert abs(share_lucky(0.8, 2, 0.1) - 0.036 / 0.676) < 1e-9
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ### Exercise 3: a cap is a curriculum
+
+    Two problems: of the first nearly all samples come out right, of the second one in eight. Write what share of the
+    training chains the second gets, from n samples each, with at most `cap` a problem.
+    """)
+    return
+
+
+@app.function
+# Cell tags: solution
+def share_of_hard(n, cap):
+    easy, hard = min(cap, n), min(cap, n / 8)
+    return hard / (easy + hard)
+
+
+@app.cell
+def _():
+    # Cell tags: check
+    assert abs(share_of_hard(8, 8) - 1 / 9) < 1e-9 and abs(share_of_hard(8, 1) - 0.5) < 1e-9
+    assert share_of_hard(32, 4) > share_of_hard(32, 32)
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    ## Ledger
+
+    Every round is on it: sampling, judging, training.
+    """)
+    return
+
+
+@app.cell
+def _(Cost, Markdown, series, wheel):
+    stages = {"teach": series.teach()} | {f"flywheel: {kind}": run for kind, run in wheel.items()}
+    ledger = {name: Cost(**stage.summary["cost"]) for name, stage in stages.items()}
+    Markdown(
+        "| stage | sampled | judged | trained tokens | FLOPs | seconds |\n|---|---|---|---|---|---|\n"
+        + "\n".join(
+            f"| {name} | {c.sampled:,} | {c.judged:,} | {c.trained:,} | {c.flops:.3g} | {c.seconds:,.0f} |"
+            for name, c in ledger.items()
+        )
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    Next: 07 replaces "keep or drop" by a number. What does reward teach that examples did not?
+    """)
+    return
+
+
+if __name__ == "__main__":
+    app.run()
