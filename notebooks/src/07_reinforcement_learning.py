@@ -82,12 +82,12 @@ plots.show_source(rl.clipped_loss)
 # one group through all of them: the rewards of above, and chains of 10, 20, 20 and 40 tokens.
 
 # %%
+_lengths = [10, 20, 20, 40]
 for _name, _variant in rl.VARIANTS.items():
-    _advantage = "from a value head" if _variant.advantage is None else _variant.advantage(rewards)[0].tolist()
-    _weights = [
-        part[0].item() for part in rl.token_weights([10, 20, 20, 40], _variant.mean, 96).split([10, 20, 20, 40])
-    ]
-    print(f"{_name:<8} advantage {_advantage}; a token counts {[round(1000 * w, 1) for w in _weights]} / 1000")
+    _some = _variant.advantage and [round(a, 2) for a in _variant.advantage(rewards)[0].tolist()]
+    _weights = rl.token_weights(_lengths, _variant.mean, 96).split(_lengths)
+    _told = [round(1000 * part[0].item(), 1) for part in _weights]
+    print(f"{_name:<8} advantage {_some or 'from a value head'}; a token counts {_told} / 1000")
 
 # %% [markdown]
 # GRPO's mean inside each response makes a token of a long chain cheap, right or wrong: a long mistake costs little.
