@@ -81,7 +81,7 @@ def test_agrees_with_trl(sampled, tmp_path, variant, stale):
     if stale:
         batch.old = batch.old + 0.6 * torch.randn(len(batch.old), generator=torch.Generator().manual_seed(1))
     else:
-        batch.old, _ = rl.look(policy.model, batch, config, rl.Meter(policy.config))
+        batch.old, _ = rl.look(policy.model, batch, config, rl.Meter(policy.model))
     rl.advantages(batch, rl.Earned(rewards), config)
     advantage, loss, gradients = theirs(
         policy, items, rewards, tmp_path, batch.old if stale else None, beta=0.0, **TRL[variant]
@@ -102,7 +102,7 @@ def test_a_kl_agrees_with_trl(sampled, micro, tmp_path):
         for p in moved.model.parameters():
             p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2)))
     batch = rl.Batch.of(policy, items, 4)
-    meter = rl.Meter(policy.config)
+    meter = rl.Meter(policy.model)
     batch.reference, _ = rl.look(moved.model, batch, config, meter)
     rl.advantages(batch, rl.Earned(rewards), config)
     found, stats = kept(policy, batch, config)

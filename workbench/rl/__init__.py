@@ -22,7 +22,7 @@ from ..adapters import adapter_of, switched
 from ..fit import Fit, load_state, optimiser, save_state
 from ..kv import core
 from ..labels import right_answer
-from ..models import rates
+from ..models import flops, rates, training_flops
 from ..policies import Sampling
 from ..search import drive
 from ..types import Cost, Problem, Trace, WorkbenchError
@@ -196,15 +196,20 @@ def _ppo(batch: Batch, chains: torch.Tensor, steps, values: torch.Tensor, config
 
 
 class Meter:
-    """Tokens computed, and their FLOPs, with the logits that were made."""
+    """Tokens computed, and their FLOPs, with the logits that were made and no others."""
 
-    def __init__(self, config):
-        self.rates, self.fed, self.flops = (rates(config, False), rates(config, True)), 0, 0.0
+    def __init__(self, model):
+        self.model, self.fed, self.flops = core(model), 0, 0.0
 
-    def __call__(self, seen, passes: int) -> None:
-        (token, pair), (whole, _) = self.rates
+    def __call__(self, seen, learning: bool) -> None:
+        config, context = self.model.config, seen.looked / seen.fed
+        one = rates(config, True)[0] - rates(config, False)[0]  # the logits of a state
+        if learning:
+            trunk, passes = training_flops(self.model, seen.fed, context, head=False), 3
+        else:
+            trunk, passes = flops(config, seen.fed, context, head=False), 1
         self.fed += seen.fed
-        self.flops += passes * (seen.fed * token + seen.looked * pair + seen.heads * (whole - token))
+        self.flops += trunk + passes * seen.heads * one
 
 
 @torch.no_grad()
@@ -213,7 +218,7 @@ def look(model, batch: Batch, config: RL, meter: Meter) -> tuple[torch.Tensor, t
     logprobs, values = torch.zeros(len(batch.old)), torch.zeros(len(batch.old))
     for part in batches(lay(batch.prompts, batch.responses, range(len(batch.items)), config.capacity), config.rows):
         seen = see(model, part, config.temperature)
-        meter(seen, 1)
+        meter(seen, learning=False)
         at = batch.tokens(seen.chains)
         logprobs[at] = seen.logprobs.cpu()
         if seen.values is not None:
@@ -229,7 +234,7 @@ def update(policy, optimizer, batch: Batch, config: RL, meter: Meter | None = No
     second pass is ever made. Errors: a gradient that is not finite; the weights are then as before it.
     """
     variant, model = VARIANTS[config.variant], policy.model.train()
-    meter = meter or Meter(core(model).config)
+    meter = meter or Meter(model)
     high = config.clip_high or max(config.clip, variant.high)
     weight = token_weights(batch.lengths, variant.mean, config.chain_tokens, *_counts(batch))
     pulled = config.kl > 0 and config.kl_form == "k3"
@@ -247,7 +252,7 @@ def update(policy, optimizer, batch: Batch, config: RL, meter: Meter | None = No
         total = 0.0
         for rows in batches(lay(batch.prompts, batch.responses, part, config.capacity), config.rows):
             seen = see(model, rows, config.temperature)
-            meter(seen, 3)
+            meter(seen, learning=True)
             at = batch.tokens(seen.chains)
             new, w = seen.logprobs, weight[at].to(seen.logprobs.device) * config.updates
             old, advantage = batch.old[at].to(new.device), batch.advantage[at].to(new.device)
@@ -418,7 +423,7 @@ def one(policy, task, reward, config, optimizer, step, history=(), reference=Non
     began = time.perf_counter()
     rolled = roll_out(sampler or policy, task, reward, config, step, history)
     sampled = time.perf_counter() - began
-    batch, meter = Batch.of(policy, rolled.items, config.group), Meter(core(policy.model).config)
+    batch, meter = Batch.of(policy, rolled.items, config.group), Meter(policy.model)
     batch.names, values = rolled.names, None
     if sampler is not None or config.variant == "ppo":
         now, values = look(policy.model, batch, config, meter)
