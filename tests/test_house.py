@@ -49,8 +49,8 @@ FLOORS = (
 FLOOR = {unit: number for number, (_, units) in enumerate(FLOORS) for unit in units.split()}
 # what runs when a figure is drawn again or a finished series is looked at must not wait for torch
 LIGHT = (
-    "types format grading runs watch tasks select search trees scaling judging claims plots doctor series gallery".split()
-    + ["__main__"]
+    "types format grading runs watch tasks select search trees scaling judging claims".split()
+    + "plots doctor series gallery __main__".split()
 )
 
 
