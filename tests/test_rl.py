@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import random
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -324,7 +325,7 @@ def test_exact_resume(straight, micro, tokenizer, sums, tmp_path, killed_in):
 def test_a_run_killed_between_history_and_checkpoint(straight, micro, tokenizer, sums, tmp_path, monkeypatch):
     """Bug: rows of the history twice, because the checkpoint they ran ahead of was lost."""
     save = rl.save_state
-    monkeypatch.setattr(rl, "save_state", lambda path, m, o, step: save(path, m, o, step=step) if step < 4 else _die())
+    monkeypatch.setattr(rl, "save_state", lambda *a, step, **more: save(*a, step=step, **more) if step < 4 else _die())
     with pytest.raises(Killed):
         train(LocalPolicy(copy.deepcopy(micro), tokenizer), tmp_path / "run", held_out=sums)
     monkeypatch.undo()
@@ -419,7 +420,7 @@ def test_step_advantages_by_hand():
     real = torch.tensor([x for row, r in zip(returns, rewards, strict=True) for x in row[: len(r)]])
     scaled = rl.step_advantages(rewards, 3, scale=True)
     assert scaled[0] == pytest.approx([x / (real.std().item() + 1e-4) for x in want[0]], abs=1e-5)
-    assert rl.step_advantages([[0.3]] * 3, 3) == [[pytest.approx(0.0)]] * 3
+    assert rl.step_advantages([[0.3, 0.7]] * 8, 8, scale=True) == [[0.0, 0.0]] * 8, "rounding is no advantage"
     with pytest.raises(WorkbenchError, match="finite"):
         rl.step_advantages([[float("nan")], [1.0]], 2)
 
@@ -605,8 +606,8 @@ def test_a_curriculum_goes_where_groups_disagree():
     assert sorted(even.values()) == [6, 7, 7], "nothing is known yet"
 
 
-def test_the_alarm_names_a_hack(micro, tokenizer, tmp_path):
-    """A deliberate hack: digits are paid, and the truth falls. A quiet run raises nothing."""
+def test_the_alarm_names_a_hack():
+    """Bugs: it rings at noise; it misses a fall from a height that was reached on the way."""
     from workbench import watch
 
     n = 40
@@ -615,9 +616,71 @@ def test_the_alarm_names_a_hack(micro, tokenizer, tmp_path):
     hacked = [*quiet, {"step": 3, "proxy": [1.0] * n, "true": [0.0] * n}]
     found = watch.alarm(hacked)
     assert (found.since, found.step) == (0, 3) and "reward hacking: from step 0 to 3" in str(found)
-    assert watch.alarm([{**row, "proxy": row["proxy"][:9], "true": row["true"][:9]} for row in hacked]) is None, (
-        "too few"
-    )
+    few = [{**row, "proxy": row["proxy"][:9], "true": row["true"][:9]} for row in hacked]
+    assert watch.alarm(few) is None, "too few problems"
+    rng = random.Random(0)
+
+    def noisy(k):
+        return {"step": k, "proxy": [float(k)] * 60, "true": [float(rng.random() < 0.4) for _ in range(60)]}
+
+    rung = [watch.alarm([noisy(k) for k in range(6)]) is not None for _ in range(100)]
+    assert sum(rung) <= 6, "the truth stands still, so hardly ever"
+
+
+def test_the_alarm_is_told_once(learner, micro, tokenizer, tmp_path, sums, monkeypatch):
+    """Bug: every check after it warns again, also in a run that goes on."""
+    monkeypatch.setattr(rl, "alarm", lambda checks: "hacked" if len(checks) > 1 else None)
+
+    def dies(items, calls=[0]):  # noqa: B006
+        calls[0] += len(items) == 12
+        if calls[0] == 4:
+            raise Killed
+        return length(items)
+
+    with pytest.warns(UserWarning, match="hacked"), pytest.raises(Killed):
+        train(learner, tmp_path / "run", dies, held_out=sums)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        history = train(LocalPolicy(copy.deepcopy(micro), tokenizer), tmp_path / "run", held_out=sums)
+    assert [row["step"] for row in history if "alarm" in row] == [2]
+
+
+def test_the_same_policy_goes_on_exactly(straight, learner, sums, tmp_path):
+    """Bug: stopped before the first check and called again in the same kernel, it begins with weights that moved."""
+
+    def dies(items, calls=[0]):  # noqa: B006
+        calls[0] += len(items) == 12
+        if calls[0] == 2:
+            raise Killed
+        return length(items)
+
+    with pytest.raises(Killed):
+        train(learner, tmp_path / "run", dies, held_out=sums)
+    assert timeless(train(learner, tmp_path / "run", held_out=sums)) == timeless(straight[0])
+    assert all(torch.equal(v, straight[1][k]) for k, v in learner.model.state_dict().items())
+    run = Run.open(tmp_path / "run", {"config": CONFIG})
+    with pytest.raises(WorkbenchError, match="lr was 0.001, is 0.5"):
+        rl.train(learner, "arithmetic", length, replace(CONFIG, lr=0.5), run, progress=False)
+
+
+@pytest.mark.parametrize("more", [{}, {"kl": 0.1, "kl_form": "k1"}])
+def test_nothing_to_say_trains_nothing(learner, micro, tmp_path, more):
+    """Bug: a reward that all chains share leaves DAPO without a group, and an error that names nothing."""
+    before = copy.deepcopy(learner.model.state_dict())
+    config, run = replace(CONFIG, variant="dapo", steps=1, **more), Run.open(tmp_path / "run", {})
+    same = lambda items: Earned([1.0] * len(items))  # noqa: E731
+    history = rl.train(learner, "arithmetic", same, config, run, progress=False, reference=micro if more else None)
+    assert history[1]["uniform_groups"] == 1 and history[1]["loss"] is None
+    assert all(torch.equal(v, before[k]) for k, v in learner.model.state_dict().items())
+
+
+def test_one_clip_is_both(learner, sums):
+    """Bug: a clip below the usual one holds on one side only."""
+    items = chains(learner, sums[:2])
+    batch = batch_of(learner, items, torch.ones(len(items)))
+    batch.old = batch.old - 0.15
+    stats = {clip: rl.update(learner, adam(learner, 0.0), batch, replace(ONE, clip=clip)) for clip in (0.1, 0.2)}
+    assert stats[0.1]["clipped"] > 0.9 and stats[0.2]["clipped"] < 0.1
 
 
 def test_empty_and_endless_chains(learner, sums):

@@ -93,7 +93,7 @@ def test_agrees_with_trl(sampled, tmp_path, variant, stale):
     compare(found, gradients)
 
 
-def test_a_kl_agrees_with_trl(sampled, micro, tmp_path):
+def test_a_kl_is_added_to_what_trl_gives(sampled, micro, tmp_path):
     """Bug: the estimate of the KL, its sign, or what it is a mean over. TRL's reference is the model as it was."""
     policy, items, rewards = sampled
     config = replace(CONFIG, kl=0.1)

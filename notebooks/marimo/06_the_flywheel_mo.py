@@ -21,7 +21,7 @@ def _(mo):
     for.
 
     **You will know** what STaR, ReST-EM and expert iteration do and how they differ; why each round starts from the base
-    again; what a filter, a cap and dedupe are good for; whether a hint helps; and whether the model's *default* chain, at
+    again; what a filter and dedupe are good for; whether a hint helps; and whether the model's *default* chain, at
     an unchanged prompt, got better or only surer.
 
     **Time and memory** at `nano`: a minute and 1 GB where the rounds are on disk, some eight minutes more where they must
@@ -355,7 +355,7 @@ def _(mo):
     mo.md(r"""
     ## Search as the teacher
 
-    Expert iteration lets a search write the chains: a beam that the judge of notebook 04 guides. It costs more a chain.
+    Expert iteration lets a search write the chains: a beam that the judge of notebook 04 guides. It costs more.
     Are its chains righter, and does the policy learn more from them?
     """)
     return

@@ -414,7 +414,7 @@ def _(mo):
     ## Is somebody watching?
 
     At every check each run solved the same held-out problems, and left what each chain earned and whether it was right.
-    An alarm reads both. It rings once the proxy rose and the truth fell since the best check, each beyond its interval.
+    An alarm reads both. It rings once the proxy rose and the truth fell since an earlier check, each beyond its interval.
     """)
     return
 

@@ -220,7 +220,7 @@ plots.learning_curve(flat, y="entropy")
 # ## Is somebody watching?
 #
 # At every check each run solved the same held-out problems, and left what each chain earned and whether it was right.
-# An alarm reads both. It rings once the proxy rose and the truth fell since the best check, each beyond its interval.
+# An alarm reads both. It rings once the proxy rose and the truth fell since an earlier check, each beyond its interval.
 
 # %%
 plots.show_source(watch.alarm)

@@ -6,6 +6,7 @@ forward pass in which a group's chains share what they begin with. This file is 
 
 from __future__ import annotations
 
+import json
 import math
 import time
 import warnings
@@ -53,7 +54,7 @@ class RL:
     `curriculum`: in parts as p (1 - p) of their measured pass rate p, so that most groups have something to say.
     `clip` below and, if > 0, `clip_high` above. `kl` > 0 holds the policy to a reference: `kl_form` `k3` as a loss,
     `k1` as a part of the reward. `truncate`: where another policy samples, the most that its tokens are re-weighted by.
-    `value_lr` and `value_weight` are of PPO's value head, `gamma` and `lam` of its advantages. `refills`: how often
+    `value_weight` is of PPO's value loss, `gamma` and `lam` of its advantages. `refills`: how often
     more prompts are drawn for groups that are all alike, if the variant does that.
     """
 
@@ -144,13 +145,15 @@ class Batch:
 
     def spread(self, values: Sequence[float]) -> torch.Tensor:
         """One number a chain -> the same for each of its tokens."""
-        return torch.repeat_interleave(torch.tensor(values, dtype=torch.float32), torch.tensor(self.lengths))
+        return torch.repeat_interleave(
+            torch.tensor(values, dtype=torch.float32), torch.tensor(self.lengths, dtype=torch.long)
+        )
 
     def spread_steps(self, values: Sequence[Sequence[float]]) -> torch.Tensor:
         """One number a step -> the same for each of its tokens."""
         flat = [v for row in values for v in row]
         sizes = [len(step.ids) for _, trace in self.items for step in trace.steps]
-        return torch.repeat_interleave(torch.tensor(flat, dtype=torch.float32), torch.tensor(sizes))
+        return torch.repeat_interleave(torch.tensor(flat, dtype=torch.float32), torch.tensor(sizes, dtype=torch.long))
 
 
 # --- from rewards to advantages ---
@@ -161,7 +164,8 @@ def advantages(batch: Batch, earned: Earned, config: RL, values: torch.Tensor | 
     variant = VARIANTS[config.variant]
     chains = torch.tensor(earned.chains, dtype=torch.float32)
     if config.kl and config.kl_form == "k1":
-        per_chain = torch.stack([part.sum() for part in k1(batch.old, batch.reference).split(batch.lengths)])
+        away = k1(batch.old, batch.reference).split(batch.lengths)
+        per_chain = torch.tensor([part.sum().item() for part in away])
         chains = chains - config.kl * per_chain
     if variant.advantage is None:
         batch.advantage, batch.returns = _ppo(batch, chains, earned.steps, values, config)
@@ -184,12 +188,15 @@ def _ppo(batch: Batch, chains: torch.Tensor, steps, values: torch.Tensor, config
             rewards[at - 1] += chains[i]
     if not torch.isfinite(rewards).all():
         raise WorkbenchError("a reward is not a finite number: mend the reward function")
-    both = [
-        gae(r, v, config.gamma, config.lam)
-        for r, v in zip(rewards.split(batch.lengths), values.split(batch.lengths), strict=True)
-    ]
+    pairs = zip(rewards.split(batch.lengths), values.split(batch.lengths), strict=True)
+    both = [gae(r, v, config.gamma, config.lam) for r, v in pairs] or [(rewards, values)]
     advantage, returns = (torch.cat(parts) for parts in zip(*both, strict=True))
-    return (advantage - advantage.mean()) / (advantage.std() + 1e-8), returns
+    mine = advantage.double()
+    sums = gathered([(mine.sum().item(), mine.square().sum().item(), len(mine))])  # over the tokens of all processes
+    total, squares, n = (sum(column) for column in zip(*sums, strict=True))
+    mean = total / max(1, n)
+    std = math.sqrt(max(0.0, squares - n * mean * mean) / max(1, n - 1))
+    return (advantage - mean) / (std + 1e-8), returns
 
 
 # --- forward passes and the update ---
@@ -205,7 +212,8 @@ class Meter:
         config, context = self.model.config, seen.looked / seen.fed
         one = rates(config, True)[0] - rates(config, False)[0]  # the logits of a state
         if learning:
-            trunk, passes = training_flops(self.model, seen.fed, context, head=False), 3
+            learns = self.model.get_output_embeddings().weight.requires_grad
+            trunk, passes = training_flops(self.model, seen.fed, context, head=False), 2 + learns
         else:
             trunk, passes = flops(config, seen.fed, context, head=False), 1
         self.fed += seen.fed
@@ -235,7 +243,7 @@ def update(policy, optimizer, batch: Batch, config: RL, meter: Meter | None = No
     """
     variant, model = VARIANTS[config.variant], policy.model.train()
     meter = meter or Meter(model)
-    high = config.clip_high or max(config.clip, variant.high)
+    high = config.clip_high or variant.high or config.clip
     weight = token_weights(batch.lengths, variant.mean, config.chain_tokens, *_counts(batch))
     pulled = config.kl > 0 and config.kl_form == "k3"
     parts = batch.advantage.split(batch.lengths)
@@ -356,9 +364,15 @@ def train(
         policy.model, Fit(lr=config.lr, muon_lr=config.muon_lr, gain_lr=config.gain_lr, weight_decay=0.0)
     )
     rates_ = [group["lr"] for group in optimizer.param_groups]
-    step = load_state(state, policy.model, optimizer)["step"] if state.exists() else 0
+    step, begun, scalars = 0, state.exists(), json.loads(json.dumps(asdict(config)))
+    if begun:
+        about = load_state(state, policy.model, optimizer)
+        step, was = about["step"], about["rl"]
+        if changed := [f"{k} was {was.get(k)}, is {v}" for k, v in scalars.items() if was.get(k) != v]:
+            raise WorkbenchError(f"{run.path} is of another run ({', '.join(changed)}): open a run of its own for this")
     kept = run.rewind if main else lambda name, step: [row for row in run.read(name) if row["step"] <= step]
-    history, checks = kept("history", step), kept("checks", step)
+    history = kept("history", step)
+    checks = kept("checks", step if history else -1)
     warned = any("alarm" in row for row in history)
 
     def check(step: int) -> dict:
@@ -382,39 +396,42 @@ def train(
         learnt = hasattr(reward, "learn")
         if learnt:  # under the step's name, so that it counts only once the policy's state is there
             reward.save(run.path / f"reward-{step}.safetensors")
-        save_state(state, policy.model, optimizer, step=step)
+        save_state(state, policy.model, optimizer, step=step, rl=scalars)
         for old in run.path.glob("reward-*.safetensors") if learnt else ():
             if old.name != f"reward-{step}.safetensors":
                 old.unlink()
 
-    if step and hasattr(reward, "learn"):
+    if begun and hasattr(reward, "learn"):
         reward.load(run.path / f"reward-{step}.safetensors")
+    elif main and not begun:
+        keep(0)  # who is stopped before the first check, and called again with the same policy, begins where it began
     if not history:
         write({"step": 0, **check(0)})
     bar = _bar(config.steps, step, progress and main)
-    while step < config.steps:
-        for group, rate in zip(optimizer.param_groups, rates_, strict=True):
-            group["lr"] = rate * (1 - step / config.steps)
-        try:
-            row = one(policy, task, reward, config, optimizer, step, history, reference, sampler)
-        except WorkbenchError as error:
-            bar.close()
-            kept = step - step % config.check_every
-            raise WorkbenchError(f"step {step + 1}: {error}. {run.path} goes on from step {kept}") from error
-        step += 1
-        last = step % config.check_every == 0 or step == config.steps
-        if last:
-            row |= check(step)
-            warned |= "alarm" in row
-        write(row)
-        if last and main:
-            keep(step)
-        team().wait_for_everyone()
-        bar.set_postfix(proxy=f"{row['proxy']:.3f}", true=f"{row['true']:.3f}")
-        bar.update()
-    bar.close()
-    if hasattr(core(policy.model), "value_head"):
-        del core(policy.model).value_head
+    try:
+        while step < config.steps:
+            for group, rate in zip(optimizer.param_groups, rates_, strict=True):
+                group["lr"] = rate * (1 - step / config.steps)
+            try:
+                row = one(policy, task, reward, config, optimizer, step, history, reference, sampler)
+            except WorkbenchError as error:
+                kept = step - step % config.check_every
+                raise WorkbenchError(f"step {step + 1}: {error}. {run.path} goes on from step {kept}") from error
+            step += 1
+            last = step % config.check_every == 0 or step == config.steps
+            if last:
+                row |= check(step)
+                warned |= "alarm" in row
+            write(row)
+            if last and main:
+                keep(step)
+            team().wait_for_everyone()
+            bar.set_postfix(proxy=f"{row['proxy']:.3f}", true=f"{row['true']:.3f}")
+            bar.update()
+    finally:
+        bar.close()
+        if hasattr(core(policy.model), "value_head"):
+            del core(policy.model).value_head
     return history
 
 
@@ -491,6 +508,8 @@ def roll_out(policy, task: str, reward: Reward, config: RL, step: int, history: 
             chosen = range(at * config.group, (at + 1) * config.group)
             name = again * config.prompts + place.process_index + place.num_processes * at
             alike = max(totals[i] for i in chosen) - min(totals[i] for i in chosen) <= 1e-6
+            if earned.steps is not None:  # the same in all, but not at the same steps
+                alike &= all(earned.steps[i] == earned.steps[chosen[0]] for i in chosen)
             uniform.append(float(alike))
             found.append((name, alike, [items[i] for i in chosen], earned.part(chosen)))
         if refill and sum(not alike for alike in gathered([f[1] for f in found])) >= config.prompts:
@@ -553,8 +572,8 @@ def choose(task: str, config: RL, seed: int, history: Sequence[dict] = ()) -> li
 def shares(levels: Sequence[int], history: Sequence[dict], last: int = 5, least: float = 0.05) -> list[float]:
     """How much of a step each level gets: p (1 - p) + `least`, p its pass rate in the `last` rows (.5 if not seen).
 
-    >>> shares([1, 2], [{"levels": {"1": [10, 10], "2": [5, 10]}}])
-    [0.14285714285714288, 0.8571428571428571]
+    >>> [round(share, 3) for share in shares([1, 2], [{"levels": {"1": [10, 10], "2": [5, 10]}}])]
+    [0.143, 0.857]
     """
     worth = []
     for level in levels:

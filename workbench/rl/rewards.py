@@ -17,7 +17,7 @@ Items = Sequence[tuple[Problem, Trace]]
 @dataclass(frozen=True)
 class Earned:
     """`chains`: one number a chain. `steps`: one a step of every chain, or None where steps earn nothing of their own.
-    `cost`: what judging took. An unfinished chain earns nothing, whatever its steps are worth."""
+    `cost`: what judging took."""
 
     chains: list[float]
     steps: list[list[float]] | None = None

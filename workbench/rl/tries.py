@@ -108,7 +108,8 @@ def batches(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
 @dataclass(frozen=True)
 class Seen:
     """What a model says of the response tokens of `chains`, end to end: `logprobs`, and `values` of the states before
-    them where it has a value head. `fed` tokens were computed, `looked` at pairs of them, `heads` states got logits."""
+    them where it has a value head. `fed` tokens were computed,
+    padding included, `looked` pairs of them were wanted, `heads` states got logits."""
 
     chains: list[int]
     logprobs: torch.Tensor

@@ -43,8 +43,8 @@ def normalised(rewards: torch.Tensor) -> torch.Tensor:
 def leave_one_out(rewards: torch.Tensor) -> torch.Tensor:
     """r - mean of the *others* in its group (RLOO, Ahmadian et al. 2024, arXiv 2402.14740): n / (n - 1) of `centred`.
 
-    >>> leave_one_out(torch.tensor([[1.0, 0.0, 0.0]])).tolist()
-    [[1.0, -0.5, -0.5]]
+    >>> leave_one_out(torch.tensor([[1.0, 0.0]])).tolist()
+    [[1.0, -1.0]]
     """
     n = rewards.shape[1]
     return centred(rewards) * (n / max(1, n - 1))
@@ -87,7 +87,8 @@ def step_advantages(
         table = torch.tensor([row + [0.0] * (depth - len(row)) for row in returns], dtype=torch.float64)
         if not torch.isfinite(table).all():
             raise WorkbenchError("a step's reward is not a finite number: mend the reward function")
-        gain = table - (table.sum(0) - table) / (group - 1)
+        same = (table == table[:1]).all(0)  # rounding must not become an advantage
+        gain = torch.where(same, 0.0, table - (table.sum(0) - table) / (group - 1))
         if scale:
             real = torch.cat([torch.tensor(row, dtype=torch.float64) for row in returns])
             gain = gain / (real.std() + EPSILON) if len(real) > 1 else gain
@@ -107,13 +108,13 @@ def gae(
     >>> advantages.tolist(), returns.tolist()
     ([0.25, 0.5], [0.75, 1.0])
     """
-    out = torch.zeros_like(rewards)
-    after, ahead = 0.0, 0.0
-    for t in range(len(rewards) - 1, -1, -1):
-        delta = rewards[t] + gamma * after - values[t]
-        ahead = delta + gamma * lam * ahead
-        out[t], after = ahead, values[t]
-    return out, out + values
+    out, after, ahead = [], 0.0, 0.0
+    for reward, value in zip(reversed(rewards.tolist()), reversed(values.tolist()), strict=True):
+        ahead = reward + gamma * after - value + gamma * lam * ahead
+        out.append(ahead)
+        after = value
+    advantages = torch.tensor(out[::-1], dtype=values.dtype)
+    return advantages, advantages + values
 
 
 # --- the loss, on the tokens of all chains laid end to end ---
@@ -171,13 +172,13 @@ class Variant:
     """An advantage of chains, whether step returns are scaled, a mean over tokens, and what goes with them.
 
     `advantage` None: PPO, whose value head gives each token its own. `refill`: groups that are all alike are replaced
-    before the update (DAPO's dynamic sampling).
+    before the update (DAPO's dynamic sampling). `high`: the upper clip, if it is not the lower one.
     """
 
     advantage: Callable[[torch.Tensor], torch.Tensor] | None
     mean: str
     scale: bool = False
-    high: float = 0.2
+    high: float = 0.0
     refill: bool = False
 
 
