@@ -533,7 +533,7 @@ _SCALE = [[0, "#b2182b"], [0.5, "#f4e3b2"], [1, "#1b7837"]]  # wrong, unsure, ri
 def _frame(fig: go.Figure, title: str, x: str, caption: str) -> go.Figure:
     """Title above, x title and caption below, margins to fit: the same on every figure."""
     width, height = fig.layout.width or 760, fig.layout.height or 460
-    head, foot = _wrap(title, width / 8.6), _wrap(caption, (width - 90) / 5.8)
+    head, foot = wrap(title, width / 8.6), wrap(caption, (width - 90) / 5.8)
     more = head.count("<br>")
     top = 52 + 22 * more + 20 * ("xaxis2" in fig.layout)  # panels have titles of their own
     fig.update_layout(
@@ -758,7 +758,7 @@ def _cut(text: str, room: int) -> str:
     return html.escape(text if len(text) <= room else text[: room - 1] + "…")
 
 
-def _wrap(text: str, width: float) -> str:
+def wrap(text: str, width: float) -> str:
     """Break lines at `width` characters as seen: tags count nothing."""
     lines, used = [[]], 0
     for word in text.split():

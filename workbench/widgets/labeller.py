@@ -282,7 +282,7 @@ class Session:
         if self.done == count:
             return f"all labelled: {count} chain{'s' * (count > 1)}"
         left = self.left
-        return f"chain {self.chain + 1} of {count}" + ("" if left is None else f", {_duration(left)} left")
+        return f"chain {self.chain + 1} of {count}" + ("" if left is None else f", {duration(left)} left")
 
     def view(self) -> dict[str, Any]:
         """All that the page shows, as JSON: the chain in view and where the labeller is in it."""
@@ -554,9 +554,9 @@ def _line(row: Mapping[str, Any]) -> bytes:
     return json.dumps(row).encode() + b"\n"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """
-    >>> _duration(20), _duration(240), _duration(5400)
+    >>> duration(20), duration(240), duration(5400)
     ('less than a minute', 'about 4 min', 'about 1 h 30 min')
     """
     minutes = round(seconds / 60)
