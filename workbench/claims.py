@@ -50,6 +50,15 @@ def decide(estimate: Estimate, goal: str) -> Verdict:
     return {2: "holds", 1: "undecided", 0: "fails"}[meets(low) + meets(high)]
 
 
+def told(estimate: Estimate, goal: str, yes: str, no: str, open: str = "cannot be told from these problems") -> str:
+    """The words that the interval allows: `yes` where the goal holds, `no` where it fails, else `open`.
+
+    >>> told(Estimate(0.2, 0.1, 0.3, n=50), "> 0", "it helps", "it does not help")
+    'it helps'
+    """
+    return {"holds": yes, "fails": no, "undecided": open}[decide(estimate, goal)]
+
+
 @dataclass(frozen=True)
 class Claim:
     """One finding. `text` says what would hold, `source` who said so (paper, or the o1 report), `goal` when it does.

@@ -117,7 +117,7 @@ def optimiser(model, config: Fit) -> torch.optim.Optimizer:
     for name, p in model.named_parameters():
         if p.requires_grad:
             hidden = p.ndim == 2 and ".layers." in name and config.muon_lr
-            groups["muon" if hidden else "gain" if p.ndim == 1 else "rest"].append(p)
+            groups["muon" if hidden else "gain" if p.ndim == 1 and "norm" in name else "rest"].append(p)
     adam = [{"params": groups[kind], "lr": rates[kind]} for kind in ("gain", "rest") if groups[kind]]
     kind = torch.optim.AdamW
     if config.paged and torch.cuda.is_available():

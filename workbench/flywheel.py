@@ -24,7 +24,7 @@ from .fit import Fit, fit
 from .kv import core
 from .labels import right_answer
 from .models import load_model
-from .policies import Sampling
+from .policies import Sampling, judged_whole
 from .policies.local import LocalPolicy
 from .runs import Run
 from .select import AGGREGATES, aggregate_score
@@ -217,9 +217,7 @@ def judged(chains: Sequence[Chain], verifier, policy) -> tuple[list[Chain], Cost
         steps = tuple(replace(step, score=s) for step, s in zip(steps, scores, strict=True))
         found[id(chain)] = chain._replace(trace=replace(chain.trace, steps=steps))
         if spent is None:
-            prompt, whole = (policy.prompt_tokens(problem, Node((), some)) for some in ((), steps))
-            flops = verifier.flops(0, prompt, head=False) + verifier.flops(prompt, whole - prompt)
-            cost += Cost(judged=whole, verifier_calls=1, verifier_flops=flops)
+            cost += judged_whole(verifier, *(policy.prompt_tokens(problem, Node((), some)) for some in ((), steps)))
     return [found.get(id(chain), chain) for chain in chains], sum((c for row in spent or () for c in row), cost)
 
 
@@ -307,7 +305,7 @@ def turn(policy, base, asked, config: Flywheel, number: int, verifier, hint, fol
         "kept_hinted": sum(chain.source == "hinted" for chain in kept),
         "dropped": dict(dropped),
         "loss": next((row["loss"] for row in reversed(log) if "loss" in row), None),
-        "cost": _bill(sum((r.cost for r in (*results, *again)), judging + training)),
+        "cost": sum((r.cost for r in (*results, *again)), judging + training).amounts(),
     }
 
 
@@ -323,7 +321,7 @@ def check(policy, held_out: Sequence[Problem], config: Flywheel) -> dict:
     counts = [None if r.stop == "error" else right[p.id] for p, r in zip(held_out, results, strict=True)]
     known = [count for count in counts if count is not None]
     share = sum(known) / len(known) / config.checks
-    return {"held_out": share, "held_out_right": counts, "check_cost": _bill(sum(r.cost for r in results))}
+    return {"held_out": share, "held_out_right": counts, "check_cost": sum((r.cost for r in results), Cost()).amounts()}
 
 
 # --- the run ---
@@ -411,7 +409,3 @@ def _row(chain: Chain) -> dict:
 
 def _share(chains: Sequence[Chain]) -> float | None:
     return sum(chain.right for chain in chains) / len(chains) if chains else None
-
-
-def _bill(cost: Cost) -> dict:
-    return {name: value for name, value in asdict(cost).items() if value}

@@ -17,7 +17,7 @@ from functools import cache, partial
 from typing import NamedTuple, Protocol, TypeVar
 
 from . import tasks
-from .policies import Policy, Sampling, Want, bill, tokens_of
+from .policies import Policy, Sampling, Want, bill, judged_whole, tokens_of
 from .types import Cost, Labelled, Node, Problem, ProblemError, Step, Trace, WorkbenchError
 
 _T = TypeVar("_T")
@@ -388,8 +388,7 @@ def consensus(
     cost, kept = Cost(verifier_seconds=time.perf_counter() - begin), []
     for (problem, trace, labels), scores in judged:
         prompt, whole = (policy.prompt_tokens(problem.blind(), Node((), steps)) for steps in ((), trace.steps))
-        flops = judge.flops(0, prompt, head=False) + judge.flops(prompt, whole - prompt)
-        cost += Cost(judged=whole, verifier_calls=1, verifier_flops=flops)
+        cost += judged_whole(judge, prompt, whole)
         first = first_error(labels, cut)
         if first == first_error([s if s is None else round(s, DIGITS) for s in scores], threshold):
             upto = labels if first is None else labels[: first + 1]

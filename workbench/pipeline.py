@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -250,7 +250,7 @@ class Series:
         )
         _save(run, "model", model, tokenizer)
         last = run.read("history")[-1]
-        run.finish(steps=last["step"], cost=_spent(cost), accuracy=last["accuracy"])
+        run.finish(steps=last["step"], cost=cost.amounts(), accuracy=last["accuracy"])
 
     def policy(self, reasoning: bool = True, stage: str | None = None):
         """The taught policy, its direct twin, or what a later stage left of it: `reinforce-…` or `flywheel-…`."""
@@ -281,7 +281,7 @@ class Series:
             )
             items = [(q, trace) for q, traces in sampled for trace in traces]
             run.append("traces", (_row(q, t, marks) for (q, t), marks in zip(items, labels.oracle(items), strict=True)))
-            run.finish(cost=_spent(sum(r.cost for r in records)), traces=len(items))
+            run.finish(cost=sum((r.cost for r in records), Cost()).amounts(), traces=len(items))
         return run
 
     def audit(self) -> Run:
@@ -302,7 +302,7 @@ class Series:
                     for (q, t, oracle), s in zip(rows, soft, strict=True)
                 ),
             )
-            run.finish(cost=_spent(cost), rollouts=p.rollouts)
+            run.finish(cost=cost.amounts(), rollouts=p.rollouts)
         return run
 
     VERIFIERS = ("likelihood", "head", "head-rollouts", "orm")
@@ -351,7 +351,7 @@ class Series:
             progress=self.progress,
         )
         _save(run, "model", model, tokenizer)
-        run.finish(cost=_spent(cost))
+        run.finish(cost=cost.amounts())
 
     def verifier(self, kind: str = "likelihood"):
         from .verifiers.likelihood import Likelihood
@@ -458,7 +458,7 @@ class Series:
         policy = self._turned(run)
         records, _ = evaluate.samples(f"flywheel-{kind}", self.test(), policy, 4, self.seed, p.sampling)
         run.append("records", (r.to_json() for r in records))
-        run.finish(cost=_spent(sum(Cost(**row["cost"]) for row in history[1:])))
+        run.finish(cost=sum((Cost(**row["cost"]) for row in history[1:]), Cost()).amounts())
         return run
 
     @staticmethod
@@ -502,17 +502,18 @@ class Series:
         records, _ = evaluate.samples(f"reinforce-{reward}", self.test(), policy, n, self.seed, p.sampling)
         run.append("records", (r.to_json() for r in records))
         history = run.read("history")
-        run.finish(cost=_spent(sum(Cost(**row["cost"]) for row in history[1:])))
+        run.finish(cost=sum((Cost(**row["cost"]) for row in history[1:]), Cost()).amounts())
         return run
 
     def training_curve(self, stage: str) -> list[Record]:
         """Every check of a `reinforce-…` or `flywheel-…` stage: a record a held-out problem and chain, n its step.
 
-        The cost is all training up to then, teaching included, so that `scaling.curve` draws accuracy against it.
+        The cost is all up to then: teaching, and what a judge's chains and training took where one is used.
         """
         head, _, rest = stage.partition("-")
         run, problems = getattr(self, head)(rest), self.held_out()
-        spent, history = Cost(**self.teach().summary["cost"]), run.read("history")
+        stages = [self.teach(), *([self.chains(), self.judge()] if "verifier" in run.about["inputs"] else ())]
+        spent, history = sum((Cost(**stage.summary["cost"]) for stage in stages), Cost()), run.read("history")
         checks = {row["step"]: [[right] for right in row["true"]] for row in run.read("checks")}
         out: list[Record] = []
         for number, row in enumerate(history):
@@ -529,6 +530,19 @@ class Series:
                     for i, right in enumerate(rights)
                 ]
         return out
+
+
+def ledger(spent: Mapping[str, Run | Cost]) -> str:
+    """What stages cost, as a Markdown table: a finished run's own cost, or one that is given.
+
+    >>> print(ledger({"search": Cost(sampled=1200, policy_flops=3e9, policy_seconds=2)}).splitlines()[-1])
+    | search | 1,200 | 0 | 0 | 3e+09 | 2 |
+    """
+    rows = ["| stage | sampled | judged | trained tokens | FLOPs | seconds |", "|---|---|---|---|---|---|"]
+    for name, c in spent.items():
+        c = c if isinstance(c, Cost) else Cost(**c.summary["cost"])
+        rows.append(f"| {name} | {c.sampled:,} | {c.judged:,} | {c.trained:,} | {c.flops:.3g} | {c.seconds:,.0f} |")
+    return "\n".join(rows)
 
 
 # --- rows on disk ---
@@ -554,10 +568,6 @@ def read_traces(run: Run) -> list[tuple[Problem, Trace, list[float]]]:
 
 def read_records(run: Run, name: str = "records") -> list[Record]:
     return [Record(**{**row, "cost": Cost(**row["cost"])}) for row in run.read(name)]
-
-
-def _spent(cost: Cost) -> dict:
-    return {k: v for k, v in asdict(cost).items() if v}
 
 
 def _fresh(run: Run, *names: str) -> None:

@@ -11,7 +11,7 @@ import math
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -145,6 +145,15 @@ def difference(a: Iterable[Record], b: Iterable[Record]) -> Estimate:
     """
     a, b = list(a), list(b)
     return paired_bootstrap(by_problem(a), by_problem(b), seeds=min(_seeds(a), _seeds(b)))
+
+
+def named(records: Iterable[Record], method: str) -> list[Record]:
+    """The same records under a method's name, one sample each, to be drawn beside others.
+
+    >>> named([Record("r", "p/1", 0, "5", True, knobs={"n": 4})], "before")[0].knobs
+    {'method': 'before', 'n': 1}
+    """
+    return [replace(record, knobs={"method": method, "n": 1}) for record in records]
 
 
 def quantile_bins(pass1: Mapping[str, float], k: int = 5) -> dict[str, int]:

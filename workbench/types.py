@@ -144,6 +144,14 @@ class Cost:
     def seconds(self) -> float:
         return self.policy_seconds + self.verifier_seconds + self.training_seconds
 
+    def amounts(self) -> dict[str, float]:
+        """What is not 0, as files keep it; Cost(**amounts) is the same cost again.
+
+        >>> Cost(sampled=3).amounts()
+        {'sampled': 3}
+        """
+        return {name: value for name, value in asdict(self).items() if value}
+
     @property
     def tokens(self) -> int:
         return self.sampled + self.prompt + self.judged + self.trained + self.reread
@@ -214,9 +222,7 @@ class Record:
     knobs: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        row = asdict(self)
-        row["cost"] = {k: v for k, v in row["cost"].items() if v}
-        return json.dumps(row, sort_keys=True)
+        return json.dumps(asdict(self) | {"cost": self.cost.amounts()}, sort_keys=True)
 
     @classmethod
     def from_json(cls, line: str) -> Record:

@@ -292,12 +292,8 @@ def _(evaluate, seed, series):
 
 
 @app.cell
-def _(chain_raw, direct_raw, replace, scaling):
-    def named(records, method):
-        return [replace(record, knobs={**record.knobs, "method": method}) for record in records]
-
-
-    chain_records, direct_records = named(chain_raw, "chain"), named(direct_raw, "direct")
+def _(chain_raw, direct_raw, scaling):
+    chain_records, direct_records = scaling.named(chain_raw, "chain"), scaling.named(direct_raw, "direct")
     pass_1, twin_pass_1 = scaling.accuracy(chain_records), scaling.accuracy(direct_records)
     print(f"chain  {pass_1}\ndirect {twin_pass_1}")
     return chain_records, direct_records, pass_1, twin_pass_1

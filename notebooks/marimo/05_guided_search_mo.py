@@ -38,7 +38,7 @@ def _():
     from IPython.display import Markdown
 
     from workbench import claims, plots, scaling, search, tasks, trees
-    from workbench.pipeline import Series, read_records
+    from workbench.pipeline import Series, ledger, read_records
     from workbench.policies import Want
     from workbench.policies.scripted import Scripted
     from workbench.search import Grow, drive
@@ -47,11 +47,10 @@ def _():
     from workbench.search.majority import majority
     from workbench.search.weighted_vote import weighted_vote
     from workbench.select import weighted
-    from workbench.types import Cost, Node, Step, Trace
+    from workbench.types import Node, Step, Trace
     from workbench.verifiers.oracle import Oracle
 
     return (
-        Cost,
         Counter,
         Grow,
         Markdown,
@@ -66,6 +65,7 @@ def _():
         best_of_n,
         claims,
         drive,
+        ledger,
         majority,
         plots,
         read_records,
@@ -1017,15 +1017,11 @@ def _(mo):
 
 
 @app.cell
-def _(Cost, Markdown, records, series):
+def _(Markdown, ledger, records, series):
     stages = {"teach the policy": series.teach(), "sample chains": series.chains()}
     stages |= {f"train the judge: {kind}": series.judge(kind) for kind in ("likelihood", "head", "orm")}
-    ledger = {name: Cost(**stage.summary["cost"]) for name, stage in stages.items()}
-    ledger["search, all methods"] = sum(r.cost for r in records)
-    Markdown(
-        "| stage | tokens | FLOPs | seconds |\n|---|---|---|---|\n"
-        + "\n".join(f"| {name} | {c.tokens:,} | {c.flops:.3g} | {c.seconds:,.0f} |" for name, c in ledger.items())
-    )
+    stages["search, all methods"] = sum(r.cost for r in records)
+    Markdown(ledger(stages))
     return
 
 

@@ -24,8 +24,8 @@ def _(mo):
     again; what a filter and dedupe are good for; whether a hint helps; and whether the model's *default* chain, at
     an unchanged prompt, got better or only surer.
 
-    **Time and memory** at `nano`: a minute and 1 GB where the rounds are on disk, some eight minutes more where they must
-    be made first.
+    **Time and memory** at `nano`: a minute and 1 GB where the rounds are on disk. What is missing is built here, with a
+    progress bar.
 
     **Modules**: `flywheel`, `search`, `scaling`, `plots`, `claims`.
     """)
@@ -36,12 +36,11 @@ def _(mo):
 def _():
     # Cell tags: setup
     from collections import Counter
-    from dataclasses import replace
 
     from IPython.display import Markdown
 
     from workbench import claims, flywheel, plots, scaling
-    from workbench.pipeline import Series, read_records
+    from workbench.pipeline import Series, ledger, read_records
     from workbench.search import drive
     from workbench.types import Cost, Step, Trace
 
@@ -55,9 +54,9 @@ def _():
         claims,
         drive,
         flywheel,
+        ledger,
         plots,
         read_records,
-        replace,
         scaling,
     )
 
@@ -247,19 +246,10 @@ def _(mo):
 
 
 @app.cell
-def _(replace):
-    def named(records, name):
-        """The same records under a method name of their own."""
-        return [replace(r, knobs={"method": name, "n": 1}) for r in records]
-
-    return (named,)
-
-
-@app.cell
-def _(history, named, read_records, scaling, series, wheel):
+def _(history, read_records, scaling, series, wheel):
     samples = read_records(series.search(), "samples")
-    tested = {"base": named([r for r in samples if r.seed < 4], "base")}
-    tested |= {kind: named(read_records(run), kind) for kind, run in wheel.items()}
+    tested = {"base": scaling.named([r for r in samples if r.seed < 4], "base")}
+    tested |= {kind: scaling.named(read_records(run), kind) for kind, run in wheel.items()}
     gains = {kind: scaling.difference(tested[kind], tested["base"]) for kind in wheel}
     for _kind, _gain in gains.items():
         print(f"{_kind:<12} {len(history[_kind]) - 1} round(s): pass@1 {scaling.accuracy(tested[_kind])}, gain {_gain}")
@@ -429,17 +419,10 @@ def _(mo):
 
 
 @app.cell
-def _(claims):
-    def told(estimate, goal, yes, no, open="cannot be told apart from it"):
-        return {"holds": yes, "fails": no, "undecided": open}[claims.decide(estimate, goal)]
-
-    return (told,)
-
-
-@app.cell
 def _(
     Markdown,
     broken,
+    claims,
     config,
     ever,
     gains,
@@ -449,16 +432,16 @@ def _(
     restart,
     right,
     skill,
-    told,
 ):
     Markdown(
         f"- {config.rounds} rounds of STaR change pass@1 on test problems by {gains['restart'].value:+.3f}; a gain of 0.15 "
-        f"{told(gains['restart'], '>= 0.15', 'is there', 'is not there', 'cannot be decided')}. Greedy changes by "
+        f"{claims.told(gains['restart'], '>= 0.15', 'is there', 'is not there', 'cannot be decided')}. Greedy changes by "
         f"{skill.value:+.3f}, pass@4 by {ever:+.3f}.\n"
         f"- Training on from the last weights instead of the base ends {-restart.value:+.3f} from it: "
-        f"{told(restart, '> 0', 'the restart pays', 'the restart costs', 'no difference that these problems show')}.\n"
+        f"{claims.told(restart, '> 0', 'the restart pays', 'the restart costs', 'no difference that shows')}.\n"
         + "".join(
-            f"- One round `{kind}` against one whole round: {gap.value:+.3f}, {told(gap, '< 0', 'worse', 'no worse')}.\n"
+            f"- One round `{kind}` against one whole round: {gap.value:+.3f}, "
+            f"{claims.told(gap, '< 0', 'worse', 'no worse')}.\n"
             for kind, gap in broken.items()
         )
         + f"- Of the plain chains {plain_yield:.3f} come out right, of the hinted ones, on harder problems, "
@@ -579,16 +562,9 @@ def _(mo):
 
 
 @app.cell
-def _(Cost, Markdown, series, wheel):
+def _(Markdown, ledger, series, wheel):
     stages = {"teach": series.teach()} | {f"flywheel: {kind}": run for kind, run in wheel.items()}
-    ledger = {name: Cost(**stage.summary["cost"]) for name, stage in stages.items()}
-    Markdown(
-        "| stage | sampled | judged | trained tokens | FLOPs | seconds |\n|---|---|---|---|---|---|\n"
-        + "\n".join(
-            f"| {name} | {c.sampled:,} | {c.judged:,} | {c.trained:,} | {c.flops:.3g} | {c.seconds:,.0f} |"
-            for name, c in ledger.items()
-        )
-    )
+    Markdown(ledger(stages))
     return
 
 

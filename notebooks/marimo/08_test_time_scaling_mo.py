@@ -40,7 +40,7 @@ def _():
     from plotly.subplots import make_subplots
 
     from workbench import claims, plots, scaling, select
-    from workbench.pipeline import Series, read_records
+    from workbench.pipeline import Series, ledger, read_records
     from workbench.types import Cost, Record, Step, Trace
 
     return (
@@ -55,6 +55,7 @@ def _():
         comb,
         defaultdict,
         go,
+        ledger,
         log10,
         make_subplots,
         plots,
@@ -588,20 +589,13 @@ def _(mo):
 
 
 @app.cell
-def _(claims):
-    def told(estimate, goal, yes, no):
-        return {"holds": yes, "fails": no, "undecided": "cannot be told from these problems"}[claims.decide(estimate, goal)]
-
-    return (told,)
-
-
-@app.cell
 def _(
     Markdown,
     at,
     bar,
     best_fixed,
     ceiling,
+    claims,
     ks,
     last,
     law,
@@ -609,21 +603,20 @@ def _(
     scaling,
     series,
     slopes,
-    told,
 ):
     _top = max(ks)
     _kept = scaling.accuracy(at("weighted_vote", max(series.profile.search_n)))
     _fit = f"The power law misses by at most {law.max_error:.3f}." if law else "No power law fits here."
     Markdown(
         f"- A decade of test-time compute is worth {slopes['weighted_vote'].value:+.3f} accuracy with the judge "
-        f"({told(slopes['weighted_vote'], '> 0', 'above zero', 'not above zero')}) and "
+        f"({claims.told(slopes['weighted_vote'], '> 0', 'above zero', 'not above zero')}) and "
         f"{slopes['majority'].value:+.3f} with the vote. The o1 report's axes carry no numbers: there is no slope to "
         "compare these with.\n"
         f"- The line hides a bend: the last doubling of n adds {last['weighted_vote']:+.3f} with the judge and "
         f"{last['majority']:+.3f} with the vote, and one greedy chain already has {bar:.3f}.\n"
         f"- Coverage reaches {ceiling[_top].value:.3f} at {_top} chains. {_fit} The judge keeps {_kept.value:.3f}.\n"
         f"- The best method per bin changes accuracy by {best_fixed.value:+.3f} against the weighted vote everywhere: "
-        f"{told(best_fixed, '> 0', 'it helps', 'it does not help')}. Snell et al. report 2–4 times less compute.\n"
+        f"{claims.told(best_fixed, '> 0', 'it helps', 'it does not help')}. Snell et al. report 2–4 times less compute.\n"
         f"- One chain after reinforcement learning is worth "
         + (f"a vote of {reached.n} before it." if reached else "more than any vote before it.")
     )
@@ -719,15 +712,11 @@ def _(mo):
 
 
 @app.cell
-def _(Cost, Markdown, records, series, taught):
+def _(Markdown, ledger, records, series, taught):
     stages = {"teach": taught, "sample chains": series.chains(), "train the judge": series.judge()}
     stages |= {"reinforce (outcome)": series.reinforce("outcome")}
-    ledger = {name: Cost(**stage.summary["cost"]) for name, stage in stages.items()}
-    ledger["search, all methods"] = sum(r.cost for r in records)
-    Markdown(
-        "| stage | tokens | FLOPs | seconds |\n|---|---|---|---|\n"
-        + "\n".join(f"| {name} | {c.tokens:,} | {c.flops:.3g} | {c.seconds:,.0f} |" for name, c in ledger.items())
-    )
+    stages["search, all methods"] = sum(r.cost for r in records)
+    Markdown(ledger(stages))
     return
 
 

@@ -164,13 +164,8 @@ policy, direct = series.policy(), series.policy(reasoning=False)
 chain_raw, chains = evaluate.samples("chain", problems, policy, 4, seed, sampling)
 direct_raw, answers = evaluate.samples("direct", problems, direct, 4, seed, sampling)
 
-
 # %%
-def named(records, method):
-    return [replace(record, knobs={**record.knobs, "method": method}) for record in records]
-
-
-chain_records, direct_records = named(chain_raw, "chain"), named(direct_raw, "direct")
+chain_records, direct_records = scaling.named(chain_raw, "chain"), scaling.named(direct_raw, "direct")
 pass_1, twin_pass_1 = scaling.accuracy(chain_records), scaling.accuracy(direct_records)
 print(f"chain  {pass_1}\ndirect {twin_pass_1}")
 

@@ -18,7 +18,7 @@ from dataclasses import replace
 from IPython.display import Markdown
 
 from workbench import claims, plots, scaling, search, tasks, trees
-from workbench.pipeline import Series, read_records
+from workbench.pipeline import Series, ledger, read_records
 from workbench.policies import Want
 from workbench.policies.scripted import Scripted
 from workbench.search import Grow, drive
@@ -27,7 +27,7 @@ from workbench.search.best_of_n import best_of_n
 from workbench.search.majority import majority
 from workbench.search.weighted_vote import weighted_vote
 from workbench.select import weighted
-from workbench.types import Cost, Node, Step, Trace
+from workbench.types import Node, Step, Trace
 from workbench.verifiers.oracle import Oracle
 
 # %% tags=["parameters"]
@@ -620,12 +620,8 @@ for _point in sorted((p for p in main if p.x <= 1.5 * mean_flops), key=lambda p:
 # %%
 stages = {"teach the policy": series.teach(), "sample chains": series.chains()}
 stages |= {f"train the judge: {kind}": series.judge(kind) for kind in ("likelihood", "head", "orm")}
-ledger = {name: Cost(**stage.summary["cost"]) for name, stage in stages.items()}
-ledger["search, all methods"] = sum(r.cost for r in records)
-Markdown(
-    "| stage | tokens | FLOPs | seconds |\n|---|---|---|---|\n"
-    + "\n".join(f"| {name} | {c.tokens:,} | {c.flops:.3g} | {c.seconds:,.0f} |" for name, c in ledger.items())
-)
+stages["search, all methods"] = sum(r.cost for r in records)
+Markdown(ledger(stages))
 
 # %% [markdown]
 # Next: a judge need not wait for test time. In notebook 07 reward changes the policy itself.

@@ -12,15 +12,13 @@
 # - **Modules.** `rl`, `watch`, `labels`, `scaling`, `plots`, `claims`.
 
 # %% tags=["setup"]
-from dataclasses import replace
 
 import torch
 from IPython.display import Markdown
 
 from workbench import claims, evaluate, plots, rl, scaling, watch
-from workbench.pipeline import Series, read_records
+from workbench.pipeline import Series, ledger, read_records
 from workbench.search import drive
-from workbench.types import Cost
 
 # %% tags=["parameters"]
 profile = "nano"
@@ -175,20 +173,19 @@ honest = {"outcome": 1.0, "sum": honest_steps, "min": 1.0, "mixed": 2.0}
 print(f"trained on problems of {min(levels)} to {max(levels)} operations; an honest chain has {honest_steps:.2f} steps")
 
 # %% [markdown]
-# One step has few problems, so its means jump. You average over windows of five steps, with the 95 % interval of the
-# five.
+# One step has few problems, so its means jump. You average over windows of five steps; the band is their range, not an
+# interval, for steps of one run follow each other.
 
 
 # %%
 def windows(rows, run, keys, size=5, scale=1.0):
-    """Rows of five become one: mean, and 1.96 standard errors either way."""
+    """Rows of five become one: mean, least and most."""
     out = []
     for at in range(0, len(rows), size):
         some, row = rows[at : at + size], {"run": run, "step": rows[at : at + size][-1]["step"]}
         for key in keys:
             values = torch.tensor([each[key] for each in some]) / (scale if key == "proxy" else 1.0)
-            mean, half = values.mean().item(), 1.96 * (values.var(unbiased=len(some) > 1) / len(some)).sqrt().item()
-            row |= {key: mean, f"{key}_low": mean - half, f"{key}_high": mean + half}
+            row |= {key: values.mean().item(), f"{key}_low": values.min().item(), f"{key}_high": values.max().item()}
         out.append(row)
     return out
 
@@ -246,18 +243,12 @@ plots.proxy_vs_truth(windows(hack.read("history")[1:], "length", ["proxy", "true
 # Each run left chains for every test problem. You take four of each, and four of the start's own, drawn with the same
 # noise, so the comparison is paired twice: by problem and by dice.
 
-
-# %%
-def named(records, name):
-    """The same records under a method name of their own."""
-    return [replace(r, knobs={"method": name, "n": 1}) for r in records]
-
-
 # %%
 samples = read_records(series.search(), "samples")
-sampled = {"before": named([r for r in samples if r.seed < 4], "before")}
+sampled = {"before": scaling.named([r for r in samples if r.seed < 4], "before")}
 sampled |= {
-    name: named([r for r in read_records(run) if r.seed < 4], name) for name, run in {**trained, "length": hack}.items()
+    name: scaling.named([r for r in read_records(run) if r.seed < 4], name)
+    for name, run in {**trained, "length": hack}.items()
 }
 for _name, _records in sampled.items():
     print(f"{_name:<8} pass@1 {scaling.accuracy(_records)}")
@@ -284,7 +275,10 @@ plots.levels(sampled["before"] + sampled["outcome"])
 # tells them apart: pass@k asks whether *any* of k chains is right. This figure answers the title.
 
 # %%
-many = {"before": named(samples, "before"), "outcome": named(read_records(trained["outcome"]), "outcome")}
+many = {
+    "before": scaling.named(samples, "before"),
+    "outcome": scaling.named(read_records(trained["outcome"]), "outcome"),
+}
 ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= 1 + max(r.seed for r in samples)]
 covered = {name: scaling.coverage(rows, ks) for name, rows in many.items()}
 once, ever = (covered["outcome"][i][1].value - covered["before"][i][1].value for i in (0, -1))
@@ -327,20 +321,22 @@ def solved(records):
 
 # %%
 never = {r.problem for r in samples} - solved(samples)
-fresh = {name: len(never & solved(sampled[name])) for name in trained}
-print(f"{len(never)} problems were never solved in {ks[-1]} chains each; now solved in four: {fresh}")
+anew, _ = evaluate.samples("", series.test(), policy, 4, seed + 1, sampling)
+fresh = {"before": len(never & solved(anew))} | {name: len(never & solved(sampled[name])) for name in trained}
+print(f"{len(never)} problems were never solved in {ks[-1]} chains each; solved in four more: {fresh}")
 
 # %% [markdown]
 # ## What a decade of training buys
 #
-# Every rollout, every step that was judged and every update is on the ledger, and so is the teaching before. So you can
-# draw held-out accuracy against training FLOPs, on the kind of axis that search has at test time.
+# Every rollout, every step that was judged and every update is on the ledger, and so are the teaching and the judge's
+# training before. So you can draw held-out accuracy against training FLOPs, on the kind of axis that search has at test
+# time.
 
 # %%
 bought = {name: series.training_curve(f"reinforce-{reward}") for name, reward in names.items()}
 spent = [r for rows in bought.values() for r in rows]
 figure = plots.accuracy_vs_flops(scaling.curve(spent), title="Held-out accuracy against all training so far")
-figure.update_xaxes(title="training FLOPs, teaching included (log scale)")
+figure.update_xaxes(title="training FLOPs, with what came before (log scale)")
 
 # %%
 slope = scaling.log_slope(bought["outcome"], "reinforce-outcome")
@@ -413,35 +409,30 @@ for _name, _more in longer.items():
 # %% [markdown]
 # ## What you saw
 
-
-# %%
-def told(estimate, goal, yes, no, open="cannot be told"):
-    return {"holds": yes, "fails": no, "undecided": open}[claims.decide(estimate, goal)]
-
-
 # %%
 _room = "Perhaps because in a chain of sums every step must change the line: padding has few places to hide."
 Markdown(
     f"- Outcome reward changes pass@1 by {gains['outcome'].value:+.3f}; a gain of 0.1 "
-    f"{told(gains['outcome'], '>= 0.1', 'is there', 'is not there')}. Sum: {gains['sum'].value:+.3f}, "
+    f"{claims.told(gains['outcome'], '>= 0.1', 'is there', 'is not there')}. Sum: {gains['sum'].value:+.3f}, "
     f"min: {gains['min'].value:+.3f}, mixed: {gains['mixed'].value:+.3f} "
     f"({', '.join(f'{name} {len(rows)}' for name, rows in history.items())} steps). Min less sum: {over.value:+.3f}, "
-    f"{told(over, '> 0', 'the worst step is the better reward', 'it is not the better reward')}.\n"
+    f"{claims.told(over, '> 0', 'the worst step is the better reward', 'it is not the better reward')}.\n"
     f"- Pass@{ks[-1]} changes by {ever:+.3f} under outcome reward: "
-    f"{told(wider, '< 0', 'it narrows', 'it does not narrow', 'no change that these problems show')}. "
-    f"Of {len(never)} problems never solved before, it solves {fresh['outcome']} in four. The closer these are to "
+    f"{claims.told(wider, '< 0', 'it narrows', 'it does not narrow', 'no change that these problems show')}. "
+    f"Of {len(never)} problems never solved before, it solves {fresh['outcome']} in four, and "
+    f"{fresh['before']} without any training, by four more throws. The closer these are to "
     "nothing, the more reward taught it to be sure, not able.\n"
     f"- A decade of training FLOPs, at this end of training, is worth {slope.value:+.3f}.\n"
     f"- Paid for length alone, the policy loses {-gains['length'].value:.3f} of its accuracy, and the alarm "
     f"{'names step ' + str(alarm.step) if alarm else 'stays quiet'}.\n"
     f"- Greedy, which has no dice to sharpen, changes by {skill.value:+.3f} "
-    f"({told(skill, '> 0', 'above zero', 'not above zero')}).\n"
+    f"({claims.told(skill, '> 0', 'above zero', 'not above zero')}).\n"
     f"- With the sum form the proxy's gain less the truth's is {gap['sum'].value:+.3f}: "
-    f"{told(gap['sum'], '> 0', 'it parts from the truth', 'it does not part from the truth')}. "
+    f"{claims.told(gap['sum'], '> 0', 'it parts from the truth', 'it does not part from the truth')}. "
     f"Chains change by {longer['sum'].value:+.2f} steps: "
-    f"{told(longer['sum'], '> 0', 'they grow', 'they do not grow', 'no clear growth')}.\n"
+    f"{claims.told(longer['sum'], '> 0', 'they grow', 'they do not grow', 'no clear growth')}.\n"
     "- PURE saw the sum form hacked within about 200 steps of training a large model on mathematics. "
-    f"Here a run has {len(history['sum'])} steps. {told(gap['sum'], '> 0', '', _room, _room)}"
+    f"Here a run has {len(history['sum'])} steps. {claims.told(gap['sum'], '> 0', '', _room, _room)}"
 )
 
 # %%
@@ -578,14 +569,7 @@ assert steady_reward([0.9, 0.9], True) > steady_reward([0.9, 0.4], True), "and i
 # %%
 stages = {"teach": series.teach(), "reinforce: length": hack}
 stages |= {f"reinforce: {name}": run for name, run in trained.items()}
-ledger = {name: Cost(**stage.summary["cost"]) for name, stage in stages.items()}
-Markdown(
-    "| stage | sampled | judged | trained tokens | FLOPs | seconds |\n|---|---|---|---|---|---|\n"
-    + "\n".join(
-        f"| {name} | {c.sampled:,} | {c.judged:,} | {c.trained:,} | {c.flops:.3g} | {c.seconds:,.0f} |"
-        for name, c in ledger.items()
-    )
-)
+Markdown(ledger(stages))
 
 # %% [markdown]
 # Next: 08 puts both axes side by side. What is a decade of compute worth at training time, and what at test time?

@@ -20,7 +20,7 @@ from IPython.display import Markdown
 from plotly.subplots import make_subplots
 
 from workbench import claims, plots, scaling, select
-from workbench.pipeline import Series, read_records
+from workbench.pipeline import Series, ledger, read_records
 from workbench.types import Cost, Record, Step, Trace
 
 # %% tags=["parameters"]
@@ -355,26 +355,20 @@ both.update_layout(template="workbench", title={"text": _title, "y": 0.96}, show
 # %% [markdown]
 # ## What you saw
 
-
-# %%
-def told(estimate, goal, yes, no):
-    return {"holds": yes, "fails": no, "undecided": "cannot be told from these problems"}[claims.decide(estimate, goal)]
-
-
 # %%
 _top = max(ks)
 _kept = scaling.accuracy(at("weighted_vote", max(series.profile.search_n)))
 _fit = f"The power law misses by at most {law.max_error:.3f}." if law else "No power law fits here."
 Markdown(
     f"- A decade of test-time compute is worth {slopes['weighted_vote'].value:+.3f} accuracy with the judge "
-    f"({told(slopes['weighted_vote'], '> 0', 'above zero', 'not above zero')}) and "
+    f"({claims.told(slopes['weighted_vote'], '> 0', 'above zero', 'not above zero')}) and "
     f"{slopes['majority'].value:+.3f} with the vote. The o1 report's axes carry no numbers: there is no slope to "
     "compare these with.\n"
     f"- The line hides a bend: the last doubling of n adds {last['weighted_vote']:+.3f} with the judge and "
     f"{last['majority']:+.3f} with the vote, and one greedy chain already has {bar:.3f}.\n"
     f"- Coverage reaches {ceiling[_top].value:.3f} at {_top} chains. {_fit} The judge keeps {_kept.value:.3f}.\n"
     f"- The best method per bin changes accuracy by {best_fixed.value:+.3f} against the weighted vote everywhere: "
-    f"{told(best_fixed, '> 0', 'it helps', 'it does not help')}. Snell et al. report 2–4 times less compute.\n"
+    f"{claims.told(best_fixed, '> 0', 'it helps', 'it does not help')}. Snell et al. report 2–4 times less compute.\n"
     f"- One chain after reinforcement learning is worth "
     + (f"a vote of {reached.n} before it." if reached else "more than any vote before it.")
 )
@@ -454,12 +448,8 @@ assert abs(my_slope([2e6, 8e6, 32e6], [0.2, 0.2, 0.2])) < 1e-12, "flat is flat"
 # %%
 stages = {"teach": taught, "sample chains": series.chains(), "train the judge": series.judge()}
 stages |= {"reinforce (outcome)": series.reinforce("outcome")}
-ledger = {name: Cost(**stage.summary["cost"]) for name, stage in stages.items()}
-ledger["search, all methods"] = sum(r.cost for r in records)
-Markdown(
-    "| stage | tokens | FLOPs | seconds |\n|---|---|---|---|\n"
-    + "\n".join(f"| {name} | {c.tokens:,} | {c.flops:.3g} | {c.seconds:,.0f} |" for name, c in ledger.items())
-)
+stages["search, all methods"] = sum(r.cost for r in records)
+Markdown(ledger(stages))
 
 # %% [markdown]
 # Next: every figure here was drawn from records. Write a search of your own (notebook 05, exercise 3), give its records

@@ -86,3 +86,10 @@ def bill(policy: Policy, prefix: int, sampled: Sequence[int], seconds: float = 0
     which knows what was read before."""
     flops = policy.flops(0, prefix, head=False) + sum(policy.flops(prefix, n) for n in sampled)
     return Cost(sampled=sum(sampled), prompt=prefix, policy_calls=1, policy_flops=flops, policy_seconds=seconds)
+
+
+def judged_whole(verifier, prompt: int, whole: int) -> Cost:
+    """What a verifier is billed for one chain that it reads from its prompt on: `whole` tokens, the prompt's without a
+    head. One that samples says itself what it `spent`; in a search the driver knows what was read before."""
+    flops = verifier.flops(0, prompt, head=False) + verifier.flops(prompt, whole - prompt)
+    return Cost(judged=whole, verifier_calls=1, verifier_flops=flops)

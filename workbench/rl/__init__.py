@@ -415,8 +415,8 @@ def train(
             try:
                 row = one(policy, task, reward, config, optimizer, step, history, reference, sampler)
             except WorkbenchError as error:
-                kept = step - step % config.check_every
-                raise WorkbenchError(f"step {step + 1}: {error}. {run.path} goes on from step {kept}") from error
+                last = step - step % config.check_every
+                raise WorkbenchError(f"step {step + 1}: {error}. {run.path} goes on from step {last}") from error
             step += 1
             last = step % config.check_every == 0 or step == config.steps
             if last:
@@ -459,7 +459,7 @@ def one(policy, task, reward, config, optimizer, step, history=(), reference=Non
     )
     if learn := getattr(reward, "learn", None):
         cost += learn(rolled.items)
-    return {"step": step + 1, **rolled.row(), **stats, "cost": _bill(cost)}
+    return {"step": step + 1, **rolled.row(), **stats, "cost": sum(gathered([cost]), Cost()).amounts()}
 
 
 @dataclass
@@ -609,11 +609,6 @@ def _held_out(policy, problems: Sequence[Problem], reward: Reward, config: RL) -
     """Truth and proxy of one chain a problem, at the prompt and the temperature of training."""
     items = [(r.problem, r.leaves[0].trace) for r in drive(problems, "sampling", policy, sampling=config.sampling)]
     return {"true": [float(right_answer(p, t)) for p, t in items], "proxy": judge(reward, items).totals()}
-
-
-def _bill(cost: Cost) -> dict:
-    total = sum(gathered([cost]), Cost())
-    return {k: v for k, v in asdict(total).items() if v}
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..labels import right_answer
+from ..policies import judged_whole
 from ..select import AGGREGATES
 from ..types import Cost, Problem, Trace, WorkbenchError
 
@@ -113,7 +114,7 @@ def process(verifier, form: str = "min", temperature: float = 0.1) -> Reward:
         closed = [i for i, (_, trace) in enumerate(items) if trace.stop == "answer"]  # the others earn nothing
         read = [(items[i][0].blind(), items[i][1]) for i in closed]
         scores = [list(row) for row in verifier.score(read)] if read else []
-        cost = judging(verifier, read) + Cost(verifier_seconds=time.perf_counter() - begin)
+        cost = (judging(verifier, read) if read else Cost()) + Cost(verifier_seconds=time.perf_counter() - begin)
         chains, steps = [0.0] * len(items), [[0.0] * len(trace.steps) for _, trace in items]
         for i, (problem, trace), row in zip(closed, read, scores, strict=True):
             if len(row) != len(trace.steps) or any(s is None or not math.isfinite(s) for s in row):
@@ -143,10 +144,11 @@ def credit(form: str, scores: Sequence[float], temperature: float = 0.1) -> list
 def judging(verifier, items: Items) -> Cost:
     """What a verifier's call is billed: what it says it `spent`, or every chain read whole."""
     spent = getattr(verifier, "spent", None)
-    if spent:
+    if spent is not None:
         return sum((cost for chain in spent for cost in chain), Cost())
-    tokens = [trace.tokens + len(verifier.encoder.prompt(p.prompt)) for p, trace in items]
-    return Cost(judged=sum(tokens), verifier_calls=1, verifier_flops=sum(verifier.flops(0, n) for n in tokens))
+    prompts = [len(verifier.encoder.prompt(p.prompt)) for p, _ in items]
+    bills = [judged_whole(verifier, n, n + trace.tokens) for n, (_, trace) in zip(prompts, items, strict=True)]
+    return sum(bills, Cost())
 
 
 def mixture(*parts: tuple[float, Reward]) -> Reward:

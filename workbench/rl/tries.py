@@ -119,11 +119,11 @@ class Seen:
     heads: int
 
 
-def see(model, rows: Sequence[Row], temperature: float = 1.0, pad: int = 0) -> Seen:
+def see(model, rows: Sequence[Row], temperature: float = 1.0) -> Seen:
     """One forward pass over `rows`. Log-probs are those of the distribution at `temperature`; logits are made only
     for the states that a response token follows, each once."""
     width = max(len(row.ids) for row in rows)
-    ids = np.full((len(rows), width), pad)
+    ids = np.zeros((len(rows), width), np.int64)  # what stands in the padding nobody sees
     place = np.zeros((len(rows), width), np.int64)
     sees = np.zeros((len(rows), 1, width, width), bool)
     for i, row in enumerate(rows):
