@@ -304,6 +304,9 @@ def test_the_command_line_trains_and_judges(chains, base, tmp_path, capsys):
     report = json.loads((tmp_path / "judged" / "report.json").read_text())
     assert report["verifier"]["auc"] and len(report["baselines"]) == 3
     assert {path.stem for path in (tmp_path / "judged").iterdir()} == {"report", "reliability", "depth"}
+    command = ["prm", "evaluate", str(run_folder / "model"), str(other), "--no-policy", "--out", str(tmp_path / "few")]
+    assert main([*command, "--cap", "60"]) == 0
+    assert "at most 60 tokens of a problem" in capsys.readouterr().out
 
 
 def test_a_mistyped_command_is_one_sentence(chains, base, tmp_path, capsys):

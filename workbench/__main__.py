@@ -167,7 +167,7 @@ def prm_evaluate(args) -> int:
     from .adapters import prepare
     from .format import Encoder
     from .models import load_model, placed
-    from .packing import UNKNOWN, mask_after_error
+    from .packing import UNKNOWN, capped, mask_after_error
     from .tasks import digest, plain
     from .verifiers import score_all
     from .verifiers.likelihood import mean_logprobs
@@ -187,6 +187,11 @@ def prm_evaluate(args) -> int:
         return chains
 
     items, tuning = labelled(args.data), labelled(args.tuning) if args.tuning else None
+    if args.cap:
+        encoder = getattr(judge, "encoder", None) or judge.policy.encoder
+        kept = list(capped(items, encoder, args.cap))
+        print(f"{len(kept):,} of {len(items):,} chains, at most {args.cap:,} tokens of a problem")
+        items, tuning = kept, tuning and list(capped(tuning, encoder, args.cap))
     if tuning is None:  # every fourth problem, by a hash of its text
         apart = [digest("tuning", chain.problem.id) % 4 == 0 for chain in items]
         tuning = [chain for chain, held in zip(items, apart, strict=True) if held]
@@ -376,6 +381,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--critiques", type=int, help="how many of each step (--as generative; default 4)")
     made.add_argument("--reference", help="the model that training began from (--as implicit)")
     made.add_argument("--policy", help="the language model of the log-prob baseline (default: the base, the reference)")
+    made.add_argument("--cap", type=int, default=0, help="tokens of a problem, chains drawn at random (default: all)")
     made.add_argument("--no-policy", action="store_true", help="leave that baseline out, which halves the time")
     made.add_argument("--format", help="the rows' format, where it cannot be told from their fields")
     made.add_argument("--split", default="train", help="the split of a hub data set (default train)")

@@ -146,24 +146,49 @@ WINDOW = 512  # pieces that wait to be put together: more fill rows better, and 
 
 def _tree(rows: Sequence[Judged], cap: int, rng: random.Random) -> dict[tuple[int, ...], tuple[int, float]]:
     """token prefix -> (where its last segment begins, label), parents first; nothing below a last label."""
-    if cap:
-        rows = rng.sample(list(rows), len(rows))
+    last = [max((i for i, label in enumerate(row.labels) if label != UNKNOWN), default=-2) for row in rows]
+    paths = [_prefixes(row.ids, row.start, row.ends)[: i + 2] for row, i in zip(rows, last, strict=True)]
     nodes: dict[tuple[int, ...], tuple[int, float]] = {}
-    used = 0
-    for row in rows:
-        last = max((i for i, label in enumerate(row.labels) if label != UNKNOWN), default=None)
-        if last is None:
-            continue
-        begins, path = [0, row.start, *(end + 1 for end in row.ends)], tuple(row.ids)
-        found = [(path[:stop], begin) for begin, stop in itertools.pairwise(begins[: last + 3])]
-        new = sum(len(prefix) - begin for prefix, begin in found if prefix not in nodes)
-        if cap and nodes and used + new > cap:
-            continue
-        used += new
-        for (prefix, begin), label in zip(found, [UNKNOWN, *row.labels], strict=False):
+    for i in _within(paths, cap, rng):
+        for (prefix, begin), label in zip(paths[i], [UNKNOWN, *rows[i].labels], strict=False):
             if prefix not in nodes or nodes[prefix][1] == UNKNOWN:
                 nodes[prefix] = (begin, label)
     return nodes
+
+
+_Prefixes = list[tuple[tuple[int, ...], int]]
+
+
+def _prefixes(ids: Sequence[int], start: int, ends: Sequence[int]) -> _Prefixes:
+    """(tokens up to the end of a segment, where it begins): the prompt first, then every step."""
+    path = tuple(ids)
+    return [(path[:stop], begin) for begin, stop in itertools.pairwise([0, start, *(end + 1 for end in ends)])]
+
+
+def _within(paths: Sequence[_Prefixes], cap: int, rng: random.Random) -> Iterator[int]:
+    """Which chains of a problem to keep so that their tree has at most `cap` tokens, in random order; 0 keeps all."""
+    seen: set[tuple[int, ...]] = set()
+    used = 0
+    for i in rng.sample(range(len(paths)), len(paths)) if cap else range(len(paths)):
+        new = sum(len(prefix) - begin for prefix, begin in paths[i] if prefix not in seen)
+        if not cap or not seen or used + new <= cap:
+            used += new
+            seen.update(prefix for prefix, _ in paths[i])
+            yield i
+
+
+def capped(chains: Iterable[Labelled], encoder: Encoder, cap: int, seed: int = 0) -> Iterator[Labelled]:
+    """Whole chains, as many of each problem as fit into `cap` tokens, what they share counted once; one at least.
+
+    They are drawn at random, so a few long problems can be judged in part and say the same. Chains of a problem that
+    follow one another belong together. `cap` 0 keeps all.
+    """
+    rng = random.Random(seed)
+    for _, group in itertools.groupby(chains, lambda chain: chain.problem.id):
+        group = list(group)
+        codes = [encoder.encode(chain.problem.prompt, chain.trace.steps) for chain in group]
+        paths = [_prefixes(code.ids, code.prompt_length, code.step_ends) for code in codes]
+        yield from (group[i] for i in sorted(_within(paths, cap, rng)))
 
 
 def _pieces(nodes: dict[tuple[int, ...], tuple[int, float]], capacity: int, counts: dict) -> list[_Piece]:

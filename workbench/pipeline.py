@@ -713,7 +713,7 @@ def build(
         return 0, 0
     (root / "logs").mkdir(parents=True, exist_ok=True)
     began, running, total = time.monotonic(), {}, sum(STAGES[name][1] for name in todo)
-    built, peak = len(todo), 0
+    built, peak, looked = len(todo), 0, 0.0
     say(f"{len(todo)} stages to build, about {clock(total / lanes)} (the longest first, {lanes} at a time)")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
@@ -725,7 +725,8 @@ def build(
                 running[name] = (subprocess.Popen(words, stdout=log, stderr=log, env=environment), time.monotonic())
                 todo.remove(name)
             time.sleep(0.5)
-            peak = max(peak, memory())
+            if time.monotonic() - looked > 5:  # a look takes a tenth of a second of a core
+                peak, looked = max(peak, memory()), time.monotonic()
             for name, (process, start) in list(running.items()):
                 if process.poll() is None:
                     continue
