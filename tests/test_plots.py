@@ -55,6 +55,11 @@ ALL = {
     "levels": lambda: plots.levels(
         [Record("r", f"p/{i}", 0, "5", i % 3 > 0, level=1 + i % 4, knobs={"method": "beam"}) for i in range(40)]
     ),
+    "by_bin": lambda: plots.by_bin({"beam": {1: around(0.9), 2: None, 3: around(0.2)}}, baseline=0.5),
+    "surface": lambda: plots.surface(
+        [point(name, n, 1e6 * n, level + n / 100) for name, level in (("early", 0.1), ("late", 0.6)) for n in (1, 9)],
+        {"early": 1e12, "late": 1e13},
+    ),
     "labelled_tree": lambda: plots.labelled_tree(TREE),
     "score_by_depth": lambda: plots.score_by_depth(DEPTHS),
     "best_of_n": lambda: plots.best_of_n(CHOICE),
@@ -103,6 +108,24 @@ def test_curve_title_is_computed_at_equal_budget():
     )
     assert plots.accuracy_vs_flops(POINTS, title="mine").layout.title.text == "mine"
     assert "n = 50 problems, 2 seeds" in words(fig) and fig.layout.xaxis.type == "log"
+
+
+def test_a_bin_without_a_number_is_a_gap_and_counted():
+    """Bug: an unmeasured bin drawn as 0, or left out so that the line runs through."""
+    fig = ALL["by_bin"]()
+    assert lines(fig) == {plots.colour("beam"): [0.9, None, 0.2]} and "Not measured: 1." in words(fig)
+    with pytest.raises(WorkbenchError, match="no bin has a number"):
+        plots.by_bin({"beam": {1: None}})
+
+
+def test_the_surface_puts_each_policy_at_its_training():
+    """Bugs: columns in order of appearance, not of compute; accuracy of another point written on a dot."""
+    fig = ALL["surface"]()
+    drawn = {(x, y): text for t in fig.data for x, y, text in zip(t.x, t.y, t.text, strict=True)}
+    assert drawn == {(1e12, 1e6): "11", (1e12, 9e6): "19", (1e13, 1e6): "61", (1e13, 9e6): "69"}
+    assert fig.layout.xaxis.type == fig.layout.yaxis.type == "log"
+    with pytest.raises(WorkbenchError, match="no training FLOPs for late"):
+        plots.surface([point("late", 1, 1e6, 0.5)], {"early": 1e12})
 
 
 def test_the_baseline_is_inside_the_picture():
@@ -301,8 +324,11 @@ def test_save_falls_back_to_html_aloud(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match=r"wrote tree\.html: .*chromium installed \(Kaleido requires Google Chrome\)"):
         path = plots.save(ALL["labelled_tree"](), tmp_path / "figures" / "tree.png")
     assert path == tmp_path / "figures" / "tree.html" and "plotly" in path.read_text()[:9000]
-    monkeypatch.setattr(go.Figure, "write_image", lambda self, path, scale: path.write_bytes(b"png"))
-    assert plots.save(go.Figure(), tmp_path / "a.b") == tmp_path / "a.png"
+    monkeypatch.setattr(go.Figure, "write_image", lambda self, path, scale: path.write_bytes(b"image"))
+    for asked, made in (("a", "a.png"), ("a.svg", "a.svg"), ("a.html", "a.html")):
+        assert plots.save(go.Figure(), tmp_path / asked) == tmp_path / made and (tmp_path / made).exists()
+    with pytest.raises(WorkbenchError, match=r"a\.b: .* \.png, \.svg"):
+        plots.save(go.Figure(), tmp_path / "a.b")
 
 
 @pytest.mark.parametrize("low, high", [(1, 64), (3e6, 4e6), (2e9, 3e12)])

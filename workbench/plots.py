@@ -211,32 +211,122 @@ def levels(records: Iterable[Record], title: str | None = None) -> go.Figure:
     """
     settings = _grouped(records, lambda r: (r.knobs.get("method", "all"), r.knobs.get("n", 1)))
     methods = [method for method, _ in settings]
+    lines = {
+        method if methods.count(method) == 1 else f"{method} n={n}": {
+            level: accuracy(group) for level, group in sorted(_grouped(rows, lambda r: r.level).items())
+        }
+        for (method, n), rows in sorted(settings.items(), key=str)
+    }
+    return by_bin(lines, x="problem level", y="accuracy", title=title)
+
+
+def by_bin(
+    lines: Mapping[str, Mapping[int, Estimate | None]],
+    x: str = "difficulty bin (1 is easiest)",
+    y: str = "accuracy",
+    form: str = ".0%",
+    title: str | None = None,
+    baseline: float | None = None,
+) -> go.Figure:
+    """Any number by difficulty, level or bin: a line per name with 95 % intervals; a bin without a number is a gap.
+
+    `form`: how numbers are written. Errors: no number at all.
+
+    >>> by_bin({"beam": {1: Estimate(0.9, 0.8, 1.0, 48), 2: Estimate(0.2, 0.1, 0.3, 48)}}).layout.title.text
+    'From difficulty bin 1 to 2: beam 90% to 20%'
+    """
+    shown = sorted({at for line in lines.values() for at in line})
+    if not any(e for line in lines.values() for e in line.values()):
+        raise WorkbenchError("no bin has a number: nothing to draw")
     fig, ends, found, estimates = go.Figure(), [], [], []
-    for i, ((method, n), rows) in enumerate(sorted(settings.items(), key=str)):
-        name = method if methods.count(method) == 1 else f"{method} n={n}"
-        line = sorted((level, accuracy(group)) for level, group in _grouped(rows, lambda r: r.level).items())
-        shift = 0.06 * (i - (len(settings) - 1) / 2)  # side by side, so that intervals do not hide one another
-        up = [None if e.high is None else e.high - e.value for _, e in line]
-        down = [None if e.low is None else e.value - e.low for _, e in line]
+    for i, (name, line) in enumerate(lines.items()):
+        shift = 0.06 * (i - (len(lines) - 1) / 2)  # side by side, so that intervals do not hide one another
+        here = [line.get(at) for at in shown]
+        known = [e for e in here if e is not None]
+        if not known:
+            continue
         fig.add_scatter(
-            x=[level + shift for level, _ in line],
-            y=[e.value for _, e in line],
-            error_y=dict(array=up, arrayminus=down, width=0, thickness=1.5),
+            x=[at + shift for at in shown],
+            y=[e and e.value for e in here],
+            error_y=dict(
+                array=[None if e is None or e.high is None else e.high - e.value for e in here],
+                arrayminus=[None if e is None or e.low is None else e.value - e.low for e in here],
+                width=0,
+                thickness=1.5,
+            ),
             mode="lines+markers",
-            line=dict(color=colour(method), width=2, dash="solid" if name == method else "dot"),
+            line=dict(color=colour(name.split(" n=")[0]), width=2, dash="dot" if " n=" in name else "solid"),
             marker=dict(size=8),
-            hovertext=[f"{name}, level {level}<br>{e}" for level, e in line],
+            hovertext=[e and f"{name}, {x.split(' (')[0]} {at}<br>{e}" for at, e in zip(shown, here, strict=True)],
             hoverinfo="text",
         )
-        ends.append((line[-1][1].value, name))
-        found.append(f"{name} {line[0][1].value:.0%} to {line[-1][1].value:.0%}")
-        estimates += [e for _, e in line]
-    shown = sorted({record.level for rows in settings.values() for record in rows})
-    _finish(fig, [(shown[-1] + 0.2, value, name) for value, name in ends])
+        ends.append((known[-1].value, name))
+        found.append(f"{name} {format(known[0].value, form)} to {format(known[-1].value, form)}")
+        estimates += known
+    _finish(fig, [(shown[-1] + 0.2, value, name) for value, name in ends], baseline, f"{{:{form}}}")
     fig.update_xaxes(tickvals=shown)
-    fig.update_yaxes(title="accuracy", tickformat=".0%")
-    headline = f"From level {shown[0]} to {shown[-1]}: " + ", ".join(found)
-    return _frame(fig, title or headline, "problem level", _caption(estimates, "a level", "Bars"))
+    fig.update_yaxes(title=y, tickformat=form)
+    unit = x.split(" (")[0].removeprefix("problem ")
+    headline = f"From {unit} {shown[0]} to {shown[-1]}: " + ", ".join(found)
+    gaps = len(shown) * len(lines) - len(estimates)
+    note = _caption(estimates, f"a {unit.split()[-1]}", "Bars") + (f" Not measured: {gaps}." if gaps else "")
+    return _frame(fig, title or headline, x, note)
+
+
+def surface(points: Iterable[Point], train: Mapping[str, float], title: str | None = None) -> go.Figure:
+    """Accuracy over both axes of compute: a column per policy (its training FLOPs), a dot per n, shaded by accuracy.
+
+    `points` come from `scaling.curve` with a policy's name as its method; `train`: {that name: FLOPs of training}.
+    Dots that lie on one line from the upper left to the lower right and are equally dark are the exchange of one
+    compute for the other. Errors: a policy whose training is not told.
+
+    >>> line = [Point("taught", n, 1e6 * n, Estimate(0.3 + n / 50, 0.2, 0.6, 90)) for n in (1, 4)]
+    >>> surface(line, {"taught": 1e13}).layout.title.text
+    'From 32% (taught, n = 1) to 38% (taught, n = 4)'
+    """
+    points = list(points)
+    if missing := sorted({p.method for p in points} - train.keys()):
+        raise WorkbenchError(f"no training FLOPs for {', '.join(missing)}")
+    least, most = (f(points, key=lambda p: p.accuracy.value) for f in (min, max))
+    values = [p.accuracy.value for p in points]
+    fig = go.Figure()
+    for method, line in _grouped(points, lambda p: p.method).items():
+        fig.add_scatter(
+            x=[train[method]] * len(line),
+            y=[p.x for p in line],
+            mode="lines+markers+text",
+            line=dict(color="#dddddd", width=1),
+            marker=dict(
+                size=34,
+                color=[p.accuracy.value for p in line],
+                colorscale="Blues",
+                cmin=min(values) - 0.3 * (max(values) - min(values)),
+                cmax=max(values),
+                line=dict(color=_FAINT, width=1),
+            ),
+            text=[f"{100 * p.accuracy.value:.0f}" for p in line],
+            textfont=dict(
+                size=12, color=["white" if p.accuracy.value > sum(values) / len(values) else _INK for p in line]
+            ),
+            hovertext=[f"{method}, n={p.n}<br>{p.x:.3g} FLOPs a problem<br>accuracy {p.accuracy}" for p in line],
+            hoverinfo="text",
+        )
+        top = max(line, key=lambda p: p.x)
+        fig.add_annotation(
+            x=math.log10(train[method]),
+            y=math.log10(top.x),
+            text=method,
+            yshift=28,
+            showarrow=False,
+            font=dict(size=12),
+        )
+    _log_ticks(fig, list(train.values()))
+    fig.update_yaxes(type="log", title="FLOPs per problem (log scale)", dtick=1, exponentformat="power")
+    low, high = (f(math.log10(p.x) for p in points) for f in (min, max))
+    fig.update_yaxes(range=[low - 0.15 * (high - low) - 0.05, high + 0.25 * (high - low) + 0.05])
+    said = [f"{p.accuracy.value:.0%} ({p.method}, n = {p.n})" for p in (least, most)]
+    note = "Numbers: accuracy in per cent. " + _caption([p.accuracy for p in points], mark="Intervals (hover)")
+    return _frame(fig, title or f"From {said[0]} to {said[1]}", "training FLOPs (log scale)", note)
 
 
 def reliability_plot(bins: Sequence[Bin], name: str = "verifier", title: str | None = None) -> go.Figure:
@@ -505,21 +595,28 @@ def show_source(obj: Callable):
 
 
 def save(fig: go.Figure, path: str | Path, scale: float = 2.0) -> Path:
-    """Write a figure as PNG, or as self-contained HTML (with a warning) where no browser can render it.
+    """Write a figure as its suffix says: .png (also where there is none), .svg, .pdf, or .html, which needs no network.
 
-    Returns the path written: the suffix becomes .png or .html. `scale`: pixels per figure pixel.
+    Returns the path written. Where no browser can render it, that is the .html, with a warning. `scale`: pixels per
+    figure pixel of a PNG. Errors: another suffix.
     """
-    path = Path(path).with_suffix(".png")
+    path = Path(path)
+    path = path if path.suffix else path.with_suffix(".png")
+    if path.suffix not in (".png", ".svg", ".pdf", ".html"):
+        raise WorkbenchError(f"{path.name}: a figure is written as .png, .svg, .pdf or .html")
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".html":
+        fig.write_html(path, include_plotlyjs=True)
+        return path
     try:
         import kaleido  # noqa: F401  plotly would report its absence as a ValueError, like a broken figure
 
         fig.write_image(path, scale=scale)
     except (ImportError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        path = path.with_suffix(".html")
+        kind, path = path.suffix[1:].upper(), path.with_suffix(".html")
         fig.write_html(path, include_plotlyjs=True)
-        warnings.warn(f"wrote {path.name}: a PNG needs kaleido and chromium installed ({reason})", stacklevel=2)
+        warnings.warn(f"wrote {path.name}: a {kind} needs kaleido and chromium installed ({reason})", stacklevel=2)
     return path
 
 
