@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from workbench.claims import Claim, decide, load, record, table, to_json
-from workbench.scaling import Estimate, difference
+from workbench.claims import Claim, decide, load, page, record, table, to_json
+from workbench.scaling import Estimate, Ratio, difference
 from workbench.types import Record, WorkbenchError
 
 
@@ -112,3 +112,18 @@ def test_table_and_json():
     assert "–" in first and "0.25 to 0.75" in second and "two lines" in second
     rows = json.loads(to_json(claims))
     assert (rows[0]["low"], rows[0]["verdict"], rows[1]["n"]) == (None, "undecided", 1319)
+
+
+def test_an_open_ratio_is_decided_written_and_read(tmp_path):
+    """Bugs: "at least 4 times" is undecided for want of an upper end; an open end is lost on disk."""
+    open_ = Ratio(5.0, 4.2, None, 240, ">=")
+    assert [decide(open_, goal) for goal in (">= 4", "<= 4", "< 9")] == ["holds", "fails", "undecided"]
+    assert decide(Ratio(3.0, None, 5.0, 240, "<="), ">= 4") == "undecided"
+    mine = Claim("scaling.factor", "Snell et al.", "it saves", ">= 4", open_, "2-4")
+    record(tmp_path, "nano", "08", [mine])
+    assert load(tmp_path, "nano") == [mine] and ">= 5" in table([mine]) and "4.2 to open" in table([mine])
+
+
+def test_the_page_counts_the_verdicts():
+    said = page([claim("a"), claim("b", -1, 1)], "nano", "2026-11-01")
+    assert "2 claims: 1 holds, 0 fails, 1 undecided" in said and "2026-11-01" in said and said.count("\n| ") == 3

@@ -22,8 +22,11 @@ def test_the_sizes_are_the_ones_promised(tokenizer, nano):
     """Bug: the larger model of the series is not the size that its name says."""
     with torch.device("meta"):
         large = new_model("nano-14x", tokenizer)
+        small = new_model("nano-14th", tokenizer)
     assert 0.8e6 < nano.num_parameters() < 1.2e6
     assert 13 < large.num_parameters() / nano.num_parameters() < 15
+    assert nano.num_parameters() / small.num_parameters() == pytest.approx(14, rel=0.03)
+    assert flops(nano.config, 1, 0) / flops(small.config, 1, 0) == pytest.approx(14, rel=0.03)
 
 
 @pytest.mark.parametrize("heads", [4, 2])  # 2: grouped key-value heads

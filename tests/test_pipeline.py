@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from workbench import claims, pipeline, series
+from workbench import claims, evaluate, pipeline, series
 from workbench.pipeline import STAGES, Series, build_stage, read_records, read_traces
 from workbench.types import WorkbenchError
+from workbench.verifiers import score_all
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,24 @@ def test_a_finished_series_is_found_not_built(built, capsys):
     methods = {record.knobs["method"] for record in records}
     assert {"greedy", "majority", "best_of_n", "weighted_vote", "beam", "verifier alone"} <= methods
     assert all(record.cost.policy_flops > 0 for record in records)
+
+
+@pytest.mark.parametrize("stage", ["search", "small"])
+def test_a_sample_carries_what_its_judge_thinks(built, stage):
+    """Bugs: another chain's score; the judge's reading in the policy's bill; a prompt that is billed with every chain,
+    or with none."""
+    s, small = Series("micro", built, progress=False), stage == "small"
+    run, judge = getattr(s, stage)(), s.verifier("small" if small else "likelihood")
+    records, samples = read_records(run), read_records(run, "samples")
+    most = max(r.knobs["n"] for r in records if r.knobs["method"] == "weighted_vote")
+    _, drawn = evaluate.samples("", s.test(), s.policy(small=small), most, s.seed, s.profile.sampling)
+    scores = score_all(judge, [(q, trace) for q, traces in drawn for trace in traces])
+    assert [r.knobs["score"] for r in samples] == pytest.approx([min(steps) for steps in scores], abs=1e-5)
+    assert len({r.knobs["score"] for r in samples}) > most
+    for vote in [r for r in records if (r.knobs["method"], r.knobs["n"]) == ("weighted_vote", most)]:
+        chains = [r for r in samples if r.problem == vote.problem]
+        assert sum(r.knobs["judged_flops"] for r in chains) == pytest.approx(vote.cost.verifier_flops)
+        assert sum(r.cost.flops for r in chains) == pytest.approx(vote.cost.policy_flops)
 
 
 def test_a_corrupted_stage_is_named_and_not_believed(built):

@@ -132,7 +132,7 @@ def test_bootstrap_agrees_with_scipy():
 
 def test_bootstrap_covers_the_truth_nearly_as_often_as_it_says(monkeypatch):
     """Bug: an interval of the wrong width. 300 experiments of 50 problems, true mean 0.4."""
-    monkeypatch.setattr(scaling, "DRAWS", 1000)
+    monkeypatch.setattr(scaling.stats, "DRAWS", 1000)
     rng = np.random.default_rng(0)
     inside = [e.low <= 0.4 <= e.high for e in (bootstrap(rng.binomial(4, 0.4, 50) / 4) for _ in range(300))]
     assert 0.90 <= np.mean(inside) <= 0.98

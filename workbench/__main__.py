@@ -70,6 +70,11 @@ def reproduce(args) -> int:
     args.json, args.anew = False, args.again
     print()
     claims(args)
+    if args.profile == "nano" and args.runs is None:
+        from . import claims as found
+
+        page = found.page(found.load(runs, args.profile), args.profile, time.strftime("%Y-%m-%d"))
+        series.write(series.ROOT / "docs" / "claims.md", page)
     print()
     code = gallery(args)
     row = {"seconds": round(time.monotonic() - began, 1), "peak_mb": peak, "built": built}

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from .pipeline import runs_folder
-from .scaling import Estimate
+from .scaling import Estimate, Ratio
 from .types import WorkbenchError
 
 Verdict = Literal["holds", "fails", "undecided"]
@@ -21,11 +23,12 @@ _NUMBER = r"([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)"
 _GOAL = re.compile(rf"(>=|<=|>|<)\s*{_NUMBER}|in\s+{_NUMBER}\s*\.\.\s*{_NUMBER}", re.IGNORECASE)
 
 
-def decide(estimate: Estimate, goal: str) -> Verdict:
+def decide(estimate: Estimate | Ratio, goal: str) -> Verdict:
     """Does the whole 95 % interval meet `goal` (holds), does all of it miss it (fails), or neither (undecided)?
 
     Goals: "> 0", ">= .1", "< 0", "<= 1e-2", "in .3..7" (ends included). An estimate without an interval is undecided,
-    whatever its value. Errors: a goal that does not read like these, an empty range, an interval that is not a number.
+    whatever its value; an open end of a Ratio is as far as a ratio goes. Errors: a goal that does not read like these,
+    an empty range, an interval that is not a number.
 
     >>> [decide(Estimate(0.2, low, 0.3, n=50), "> 0") for low in (0.1, -0.1)], decide(Estimate(-1, -2, 0, 9), "> 0")
     (['holds', 'undecided'], 'fails')
@@ -36,9 +39,11 @@ def decide(estimate: Estimate, goal: str) -> Verdict:
     sign, bound, start, end = match.groups()
     if start and float(start) > float(end):
         raise WorkbenchError(f"the goal {goal!r} is an empty range: put the smaller number first")
-    if estimate.low is None or estimate.high is None:
-        return "undecided"
     low, high = estimate.low, estimate.high
+    if isinstance(estimate, Ratio):
+        low, high = low or 0.0, sys.float_info.max if high is None else high
+    if low is None or high is None:
+        return "undecided"
     if not (math.isfinite(low) and math.isfinite(high) and low <= high):
         raise WorkbenchError(f"{low} to {high} is not an interval")
     if start:
@@ -50,7 +55,9 @@ def decide(estimate: Estimate, goal: str) -> Verdict:
     return {2: "holds", 1: "undecided", 0: "fails"}[meets(low) + meets(high)]
 
 
-def told(estimate: Estimate, goal: str, yes: str, no: str, open: str = "cannot be told from these problems") -> str:
+def told(
+    estimate: Estimate | Ratio, goal: str, yes: str, no: str, open: str = "cannot be told from these problems"
+) -> str:
     """The words that the interval allows: `yes` where the goal holds, `no` where it fails, else `open`.
 
     >>> told(Estimate(0.2, 0.1, 0.3, n=50), "> 0", "it helps", "it does not help")
@@ -61,7 +68,8 @@ def told(estimate: Estimate, goal: str, yes: str, no: str, open: str = "cannot b
 
 @dataclass(frozen=True)
 class Claim:
-    """One finding. `text` says what would hold, `source` who said so (paper, or the o1 report), `goal` when it does.
+    """One finding. `text` says what would hold, `source` who said so (paper, or the o1 report), `goal` when it does;
+    `said` is the source's own number, "" where it gives none.
 
     The verdict is a property: it follows from the estimate and cannot be typed in, nor read from a file.
 
@@ -73,7 +81,8 @@ class Claim:
     source: str
     text: str
     goal: str
-    estimate: Estimate
+    estimate: Estimate | Ratio
+    said: str = ""
 
     @property
     def verdict(self) -> Verdict:
@@ -82,7 +91,19 @@ class Claim:
     def row(self) -> dict:
         """The claim as one flat JSON object."""
         rest = {"id": self.id, "source": self.source, "text": self.text, "goal": self.goal, "verdict": self.verdict}
-        return rest | asdict(self.estimate)
+        return rest | {"said": self.said} | asdict(self.estimate)
+
+    @property
+    def interval(self) -> str:
+        """The interval as text: a missing one is a dash, an open end a word."""
+        e = self.estimate
+        if isinstance(e, Ratio):
+            return " to ".join("open" if end is None else f"{end:.3g}" for end in (e.low, e.high))
+        return "–" if e.low is None else f"{e.low:.3g} to {e.high:.3g}"
+
+    @property
+    def value(self) -> str:
+        return f"{getattr(self.estimate, 'bound', '')} {self.estimate.value:.3g}".strip()
 
 
 def record(runs: str | Path, profile: str, notebook: str, claims: Iterable[Claim]) -> Path:
@@ -123,8 +144,9 @@ def load(runs: str | Path, profile: str) -> list[Claim]:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             try:
                 row = json.loads(line)
-                estimate = Estimate(*(row[name] for name in ("value", "low", "high", "n", "seeds")))
-                claim = Claim(row["id"], row["source"], row["text"], row["goal"], estimate)
+                kind, last = (Ratio, "bound") if "bound" in row else (Estimate, "seeds")
+                estimate = kind(*(row[name] for name in ("value", "low", "high", "n", last)))
+                claim = Claim(*(row[name] for name in ("id", "source", "text", "goal")), estimate, row.get("said", ""))
                 claim.verdict  # noqa: B018  a goal that cannot be read is found here, not at the first print
             except (ValueError, KeyError, TypeError) as error:
                 raise WorkbenchError(f"{path} line {number} is not a claim: delete it, run its notebook") from error
@@ -143,19 +165,49 @@ def to_json(claims: Iterable[Claim]) -> str:
     return json.dumps([claim.row() for claim in claims], indent=1, ensure_ascii=False, allow_nan=False)
 
 
+HEADS = ("claim", "verdict", "value", "95 % interval", "goal", "n", "seeds", "the source says", "what would hold")
+
+
+def cells(claim: Claim) -> tuple[str, ...]:
+    """What a table says of a claim under `HEADS` and, at the end, its source."""
+    e = claim.estimate
+    numbers = (claim.value, claim.interval, claim.goal, str(e.n), str(getattr(e, "seeds", 1)), claim.said or "–")
+    row = (claim.id, claim.verdict, *numbers, claim.text, claim.source)
+    return tuple(" ".join(cell.split()) for cell in row)  # a line break in a text would break the table
+
+
 def table(claims: Iterable[Claim]) -> str:
     """The claims as aligned plain text; a missing interval is a dash.
 
-    >>> print(table([Claim("a.b", "me", "it works", "> 0", Estimate(0.25, 0.125, 0.375, 50, 2))]))
-    claim  verdict  value  95 % interval   goal  n   seeds  what would hold  source
-    a.b    holds    0.25   0.125 to 0.375  > 0   50  2      it works         me
+    >>> print(table([Claim("a.b", "me", "it works", "> 0", Estimate(0.25, 0.125, 0.375, 50, 2), "about .3")]))
+    claim  verdict  value  95 % interval   goal  n   seeds  the source says  what would hold  source
+    a.b    holds    0.25   0.125 to 0.375  > 0   50  2      about .3         it works         me
     """
-    rows = [("claim", "verdict", "value", "95 % interval", "goal", "n", "seeds", "what would hold", "source")]
-    for c in claims:
-        e = c.estimate
-        interval = "–" if e.low is None else f"{e.low:.3g} to {e.high:.3g}"
-        numbers = (f"{e.value:.3g}", interval, c.goal, str(e.n), str(e.seeds))
-        rows.append((c.id, c.verdict, *numbers, c.text, c.source))
-    rows = [[" ".join(cell.split()) for cell in row] for row in rows]  # a line break in a text would break the table
+    rows = [(*HEADS, "source"), *map(cells, claims)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def page(claims: Iterable[Claim], profile: str, date: str) -> str:
+    """The claims as a Markdown page that says when and on what kind of machine they were measured.
+
+    >>> text = page([Claim("a.b", "me", "it works", "> 0", Estimate(0.25, 0.125, 0.375, 50, 2))], "nano", "2026-11-01")
+    >>> print(text.splitlines()[-1])
+    | a.b | holds | 0.25 | 0.125 to 0.375 | > 0 | 50 | 2 | – | it works | me |
+    """
+    where = f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}"
+    rows = [cells(claim) for claim in claims]
+    count = {verdict: sum(row[1] == verdict for row in rows) for verdict in ("holds", "fails", "undecided")}
+    lines = [
+        "# What was found",
+        "",
+        f"Written by `make reproduce` on {date}; profile `{profile}`; {where}. A verdict follows from the interval: "
+        "the whole of it meets the goal (holds), all of it misses it (fails), or neither (undecided).",
+        "",
+        f"{len(rows)} claims: " + ", ".join(f"{n} {verdict}" for verdict, n in count.items()) + ".",
+        "",
+        "| " + " | ".join((*HEADS, "source")) + " |",
+        "|---" * (len(HEADS) + 1) + "|",
+    ]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"

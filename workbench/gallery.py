@@ -289,21 +289,16 @@ def _spent(status: Mapping[str, Any]) -> str:
 
 
 def _claims(runs: Path, profile: str) -> str:
-    from .claims import load
+    from .claims import HEADS, cells, load
 
-    rows = [claim.row() for claim in load(runs, profile)]
-    if not rows:
+    lines, heads = [], (HEADS[-1], *HEADS[1:-1], "source")
+    for name, verdict, *numbers, text, source in map(cells, load(runs, profile)):
+        row = [f'<td>{html.escape(text)}<br><span class="soft">{html.escape(name)}</span></td>']
+        row.append(f'<td class="{verdict}">{verdict}</td>')
+        row += [f'<td class="number">{html.escape(cell)}</td>' for cell in numbers]
+        lines.append(f"<tr>{''.join(row)}<td>{html.escape(source)}</td></tr>")
+    if not lines:
         return ""
-    lines = []
-    for row in rows:
-        interval = "–" if row["low"] is None else f"{row['low']:.3g} to {row['high']:.3g}"
-        cells = [f'<td>{html.escape(row["text"])}<br><span class="soft">{html.escape(row["id"])}</span></td>']
-        cells.append(f'<td class="{row["verdict"]}">{row["verdict"]}</td>')
-        numbers = (f"{row['value']:.3g}", interval, row["goal"], str(row["n"]), str(row["seeds"]))
-        cells += [f'<td class="number">{html.escape(cell)}</td>' for cell in numbers]
-        cells.append(f"<td>{html.escape(row['source'])}</td>")
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    heads = ("what would hold", "verdict", "value", "95 % interval", "goal", "n", "seeds", "source")
     head = "".join(f"<th>{name}</th>" for name in heads)
     return f'<h2>What was found</h2><div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
 

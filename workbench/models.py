@@ -15,6 +15,7 @@ from .types import WorkbenchError
 SHAPES = {  # width, layers, heads, feed-forward width
     "micro": (32, 2, 2, 64),
     "nano": (128, 4, 4, 384),
+    "nano-14th": (32, 4, 2, 100),
     "nano-14x": (384, 8, 6, 832),
 }
 

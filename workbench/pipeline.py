@@ -42,14 +42,15 @@ class Schedule:
 class Reinforce:
     """Scalars of one run of reinforcement learning; see `rl.RL`, which this becomes."""
 
-    steps: int = 45
-    levels: tuple[int, ...] = (1, 2, 3)
+    steps: int = 60
+    levels: tuple[int, ...] = (1, 2, 3, 4)
     prompts: int = 96
     group: int = 8
     updates: int = 4
     lr: float = 2e-4
     muon_lr: float = 6e-4
     gain_lr: float = 3e-2
+    temperature: float = 2.0
     check_every: int = 10
     seed: int = 0
 
@@ -63,15 +64,16 @@ class Reinforce:
 class Wheel:
     """Scalars of the flywheel; see `flywheel.Flywheel`, which this becomes."""
 
-    rounds: int = 3
-    problems: int = 400
-    samples: int = 8
-    cap: int = 8
+    rounds: int = 2
+    problems: int = 2000
+    samples: int = 2
+    temperature: float = 0.5
+    cap: int = 2
     steps: int = 60
     batch: int = 64
     lr: float = 2e-4
     muon_lr: float = 1e-3
-    gain_lr: float = 1e-2
+    gain_lr: float = 3e-2
     checks: int = 4
     strict: bool = True
     seed: int = 0
@@ -94,7 +96,9 @@ class Profile:
     The first `easy` share of the teaching examples is of the two easiest levels, the rest of all. `judge_problems` x
     `judge_chains` sampled chains are labelled for the verifiers; `audit` of them also by `rollouts` a step. RL on
     process reward takes `process_steps` steps, which is enough to see where it goes. `wheel`: one turn of each variant
-    of the flywheel, all its rounds of STaR with and without a restart.
+    of the flywheel, all its rounds of STaR with and without a restart. `small`: the shape of a second policy, taught
+    the same examples and searched with a judge of its own, to be held against the first one's single answer. `early`:
+    steps of teaching at which the policy is kept too, each to leave `early_n` chains of every test problem.
     """
 
     name: str
@@ -113,12 +117,18 @@ class Profile:
     audit: int = 150
     rollouts: int = 8
     reinforce: Reinforce = field(default_factory=Reinforce)
-    process_steps: int = 16
+    process_steps: int = 12
     wheel: Wheel = field(default_factory=Wheel)
     search_problems: int = 240
     search_n: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     beam_n: tuple[int, ...] = (4, 16)
     caps: tuple[int, ...] = (16, 32, 48)
+    early: tuple[int, ...] = (900, 1000, 1100)
+    early_n: int = 16
+    small: str = "nano-14th"
+    small_teach: Schedule = field(default_factory=lambda: Schedule(1500, batch=32))
+    small_judge: Schedule = field(default_factory=lambda: Schedule(280, batch=64, lr=5e-4, muon_lr=0.003))
+    small_n: tuple[int, ...] = (1, 4, 16, 64)
 
     @property
     def sampling(self):
@@ -147,6 +157,12 @@ PROFILES = {
         search_problems=12,
         search_n=(1, 2, 4),
         beam_n=(4,),
+        early=(4,),
+        early_n=4,
+        small="micro",
+        small_teach=_QUICK,
+        small_judge=_QUICK,
+        small_n=(1, 4),
     ),
 }
 
@@ -208,12 +224,16 @@ class Series:
             print(f"{self.profile.name}: building {stage}", flush=True)
         return run
 
-    def teach(self, reasoning: bool = True) -> Run:
-        """The policy (`reasoning`), stopped at its target, or its direct-answer twin, which sees all the examples."""
+    def teach(self, reasoning: bool = True, small: bool = False) -> Run:
+        """The policy (`reasoning`), stopped at its target; or its direct-answer twin, or the `small` policy, which see
+        all the examples."""
         p = self.profile
-        schedule = p.teach if reasoning else replace(p.teach, target=None)
-        params = {"shape": p.shape, "reasoning": reasoning, "easy": p.easy, "teach": asdict(schedule)}
-        run = self._open("teach" if reasoning else "direct", **params)
+        schedule = p.small_teach if small else p.teach if reasoning else replace(p.teach, target=None)
+        shape = p.small if small else p.shape
+        params = {"shape": shape, "reasoning": reasoning, "easy": p.easy, "teach": asdict(schedule)}
+        if reasoning and not small:
+            params["early"] = p.early
+        run = self._open("teach-small" if small else "teach" if reasoning else "direct", **params)
         if not run.done:
             self._teach(run, reasoning, schedule)
         return run
@@ -225,12 +245,17 @@ class Series:
         from .models import character_tokenizer, new_model
 
         p, tokenizer = self.profile, character_tokenizer()
-        model, encoder = new_model(p.shape, tokenizer, self.seed), Encoder(tokenizer, reasoning)
+        model, encoder = new_model(run.params["shape"], tokenizer, self.seed), Encoder(tokenizer, reasoning)
 
         def rows(problems):
             chains = (self.task.demonstration(problem) for problem in problems)
             pairs = [(q, c if reasoning else sft.direct(c)) for q, c in zip(problems, chains, strict=True)]
             return sft.rows(pairs, encoder)
+
+        def log(row):
+            run.append("history", [row])
+            if row.get("step") in run.params.get("early", ()):
+                _save(run, f"model-{row['step']}", model, tokenizer)
 
         held, easiest = rows(self.held_out()), self.task.LEVELS[:2]
         total = p.teach.steps * p.teach.batch
@@ -245,15 +270,16 @@ class Series:
             schedule.fit(),
             run.path / "trainer",
             check=lambda: {"accuracy": sft.accuracy(model, held, tokenizer.pad_token_id)},
-            log=lambda row: run.append("history", [row]),
+            log=log,
             progress=self.progress,
         )
         _save(run, "model", model, tokenizer)
         last = run.read("history")[-1]
         run.finish(steps=last["step"], cost=cost.amounts(), accuracy=last["accuracy"])
 
-    def policy(self, reasoning: bool = True, stage: str | None = None):
-        """The taught policy, its direct twin, or what a later stage left of it: `reinforce-…` or `flywheel-…`."""
+    def policy(self, reasoning: bool = True, stage: str | None = None, small: bool = False):
+        """The taught policy, its direct twin or its `small` one, or what a later stage left of it: `reinforce-…` or
+        `flywheel-…`."""
         from .policies.local import LocalPolicy
 
         if stage:
@@ -263,21 +289,41 @@ class Series:
                 if head == "flywheel"
                 else LocalPolicy.load(self.reinforce(rest).path / "model")
             )
-        return LocalPolicy.load(self.teach(reasoning).path / "model", reasoning=reasoning)
+        return LocalPolicy.load(self.teach(reasoning, small).path / "model", reasoning=reasoning)
+
+    def early(self) -> Run:
+        """Chains of the test problems from the policy as it was while it was taught; the knob `step` says when."""
+        from . import evaluate
+        from .policies.local import LocalPolicy
+
+        p, taught = self.profile, self.teach()
+        run = self._open("early", {"policy": taught.path}, steps=p.early, n=p.early_n)
+        if run.done:
+            return run
+        _fresh(run, "records")
+        for step in p.early:
+            folder = taught.path / f"model-{step}"
+            if not folder.exists():
+                raise WorkbenchError(f"teaching ended before step {step}: lower `early` of profile {p.name}")
+            policy = LocalPolicy.load(folder)
+            records, _ = evaluate.samples(f"early-{step}", self.test(), policy, p.early_n, self.seed, p.sampling)
+            run.append("records", (replace(r, knobs={**r.knobs, "step": step}).to_json() for r in records))
+        run.finish()
+        return run
 
     # --- label and judge ---
 
-    def chains(self) -> Run:
+    def chains(self, small: bool = False) -> Run:
         """Chains sampled from the policy on training problems, every step with the oracle's label."""
-        p, taught = self.profile, self.teach()
-        run = self._open("chains", {"policy": taught.path}, problems=p.judge_problems, chains=p.judge_chains)
+        p, taught, stage = self.profile, self.teach(small=small), "chains-small" if small else "chains"
+        run = self._open(stage, {"policy": taught.path}, problems=p.judge_problems, chains=p.judge_chains)
         if not run.done:
             from . import evaluate, labels
 
             _fresh(run, "traces")
             problems = self.task.load("train", p.judge_problems, tasks.digest("judge", self.seed) >> 1)
             records, sampled = evaluate.samples(
-                "chains", problems, self.policy(), p.judge_chains, self.seed, p.sampling
+                stage, problems, self.policy(small=small), p.judge_chains, self.seed, p.sampling
             )
             items = [(q, trace) for q, traces in sampled for trace in traces]
             run.append("traces", (_row(q, t, marks) for (q, t), marks in zip(items, labels.oracle(items), strict=True)))
@@ -305,19 +351,21 @@ class Series:
             run.finish(cost=cost.amounts(), rollouts=p.rollouts)
         return run
 
-    VERIFIERS = ("likelihood", "head", "head-rollouts", "orm")
+    VERIFIERS = ("likelihood", "head", "head-rollouts", "orm", "small")
 
     def judge(self, kind: str = "likelihood") -> Run:
         """A trained verifier, always from the policy's weights.
 
         `likelihood`: a language model fine-tuned on right and corrected steps. `head`: the classic linear head on step
-        ends, oracle labels. `head-rollouts`: the same on soft Monte-Carlo labels. `orm`: the same on outcomes.
+        ends, oracle labels. `head-rollouts`: the same on soft Monte-Carlo labels. `orm`: the same on outcomes. `small`:
+        as `likelihood`, from the small policy and its own chains.
         """
         if kind not in self.VERIFIERS:
             raise WorkbenchError(f"unknown verifier {kind!r}: one of {', '.join(self.VERIFIERS)}")
-        p, source = self.profile, self.audit() if kind == "head-rollouts" else self.chains()
-        schedule = p.judge if kind == "likelihood" else p.head
-        inputs = {"chains": source.path, "policy": self.teach().path}
+        p, small = self.profile, kind == "small"
+        source = self.audit() if kind == "head-rollouts" else self.chains(small)
+        schedule = {"likelihood": p.judge, "small": p.small_judge}.get(kind, p.head)
+        inputs = {"chains": source.path, "policy": self.teach(small=small).path}
         run = self._open(f"judge-{kind}", inputs, kind=kind, fit=asdict(schedule), extra_layers=p.extra_layers)
         if not run.done:
             self._judge(run, kind, source, schedule)
@@ -328,12 +376,12 @@ class Series:
         from .fit import fit
         from .verifiers import prm
 
-        policy = self.policy()
+        policy = self.policy(small=kind == "small")
         encoder, tokenizer = policy.encoder, policy.encoder.tokenizer
         rows = [(q, trace, marks) for q, trace, marks in read_traces(source) if trace.steps]
         # Chains of one problem stand together on disk; a fixed shuffle keeps a batch from being all alike.
         rows.sort(key=lambda row: tasks.digest("order", row[0].id, len(row[1].steps), row[1].steps[-1].text))
-        if kind == "likelihood":
+        if kind in ("likelihood", "small"):
             model, loss, collate = policy.model, sft.loss, sft.collate
             data = sft.rows([(q, labels.corrected(q, trace, marks)) for q, trace, marks in rows], encoder)
         else:
@@ -358,7 +406,7 @@ class Series:
         from .verifiers.prm import PRM
 
         folder = self.judge(kind).path / "model"
-        if kind == "likelihood":
+        if kind in ("likelihood", "small"):
             return Likelihood.load(folder)
         # Outcome and value labels speak of the end; correctness labels are as strong as their weakest step.
         return PRM.load(folder, aggregate="min" if kind == "head" else "last")
@@ -372,34 +420,32 @@ class Series:
         run = self._open("search", inputs, problems=p.search_problems, n=p.search_n, beam_n=p.beam_n, caps=p.caps)
         if run.done:
             return run
-        from . import evaluate
         from .policies.local import LocalPolicy
-        from .search import Memo
         from .verifiers.oracle import Oracle
 
-        problems, policy = self.test(), self.policy()
-        prm, oracle = self.verifier(), Oracle(problems)
+        policy, prm = self.policy(), self.verifier()
         # The judge is a language model too: what it answers alone, greedily, is a baseline that must be drawn.
         alone = LocalPolicy(prm.model, prm.encoder.tokenizer)
-        judges = {"head": self.verifier("head"), "ORM": self.verifier("orm"), "oracle": oracle, "prm": prm, None: None}
-        memos = {id(policy): Memo(), id(alone): Memo()}
-        for label, method, judge, knobs, who in _tqdm(self._methods(policy, alone), "search", self.progress):
-            evaluate.into(
-                run,
-                problems,
-                method,
-                who,
-                judges[judge],
-                self.seed,
-                memos[id(who)],
-                p.sampling,
-                label,
-                tree=method == "beam",
-                **knobs,
-            )
+        judges = {"prm": prm, "oracle": Oracle(self.test()), "head": self.verifier("head"), "ORM": self.verifier("orm")}
+        return self._searched(run, self._methods(policy, alone), judges, policy)
+
+    def _searched(self, run: Run, plan: list[tuple], judges: dict, policy) -> Run:
+        """Records of a plan on the test problems; and the chains of its largest vote, with what the judge `prm` thinks
+        of each (knob `score`) and its FLOPs (`judged_flops`), which the chain's own cost leaves out."""
+        from . import evaluate
+        from .search import Memo, drive
+
+        problems, sampling, memos = self.test(), self.profile.sampling, {}
+        for label, method, judge, knobs, who in _tqdm(plan, run.path.name, self.progress):
+            memo = memos.setdefault(id(who), Memo())
+            known = self.seed, memo, sampling, label, method == "beam"
+            evaluate.into(run, problems, method, who, judges.get(judge), *known, **knobs)
         _fresh(run, "samples")
-        records, _ = evaluate.samples("search", problems, policy, max(p.search_n), self.seed, p.sampling)
-        run.append("samples", (r.to_json() for r in records))
+        n = max(knobs["n"] for _, method, _, knobs, _ in plan if method == "weighted_vote")
+        records, _ = evaluate.samples(run.path.name, problems, policy, n, self.seed, sampling)
+        known = {"seed": self.seed, "sampling": sampling, "memo": memos[id(policy)]}
+        voted = drive(problems, "weighted_vote", policy, judges["prm"], **known, n=n)  # all is in the memo
+        run.append("samples", (r.to_json() for r in _scored(records, voted, judges["prm"])))
         run.finish(problems=len(problems))
         return run
 
@@ -425,6 +471,22 @@ class Series:
         plan.append(("budget_forcing (extend 1)", "budget_forcing", None, {"extend": 1}, policy))
         return plan
 
+    def small(self) -> Run:
+        """The small policy and its own judge on the test problems, to be held against one answer of the large one."""
+        p = self.profile
+        inputs = {"policy": self.teach(small=True).path, "verifier": self.judge("small").path}
+        run = self._open("small", inputs, problems=p.search_problems, n=p.small_n)
+        if run.done:
+            return run
+        policy = self.policy(small=True)
+        plan = [("greedy", "greedy", None, {}, policy)]
+        for n in p.small_n:
+            plan.append(("majority", "majority", None, {"n": n}, policy))
+            plan += [(name, name, "prm", {"n": n}, policy) for name in ("best_of_n", "weighted_vote")]
+            if n >= 4:
+                plan.append(("beam", "beam", "prm", {"n": n, "width": 4}, policy))
+        return self._searched(run, plan, {"prm": self.verifier("small")}, policy)
+
     # --- turn the flywheel ---
 
     FLYWHEELS = {
@@ -445,12 +507,15 @@ class Series:
         judging = kind in ("search", "prm-filter")
         if judging:
             inputs["verifier"] = self.judge().path
-        run = self._open(f"flywheel-{kind}", inputs, kind=kind, wheel=asdict(p.wheel), **self.FLYWHEELS[kind])
+        changes = dict(self.FLYWHEELS[kind])
+        if kind == "search":  # as many chains as the others draw, in trees of four
+            changes |= {"samples": 4, "problems": max(1, p.wheel.problems * p.wheel.samples // 4)}
+        run = self._open(f"flywheel-{kind}", inputs, kind=kind, wheel=asdict(p.wheel), **changes)
         if run.done:
             return run
         from . import evaluate, flywheel
 
-        config = p.wheel.config(p.sampling, **self.FLYWHEELS[kind])
+        config = p.wheel.config(p.sampling, **changes)
         history = flywheel.train(
             self.policy(), p.task, config, run, self.verifier() if judging else None, self.held_out(), self.progress
         )
@@ -585,6 +650,20 @@ def _save(run: Run, name: str, model, tokenizer) -> None:
         tokenizer.save_pretrained(folder)
 
 
+def _scored(records: Sequence[Record], voted: Sequence, judge) -> list[Record]:
+    """The records of `evaluate.samples` with the judge's view of each chain; the first one's pays for the prompt too,
+    so that the FLOPs add up to the vote's."""
+    from .select import aggregate_score
+
+    chains = [(r.cost.prompt, leaf.trace) for r in voted for leaf in sorted(r.leaves, key=lambda leaf: leaf.path)]
+    out = []
+    for record, (prompt, trace) in zip(records, chains, strict=True):
+        flops = judge.flops(prompt, trace.tokens) + (0 if record.seed else judge.flops(0, prompt, head=False))
+        knobs = {"score": aggregate_score(trace, judge.aggregate), "judged_flops": flops}
+        out.append(replace(record, knobs={**record.knobs, **knobs}))
+    return out
+
+
 def _tqdm(items, what: str, progress: bool):
     from tqdm.auto import tqdm
 
@@ -663,6 +742,11 @@ STAGES: dict[str, tuple[tuple[str, ...], int]] = {
     "reinforce-prm-min": (("judge-likelihood",), 95),
     "reinforce-prm-mixed": (("judge-likelihood",), 95),
     "reinforce-length": (("teach",), 60),
+    "early": (("teach",), 60),
+    "teach-small": ((), 90),
+    "chains-small": (("teach-small",), 15),
+    "judge-small": (("chains-small",), 25),
+    "small": (("judge-small",), 60),
     "audit": (("chains",), 20),
     "judge-head-rollouts": (("audit",), 40),
 }
@@ -692,6 +776,8 @@ def build_stage(name: str, profile_name: str = "nano", runs: str | Path = "runs"
         return series.judge(rest)
     if head in ("reinforce", "flywheel"):
         return getattr(series, head)(rest)
+    if rest == "small":
+        return getattr(series, head)(small=True)
     return series.teach(reasoning=False) if name == "direct" else getattr(series, name)()
 
 

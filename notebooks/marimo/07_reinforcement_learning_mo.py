@@ -32,22 +32,27 @@ def _(mo):
 @app.cell
 def _():
     # Cell tags: setup
+    from dataclasses import replace
+
     import torch
     from IPython.display import Markdown
 
     from workbench import claims, evaluate, plots, rl, scaling, watch
     from workbench.pipeline import Series, ledger, read_records
     from workbench.search import drive
+    from workbench.widgets import curves
 
     return (
         Markdown,
         Series,
         claims,
+        curves,
         drive,
         evaluate,
         ledger,
         plots,
         read_records,
+        replace,
         rl,
         scaling,
         torch,
@@ -243,10 +248,47 @@ def _(mo):
     return
 
 
+@app.function
+def speaking(outcomes):
+    """The share of groups with right and wrong chains."""
+    return sum(0 < sum(each) < len(each) for each in outcomes) / len(outcomes)
+
+
 @app.cell
 def _(outcomes):
-    speaking = sum(0 < sum(each) < len(each) for each in outcomes)
-    print(f"{speaking} of {len(outcomes)} groups have right and wrong chains")
+    print(f"{speaking(outcomes):.0%} of {len(outcomes)} groups have right and wrong chains")
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    A policy that is sure of itself says the same thing eight times. So you heat it: at a higher temperature it strays,
+    more groups speak, and a chain that is right in the heat is surer in the cold. The runs below learn in the heat; every
+    check and every number of this notebook is at temperature 1.
+    """)
+    return
+
+
+@app.cell
+def _(
+    drive,
+    outcomes,
+    policy,
+    problems,
+    replace,
+    rl,
+    sampling,
+    seed,
+    series,
+    torch,
+):
+    heat = series.profile.reinforce.temperature
+    hot = replace(sampling, temperature=heat)
+    again = drive(problems, "majority", policy, seed=seed, sampling=hot, n=8)
+    heated = [rl.outcome([(g.problem, leaf.trace) for leaf in g.leaves]).chains for g in again]
+    print(f"temperature {heat}: {speaking(heated):.0%} speak; right {torch.tensor(heated).mean():.2f}", end=", ")
+    print(f"at 1: {torch.tensor(outcomes).mean():.2f}")
     return
 
 
@@ -424,6 +466,21 @@ def _(plots, watch):
 def _(trained, watch):
     for _name, _run in trained.items():
         print(f"{_name:<8}", watch.alarm(_run.read("checks")) or "quiet")
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    You need not wait for the end: `curves.watch_run("runs/nano/reinforce-outcome")` as the last line of a cell follows a
+    run while another process writes it. The same picture, still:
+    """)
+    return
+
+
+@app.cell
+def _(curves, trained):
+    curves.figure(trained["outcome"].read("history"), trained["outcome"].read("checks"))
     return
 
 

@@ -86,8 +86,12 @@ _made = [flywheel.Chain(problems[0], Trace((*map(Step, some), Step("9", True))),
 #
 # Every round samples with what the last one left, and trains **from the base again**. You look at each round: the share
 # of chains that came out right, how many stayed, and pass@1 on held-out problems at the same prompt as ever.
+#
+# Imitation copies the dice with the chains: who learns from what was written in the heat gets unsurer. STaR wrote
+# greedily. This wheel writes cool, and is judged at temperature 1.
 
 # %%
+print(f"written at temperature {config.temperature}, {config.samples} chains for each of {config.problems} problems")
 wheel = {kind: series.flywheel(kind) for kind in series.FLYWHEELS}
 history = {kind: run.read("history") for kind, run in wheel.items()}
 

@@ -13,12 +13,15 @@
 
 # %% tags=["setup"]
 
+from dataclasses import replace
+
 import torch
 from IPython.display import Markdown
 
 from workbench import claims, evaluate, plots, rl, scaling, watch
 from workbench.pipeline import Series, ledger, read_records
 from workbench.search import drive
+from workbench.widgets import curves
 
 # %% tags=["parameters"]
 profile = "nano"
@@ -122,9 +125,28 @@ for (_, _trace), _advantage in zip(pairs[pick], _scores, strict=True):
 # %% [markdown]
 # How many of the groups say anything at all? The rest costs samples and teaches nothing.
 
+
 # %%
-speaking = sum(0 < sum(each) < len(each) for each in outcomes)
-print(f"{speaking} of {len(outcomes)} groups have right and wrong chains")
+def speaking(outcomes):
+    """The share of groups with right and wrong chains."""
+    return sum(0 < sum(each) < len(each) for each in outcomes) / len(outcomes)
+
+
+# %%
+print(f"{speaking(outcomes):.0%} of {len(outcomes)} groups have right and wrong chains")
+
+# %% [markdown]
+# A policy that is sure of itself says the same thing eight times. So you heat it: at a higher temperature it strays,
+# more groups speak, and a chain that is right in the heat is surer in the cold. The runs below learn in the heat; every
+# check and every number of this notebook is at temperature 1.
+
+# %%
+heat = series.profile.reinforce.temperature
+hot = replace(sampling, temperature=heat)
+again = drive(problems, "majority", policy, seed=seed, sampling=hot, n=8)
+heated = [rl.outcome([(g.problem, leaf.trace) for leaf in g.leaves]).chains for g in again]
+print(f"temperature {heat}: {speaking(heated):.0%} speak; right {torch.tensor(heated).mean():.2f}", end=", ")
+print(f"at 1: {torch.tensor(outcomes).mean():.2f}")
 
 # %% [markdown]
 # ## Rewards
@@ -225,6 +247,13 @@ plots.show_source(watch.alarm)
 # %%
 for _name, _run in trained.items():
     print(f"{_name:<8}", watch.alarm(_run.read("checks")) or "quiet")
+
+# %% [markdown]
+# You need not wait for the end: `curves.watch_run("runs/nano/reinforce-outcome")` as the last line of a cell follows a
+# run while another process writes it. The same picture, still:
+
+# %%
+curves.figure(trained["outcome"].read("history"), trained["outcome"].read("checks"))
 
 # %% [markdown]
 # An alarm that never rings may be broken. So you hack on purpose: a reward that pays for length and nothing else.

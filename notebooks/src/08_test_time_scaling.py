@@ -3,30 +3,46 @@
 #
 # A model can be made better before it meets a question (training) or while it works on one (sampling, judging).
 # OpenAI's o1 report (September 2024) drew both as nearly straight lines over the logarithm of compute, on axes without
-# numbers. You draw the same two pictures with numbers, from records alone: no model is loaded here.
+# numbers. You draw the same two pictures with numbers, from records alone: nothing is trained or sampled here.
 #
-# - **You will know** the slope of accuracy per decade of compute, what coverage promises and selection keeps, which
-#   method suits which difficulty, and what reinforcement learning does to the curve at test time.
-# - **Time and memory.** `nano`: 1 min and 1 GB when the earlier stages are on disk. What is missing is built here, with
+# - **You will know** the slope of accuracy per decade of compute; which differences between methods are real; what
+#   coverage promises and selection keeps; how much a strategy that fits the difficulty saves; when a small model with
+#   search beats one 14 times larger; and at what rate training and search exchange.
+# - **Time and memory.** `nano`: 2 min and 1 GB when the earlier stages are on disk. What is missing is built here, with
 #   a progress bar.
-# - **Modules.** `scaling`, `plots`, `claims`, and the records of notebooks 02, 05 and 07.
+# - **Modules.** `scaling`, `plots`, `claims`, and the records of notebooks 02, 05, 06 and 07.
 
 # %% tags=["setup"]
 from collections import Counter, defaultdict
+from dataclasses import replace
 from math import comb, log, log10
 
 import plotly.graph_objects as go
 from IPython.display import Markdown
 from plotly.subplots import make_subplots
 
-from workbench import claims, plots, scaling, select
+from workbench import claims, plots, scaling, select, tasks
 from workbench.pipeline import Series, ledger, read_records
-from workbench.types import Cost, Record, Step, Trace
+from workbench.types import Cost, Record, Step, Trace, WorkbenchError
 
 # %% tags=["parameters"]
 profile = "nano"
 runs = "runs"
 seed = 0
+
+# %% [markdown]
+# Records cannot answer every question: a law cannot be fitted to a policy that solves nothing. The package then says
+# why, and you print that instead of a number.
+
+
+# %%
+def ask(question, *args, **more):
+    """What a function measures; or None, and the reason aloud."""
+    try:
+        return question(*args, **more)
+    except WorkbenchError as error:
+        print(f"not measured: {error}")
+
 
 # %% [markdown]
 # ## A slope you can check by hand
@@ -104,50 +120,83 @@ for _method, _doublings in steps.items():
     print(f"{_method:<14}", " ".join(f"{step:+.3f}" for step in _doublings))
 
 # %% [markdown]
+# ## Which differences are real?
+#
+# Many methods on the same problems: some will beat the vote by luck. McNemar's exact test looks only at the problems
+# that one of two methods solves and the other does not. Holm's correction then pays for having looked so often.
+
+# %%
+n = 16 if 16 in series.profile.search_n else max(series.profile.search_n)
+vote = scaling.by_problem(at("majority", n))
+same_n = sorted({r.knobs["method"] for r in records if r.knobs["n"] == n and "oracle" not in r.knobs["method"]})
+tests = {m: scaling.mcnemar(scaling.by_problem(at(m, n)), vote) for m in same_n if m != "majority"}
+adjusted = scaling.holm({m: test.p for m, test in tests.items()})
+
+# %%
+rows = [(m, t.only_a, t.only_b, f"{t.p:.4f}", f"{adjusted[m]:.4f}") for m, t in tests.items()]
+_lines = ["| " + " | ".join(map(str, row)) + " |" for row in sorted(rows, key=lambda row: float(row[3]))]
+Markdown(f"| method, n = {n} | only it | only the vote | p | p, Holm |\n|---|---|---|---|---|\n" + "\n".join(_lines))
+
+# %% [markdown]
+# And how many problems would you need to *see* two points? It depends on how often the two sides disagree.
+
+# %%
+disagree = scaling.discordance(scaling.by_problem(at("weighted_vote", n)), vote)
+print(f"{disagree:.1%} of the problems tell the two apart")
+print("problems that two points need:", ask(scaling.problems_needed, 0.02, disagree))
+print(f"what these {len(vote)} see four times in five:", ask(scaling.detectable_gap, len(vote), disagree))
+
+# %% [markdown]
 # ## Coverage, and what selection keeps of it
 #
 # Pass@k is the chance that *one* of k chains is right: what a perfect judge would get. You estimate it without bias
-# from all chains of a problem (exercise 1).
+# from all chains of a problem (exercise 2). Large Language Monkeys (arXiv 2407.21787) found c = exp(a·k^b) with a and b
+# below zero; you fit it, and resample problems to see how sure a and b are.
 
 # %%
 most = min(Counter(r.problem for r in samples).values())
 ks = [2**i for i in range(most.bit_length()) if 2**i <= most]
-covered = scaling.coverage(samples, ks)
-[(k, round(e.value, 3)) for k, e in covered]
-
-# %% [markdown]
-# Large Language Monkeys (arXiv 2407.21787) found c = exp(a·k^b) with a and b below zero. You fit it, where the points
-# allow (a coverage of 0 or 1 is outside the law).
-
-
-# %%
-def fitted(line):
-    """A power law through the points strictly between 0 and 1, or None."""
-    inside = [(k, e.value) for k, e in line if 0 < e.value < 1]
-    rising = len(inside) > 1 and inside[-1][1] > inside[0][1]
-    return scaling.power_law(*zip(*inside, strict=True)) if rising else None
-
-
-# %%
-law = fitted(covered)
-law
+covered = {"sampling": scaling.coverage(samples, ks)}
+law = ask(scaling.coverage_law, samples, ks)
+print(f"a = {law.a}\nb = {law.b}\nlargest miss {law.law.max_error:.3f}" if law else "")
 
 # %% [markdown]
 # Guessing is the floor. Answers lie between 0 and 999, so k blind guesses cover k in a thousand. The dashed line is
 # generous: it grants every k the guesses of the largest.
 
 # %%
-guess = max(ks) / 1000
-plots.coverage({"sampling": covered}, baseline=guess, laws={"sampling": law} if law else None)
+plots.coverage(covered, baseline=max(ks) / 1000, laws={"sampling": law.law} if law else None)
 
 # %% [markdown]
-# Now selection beside coverage, at the same n. The gap is what a better judge could still win.
+# Now selection beside coverage, at the same n. The gap is what a better judge could still win. The linear head of
+# notebook 04 is a poor judge. Does it get *worse* with more to choose from (Cobbe et al. 2021 saw it near 400)?
 
 # %%
-ceiling = dict(covered)
+ceiling = dict(covered["sampling"])
+judges = ["majority", "weighted_vote", "best_of_n", "best_of_n (head)"]
 for _k in [k for k in ks if k in series.profile.search_n]:
-    _kept = {m: scaling.accuracy(at(m, _k)).value for m in ("majority", "weighted_vote")}
+    _kept = {m: scaling.accuracy(at(m, _k)).value for m in judges if at(m, _k)}
     print(f"n={_k:<3} coverage {ceiling[_k].value:.3f}", *(f"  {m} {v:.3f}" for m, v in _kept.items()))
+
+# %%
+fooled = max(p.n for p in points if p.method == "best_of_n (head)")
+over = scaling.difference(at("best_of_n (head)", fooled), at("best_of_n (head)", 1))
+print(f"best of {fooled} by the head minus its best of 1: {over}")
+
+# %% [markdown]
+# ## A few submissions
+#
+# At the IOI o1 could submit 50 programs per problem. With 10,000 samples and a good rule, which 50? Here you submit k
+# distinct answers out of all chains of a problem, chosen blindly, by votes, by the judge's best score, or by the sum of
+# scores, and the problem counts if one is right.
+
+# %%
+k_of = sorted({k for k in (1, 2, 4, 10, 50, most) if k <= most})
+rules = {"sampling": "random", "majority": "votes", "best_of_n": "score", "weighted_vote": "weighted"}
+handed_in = {name: scaling.submissions(samples, k_of, rule) for name, rule in rules.items()}
+_gain = {k: dict(handed_in["weighted_vote"])[k].value - dict(handed_in["sampling"])[k].value for k in k_of}
+_title = ", ".join(f"{100 * gain:+.0f} points with {k}" for k, gain in _gain.items() if k in (1, 10, most))
+plots.coverage(handed_in, title=f"Choosing by weighted votes, over choosing blindly: {_title} submissions")
 
 # %% [markdown]
 # ## Easy questions, hard questions
@@ -176,34 +225,12 @@ for _b in (1, 5):
     print(f"bin {_b}: pass@1 {_honest:.3f} binned by other chains, {_vain:.3f} binned by the same")
 
 # %% [markdown]
-# The budget is one number for all: what the weighted vote costs at 16 (or at the largest n allowed here). Every setting
-# that costs no more may compete.
+# Pass@1 needs the right answers. The judge's mean score needs none: *predicted* difficulty. How well does it sort?
 
 # %%
-fixed = 16 if 16 in limit else max(limit)
-price = {(p.method, p.n): p.x for p in points}
-budget = price["weighted_vote", fixed]
-rivals = [
-    (p.method, p.n)
-    for p in points
-    if p.x <= budget
-    and (p.n in limit or p.method == "greedy")
-    and p.method in ("greedy", "majority", "best_of_n", "weighted_vote", "beam")
-]
-rivals
-
-# %% [markdown]
-# A row is a setting, a column a bin (1 is the easiest).
-
-# %%
-table = {
-    setting: [scaling.accuracy([r for r in at(*setting) if bins[r.problem] == b]).value for b in range(1, 6)]
-    for setting in rivals
-}
-Markdown(
-    "| method | n | bin 1 | bin 2 | bin 3 | bin 4 | bin 5 |\n|---|---|---|---|---|---|---|\n"
-    + "\n".join(f"| {m} | {n} | " + " | ".join(f"{v:.2f}" for v in row) + " |" for (m, n), row in table.items())
-)
+guessed = scaling.quantile_bins(scaling.mean_scores(binning), k=5)
+_near = [abs(bins[p] - guessed[p]) for p in bins]
+print(f"the same bin: {_near.count(0) / len(_near):.0%}, one off: {_near.count(1) / len(_near):.0%}")
 
 # %% [markdown]
 # ### Exercise 1: choose here, report there
@@ -241,19 +268,115 @@ assert two_fold(coins, (["a", "b"], ["c", "d"])) == dict.fromkeys("abcd", 0), (
 assert two_fold(coins, (["a", "c"], ["b", "d"])).keys() == set("abcd"), "every problem is reported once"
 
 # %% [markdown]
-# You run it in every bin, and beside it what you get if you choose and report on the same problems.
+# You run it in every bin, and beside it what you get if you choose and report on the same problems. The budget is what
+# the weighted vote costs at n; every setting that costs no more may compete.
 
 # %%
+fixed = 16 if 16 in limit else max(limit)
+price = {(p.method, p.n): p.x for p in points}
+searches = ("greedy", "majority", "best_of_n", "weighted_vote", "beam", "dvts", "revisions")
+rivals = [s for s in price if s[0] in searches and (s[1] in limit or s[0] == "greedy")]
 marks = {setting: scaling.by_problem(at(*setting)) for setting in rivals}
-optimal, vain = {}, {}
+paid = {setting: rows for setting, rows in marks.items() if price[setting] <= price["weighted_vote", fixed]}
+
+# %%
+chosen, vain = {}, {}
 for _b in range(1, 6):
     _inside = sorted(p for p in bins if bins[p] == _b)
-    optimal |= two_fold(marks, (_inside[::2], _inside[1::2]))
-    vain |= two_fold(marks, (_inside, _inside))
-best_fixed = scaling.paired_bootstrap(optimal, marks["weighted_vote", fixed])
-print(f"best method per bin, chosen on other problems: {scaling.bootstrap(optimal)}")
+    chosen |= two_fold(paid, (_inside[::2], _inside[1::2]))
+    vain |= two_fold(paid, (_inside, _inside))
+print(f"best method per bin, chosen on other problems: {scaling.bootstrap(chosen)}")
 print(f"chosen on the same problems (do not do this): {scaling.bootstrap(vain)}")
-print(f"against the weighted vote everywhere: {best_fixed}")
+
+# %% [markdown]
+# ## The compute-optimal curve
+#
+# The package does the same at every budget, over many random halvings. Two kinds of bins, and for the predicted ones a
+# third line that pays for the chains and the judging that told the difficulty.
+
+# %%
+allowed = [r for r in records if (r.knobs["method"], r.knobs["n"]) in marks]
+budgets = sorted({x for s, x in price.items() if s in marks and x >= price["majority", 1]})
+told = scaling.spent([replace(r, cost=r.cost + Cost(verifier_flops=r.knobs["judged_flops"])) for r in binning])
+curves = scaling.optimal_curve(allowed, bins, budgets, method="optimal, own pass@1")
+curves += scaling.optimal_curve(allowed, guessed, budgets, method="optimal, predicted")
+curves += scaling.optimal_curve(allowed, guessed, budgets, charge=told, method="predicted, charged")
+
+# %% [markdown]
+# The yardstick is the same search with a judge that never errs: what lies between is the verifier's, what lies above
+# it is the proposals'.
+
+# %%
+beside = [p for p in points if p.method in ("best_of_n", "majority", "best_of_n (oracle)") and p.n in limit]
+best = max((c for c in curves if c.method == "optimal, own pass@1"), key=lambda c: c.accuracy.value)
+perfect = max((p for p in beside if p.method == "best_of_n (oracle)"), key=lambda p: p.n)
+_title = f"The best setting per difficulty reaches {best.accuracy.value:.0%}; with a perfect judge {perfect.n} chains"
+plots.accuracy_vs_flops(curves + beside, title=f"{_title} hold {perfect.accuracy.value:.0%}")
+
+# %% [markdown]
+# How much does it save? The *efficiency factor*: how many times the strategy's FLOPs does best-of-n need to be as
+# accurate? Where best-of-n never gets there the answer is a bound, not a number. The budget is a quarter of what the
+# largest best-of-n allowed here costs; it was fixed before a number was seen.
+
+# %%
+wide = {m: [r for r in records if r.knobs["method"] == m] for m in ("best_of_n", "majority")}
+quarter = max(price["best_of_n", max(limit)] / 4, 2 * price["majority", 1])
+strategy = scaling.compute_optimal(allowed, bins, quarter)
+factor = {m: ask(scaling.efficiency, rows, m, strategy) for m, rows in wide.items()}
+for _m, _factor in factor.items():
+    print(f"{_m:<10} needs {_factor} times the FLOPs")
+
+# %%
+_names = {b: max(share, key=share.get) for b, share in strategy.choices.items()}
+_price = sum(strategy.costs.values()) / len(strategy.costs)
+print(f"{_price:.3g} FLOPs a problem; per bin, most often: {_names}")
+
+# %% [markdown]
+# How far would a perfect judge get with the same choices? That tells what limits the factor.
+
+# %%
+knowing = [r for r in records if r.knobs["method"] == "best_of_n (oracle)" and r.knobs["n"] in limit]
+unerring = ask(scaling.efficiency, wide["best_of_n"], "best_of_n", scaling.compute_optimal(knowing, bins, quarter))
+print(f"best-of-n needs {unerring} times the FLOPs of best-of-n with the oracle")
+
+# %% [markdown]
+# ## A small model that searches, a large one that answers
+#
+# A second policy of one 14th the size learnt from the same examples. It may search until it has spent what the large
+# one's training and answers cost. R is how many tokens are answered for each token of training: with few answers
+# (R = 0.16) the small model saved so much training that it may think 258 times as long.
+
+# %%
+size, ratios = 14, (0.16, 0.79, 22)
+little, large = read_records(series.small()), at("greedy", 1)
+matched = {r: scaling.flops_matched(little, large, bins, size=size, ratio=r) for r in ratios}
+for _r, _m in matched.items():
+    print(f"R = {_r:<4} {_m.times:6.1f} times its own inference: small minus large {_m.gap}")
+
+# %% [markdown]
+# Per bin: above zero the small model wins. All its spending counts, the judge's too.
+
+# %%
+_title = "; ".join(f"R = {r}: {100 * m.gap.value:+.0f} points" for r, m in matched.items())
+lines_of = {f"R = {r}": m.by_bin for r, m in matched.items()}
+plots.by_bin(lines_of, y="small with search − large", title=f"Small and thoughtful against large. {_title}", baseline=0)
+
+# %% [markdown]
+# What limits it? The small policy's coverage says what its proposals hold; what its judge keeps of that is the rest.
+
+# %%
+held = scaling.coverage(read_records(series.small(), "samples"), [1, max(series.profile.small_n)])
+print("the small policy:", {k: round(e.value, 3) for k, e in held}, "large, greedy:", scaling.accuracy(large))
+_kept = [p for p in scaling.curve(little) if p.n == max(series.profile.small_n)]
+print("it keeps", {p.method: round(p.accuracy.value, 3) for p in _kept})
+
+# %%
+easy = {b: e for b, e in matched[0.16].by_bin.items() if b <= 3}
+easy_marks = {p: m for p, m in matched[0.16].small.marks.items() if bins[p] in easy}
+hard_marks = {p: m for p, m in matched[22].small.marks.items() if bins[p] == 5}
+answer = scaling.by_problem(large)
+gaps = [scaling.paired_bootstrap(m, {p: answer[p] for p in m}) for m in (easy_marks, hard_marks)]
+print(f"bins 1-3 at R = 0.16: {gaps[0]}\nbin 5 at R = 22: {gaps[1]}")
 
 # %% [markdown]
 # ## The training axis
@@ -270,53 +393,78 @@ _title = f"{total:.2g} FLOPs of teaching bring greedy accuracy to {lesson[-1]['a
 plots.learning_curve(lesson, x="FLOPs", title=_title).update_xaxes(**log_axis)
 
 # %% [markdown]
-# Is it a line? You compare the last decade of training with its last doubling.
+# What came after, on the same problems, one sampled chain or a few: the flywheel and reinforcement learning. Every
+# rollout is on the bill, and the teaching before it.
 
 # %%
-for _share, _name in ((10, "decade"), (2, "doubling")):
-    _from = next(row for row in lesson if row["FLOPs"] >= total / _share)
-    print(f"the last {_name}, from {_from['FLOPs']:.2g} FLOPs: {lesson[-1]['accuracy'] - _from['accuracy']:+.3f}")
+after = {stage: series.training_curve(stage) for stage in ("flywheel-restart", "reinforce-outcome")}
+grown = scaling.curve([r for rows in after.values() for r in rows])
+_ends = {s: [p for p in grown if p.method == s] for s in after}
+_gain = {s: line[-1].accuracy.value - line[0].accuracy.value for s, line in _ends.items()}
+_title = ", ".join(f"{s} {100 * gain:+.0f} points" for s, gain in _gain.items())
+plots.accuracy_vs_flops(grown, title=f"After teaching: {_title}").update_xaxes(title="training FLOPs (log scale)")
 
 # %% [markdown]
-# ## Before and after reinforcement learning, at test time
+# ## Both axes at once
 #
-# Reinforcement learning is training too. Each policy left chains for every test problem, four of them after reward. A
-# vote over groups of n of these four is a test-time curve; the groups of one problem are averaged.
+# Each policy on the way left chains for every test problem: while it was taught, after it, and after reward. A vote
+# over groups of n of these is a test-time curve; the groups of one problem are averaged.
 
 
 # %%
-def votes(rows, n, name):
-    """Majority over each group of n among the first four chains of a problem, as records; costs add up."""
-    chains, out = defaultdict(list), []
+def votes(rows, n, name, most):
+    """Majority over each group of n among the first `most` chains of a problem, as records; costs add up."""
+    chains = defaultdict(list)
     for row in sorted(rows, key=lambda r: r.seed):
         chains[row.problem].append(row)
-    for problem, four in chains.items():
-        for group in range(4 // n):
-            some = four[group * n : group * n + n]
-            answer = select.majority(
-                [Trace((Step(r.answer or "", True),), "answer" if r.answer else "cut") for r in some]
-            )
-            right = answer is not None and any(r.correct for r in some if r.answer == answer)
-            knobs, cost = {"method": name, "n": n}, sum(r.cost for r in some)
-            out.append(Record("vote", problem, group, answer, right, cost, some[0].level, knobs))
-    return out
+    return [poll(some[at : at + n], at // n, name) for some in chains.values() for at in range(0, most - n + 1, n)]
 
-
-# %% [markdown]
-# The axis is sampled tokens: both policies are equally large, and a group's prompt is read once or shared.
 
 # %%
-sides = {"before RL": samples, "after RL": read_records(series.reinforce("outcome"))}
-voted = [r for name, rows in sides.items() for n in (1, 2, 4) for r in votes(rows, n, name)]
-plots.accuracy_vs_flops(scaling.curve(voted, x="sampled"))
+def poll(some, group, name):
+    """One record: the vote of some chains."""
+    traces = [Trace((Step(r.answer or "", True),), "answer" if r.answer else "cut") for r in some]
+    answer = select.majority(traces)
+    right = answer is not None and any(r.correct for r in some if r.answer == answer)
+    knobs, cost = {"method": name, "n": len(some)}, sum(r.cost for r in some)
+    return Record("vote", some[0].problem, group, answer, right, cost, some[0].level, knobs)
 
-# %% [markdown]
-# How large a vote did the policy need *before*, to be as good as one chain *after*?
 
 # %%
-after = scaling.accuracy([r for r in voted if r.knobs == {"method": "after RL", "n": 1}])
-reached = next((p for p in points if p.method == "majority" and p.accuracy.value >= after.value), None)
-print(f"one chain after RL: {after}")
+early = defaultdict(list)
+for _row in read_records(series.early()):
+    early[f"{_row.knobs['step']} steps"].append(_row)
+sides = {**early, "taught": samples, "after RL": read_records(series.reinforce("outcome"))}
+few = series.profile.early_n
+voted = [r for name, rows in sides.items() for n in (1, 2, 4, 8, 16) if n <= few for r in votes(rows, n, name, few)]
+spent = {f"{step} steps": total * step / taught.summary["steps"] for step in series.profile.early} | {"taught": total}
+spent["after RL"] = total + Cost(**series.reinforce("outcome").summary["cost"]).flops
+
+# %%
+polled = scaling.curve(voted)
+plots.surface(polled, spent)
+
+# %% [markdown]
+# Jones (arXiv 2104.03113) found for board games: ten times the training replaces about fifteen times the search. You
+# fit a plane to the log-odds over both axes and divide its slopes. With reinforcement learning, and without it.
+
+# %%
+teaching = {name: flops for name, flops in spent.items() if name != "after RL"}
+rates = {"teaching": ask(scaling.exchange_rate, voted, teaching, logit=True)}
+rates["teaching and RL"] = ask(scaling.exchange_rate, voted, spent, logit=True)
+for _name, _rate in rates.items():
+    if _rate:
+        print(f"{_name}: a decade of training is worth {_rate.rate} decades of votes (miss {_rate.max_error:.2f})")
+
+# %% [markdown]
+# The miss is in log-odds. Where it is large the plane is a poor map: teaching has an *aha*, and no line follows it.
+#
+# How large a vote did the policy need *before* reward, to be as good as one chain *after*?
+
+# %%
+alone = next(p for p in polled if (p.method, p.n) == ("after RL", 1))
+reached = next((p for p in points if p.method == "majority" and p.accuracy.value >= alone.accuracy.value), None)
+print(f"one chain after RL: {alone.accuracy}")
 print(f"reached before RL by a vote of {reached.n}" if reached else "no vote of the policy before RL reaches it")
 
 # %% [markdown]
@@ -324,41 +472,118 @@ print(f"reached before RL by a vote of {reached.n}" if reached else "no vote of 
 # answer saves.
 
 # %%
-rl_flops = Cost(**series.reinforce("outcome").summary["cost"]).flops
 saves = reached.x - price["majority", 1] if reached else 0
-print(
-    f"RL cost {rl_flops:.3g} FLOPs;",
-    f"paid back after {rl_flops / saves:,.0f} questions" if saves > 0 else "saves none",
-)
+_rl = spent["after RL"] - total
+print(f"RL cost {_rl:.3g} FLOPs;", f"paid back after {_rl / saves:,.0f} questions" if saves > 0 else "saves none")
 
 # %% [markdown]
-# ## Both axes side by side
-#
 # The o1 picture, with numbers: training on the left (greedy, validation problems), test time on the right (test
 # problems), accuracy up.
 
 # %%
-tests = {m: [p for p in points if p.method == m] for m in ("majority", "weighted_vote")}
 drawn = [("teaching", 1, [row["FLOPs"] for row in lesson], [row["accuracy"] for row in lesson])]
-drawn += [(m, 2, [p.x for p in line], [p.accuracy.value for p in line]) for m, line in tests.items()]
+for _m in ("majority", "weighted_vote"):
+    _line = [p for p in points if p.method == _m]
+    drawn.append((_m, 2, [p.x for p in _line], [p.accuracy.value for p in _line]))
 
 # %%
 both = make_subplots(1, 2, shared_yaxes=True, subplot_titles=("training, all questions", "test time, each question"))
 for _name, _col, _x, _y in drawn:
-    _line = go.Scatter(x=_x, y=_y, name=_name, line_color=plots.colour(_name), mode="lines+markers")
-    both.add_trace(_line, 1, _col)
-_title = "A decade at test time: " + ", ".join(f"{slopes[m].value:+.2f} ({m})" for m in tests)
+    both.add_trace(go.Scatter(x=_x, y=_y, name=_name, line_color=plots.colour(_name), mode="lines+markers"), 1, _col)
+_title = (
+    f"A decade at test time: {slopes['majority'].value:+.2f} (majority), {slopes['weighted_vote'].value:+.2f} (judge)"
+)
 both.update_xaxes(**log_axis | {"title": "FLOPs (log scale)", "tickfont_size": 12})
 both.update_yaxes(tickformat=".0%", range=[0, 1], col=1, title="accuracy")
 both.update_layout(template="workbench", title={"text": _title, "y": 0.96}, showlegend=True, margin={"t": 90, "b": 70})
 
 # %% [markdown]
+# ## Does it think longer where it is harder?
+#
+# You compare the length of a chain with the difficulty that *other* chains measured. Wrong chains may simply be longer,
+# and hard problems have more of them, so right and wrong chains are looked at apart.
+
+# %%
+trends = scaling.adaptive_thinking(first, {p: 1 - share for p, share in own.items()})
+for _kind, _trend in trends.items():
+    print(f"{_kind:<6}", f"rank correlation {_trend.spearman}" if _trend else "too few chains")
+
+
+# %%
+def lengths(rows):
+    """{bin: mean tokens of a chain}, with intervals over problems."""
+    of = defaultdict(list)
+    for row in rows:
+        of[row.problem].append(row.cost.sampled)
+    means = {p: sum(some) / len(some) for p, some in of.items()}
+    each = {b: {p: m for p, m in means.items() if bins[p] == b} for b in range(1, 6)}
+    return {b: scaling.bootstrap(inside, bounds=None) if inside else None for b, inside in each.items()}
+
+
+# %%
+kinds = {"right chains": [r for r in first if r.correct], "wrong chains": [r for r in first if not r.correct]}
+_lines = {name: lengths(rows) for name, rows in kinds.items()}
+plots.by_bin(_lines, y="tokens of a chain", form=".1f")
+
+# %% [markdown]
+# And does it obey? Budget forcing (s1, arXiv 2501.19393) ends the thinking at a cap. Its three metrics: the share of
+# budgets kept, the slope per token, the best accuracy.
+
+# %%
+capped = {cap: at(f"budget_forcing (cap {cap})", 1) for cap in series.profile.caps}
+forced = ask(scaling.budget_forcing, capped)
+print(f"control {forced.control}; scaling {forced.scaling} a token; performance {forced.performance}" if forced else "")
+print({cap: str(scaling.accuracy(rows)) for cap, rows in capped.items()})
+
+# %% [markdown]
+# ## The same code on what others recorded
+#
+# Public samples, if they are here (see `data/README.md`): GPT-4 on the game of 24, 100 chains each; GSM8K's released
+# solutions; 100 MATH problems with eight responses each and a reward model's score. The published numbers must come
+# out.
+
+# %%
+found_in = next((f for f in tasks.folders() if (f / "game24").is_dir() and (f / "rm-scored").is_dir()), None)
+print("recorded samples:", "found" if found_in else "not here; set WORKBENCH_DATA to the folder that has them")
+
+
+# %%
+def recorded(folder):
+    """What the recorded samples give, beside what was published."""
+    chains = scaling.recorded.game24(folder / "game24" / GAME24)
+    fit = scaling.coverage_law(chains, range(1, 81)).law
+    math = scaling.recorded.scored_math(folder / "rm-scored" / "math_cot_100.jsonl")
+    first = [r for r in math if r.seed == 0]
+    gsm = defaultdict(list)
+    for row in scaling.recorded.gsm8k(folder / "gsm8k" / "example_model_solutions.jsonl"):
+        gsm[row.knobs["method"]].append(row)
+    order = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+    released = [f"{scaling.accuracy(gsm[method]).value:.3f}" for method in order]
+    handed = {rule: scaling.submissions(math, [1], rule)[0][1].value for rule in ("votes", "score")}
+    return [
+        ("game of 24: a, b of the law", f"{fit.a:.2f}, {fit.b:.3f}", "−3.28, −.330"),
+        ("MATH: pass@1, first response", f"{scaling.accuracy(first).value:.3f}", ".910"),
+        ("MATH: majority of 8", f"{handed['votes']:.3f}", ".930"),
+        ("MATH: the best-scored of 8", f"{handed['score']:.3f}", ".940"),
+        ("GSM8K: 6B, 6B verified, 175B, 175B verified", ", ".join(released), ".217, .390, .347, .562"),
+        ("MATH: pass@8", f"{scaling.coverage(math, [8])[0][1].value:.3f}", ".960"),
+    ]
+
+
+# %%
+GAME24 = "gpt-4_0.7_naive_cot_sample_100_start900_end1000.json"
+public = recorded(found_in) if found_in else []
+_lines = [f"| {' | '.join(row)} |" for row in public]
+Markdown("| | here | published |\n|---|---|---|\n" + "\n".join(_lines) if public else "nothing to compare with")
+
+# %% [markdown]
 # ## What you saw
 
 # %%
-_top = max(ks)
-_kept = scaling.accuracy(at("weighted_vote", max(series.profile.search_n)))
-_fit = f"The power law misses by at most {law.max_error:.3f}." if law else "No power law fits here."
+_top, _wide = max(ks), max(series.profile.search_n)
+_kept = scaling.accuracy(at("weighted_vote", _wide))
+_clear = [m for m, p in adjusted.items() if p < 0.05]
+_told = f"{trends['right'].spearman.value:+.2f}" if trends["right"] else "not measured, too few chains"
 Markdown(
     f"- A decade of test-time compute is worth {slopes['weighted_vote'].value:+.3f} accuracy with the judge "
     f"({claims.told(slopes['weighted_vote'], '> 0', 'above zero', 'not above zero')}) and "
@@ -366,26 +591,83 @@ Markdown(
     "compare these with.\n"
     f"- The line hides a bend: the last doubling of n adds {last['weighted_vote']:+.3f} with the judge and "
     f"{last['majority']:+.3f} with the vote, and one greedy chain already has {bar:.3f}.\n"
-    f"- Coverage reaches {ceiling[_top].value:.3f} at {_top} chains. {_fit} The judge keeps {_kept.value:.3f}.\n"
-    f"- The best method per bin changes accuracy by {best_fixed.value:+.3f} against the weighted vote everywhere: "
-    f"{claims.told(best_fixed, '> 0', 'it helps', 'it does not help')}. Snell et al. report 2–4 times less compute.\n"
+    f"- At n = {n}, {len(_clear)} of {len(adjusted)} methods differ from the vote after Holm's correction"
+    f"{': ' + ', '.join(_clear) if _clear else ''}.\n"
+    f"- Coverage reaches {ceiling[_top].value:.3f} at {_top} chains; the judge keeps {_kept.value:.3f} of that.\n"
+    f"- The best setting per bin, at a quarter of best-of-{max(limit)}'s FLOPs: best-of-n needs {factor['best_of_n']} "
+    f"times as much, the vote {factor['majority']}. Snell et al. report 2–4. With a perfect judge: {unerring}.\n"
+    f"- A model of one {size}th with search, less the large one's answer: {gaps[0].value:+.3f} on bins 1–3 at R = 0.16 "
+    f"({claims.told(gaps[0], '> 0', 'it wins', 'it does not win')}), {gaps[1].value:+.3f} on bin 5 at R = 22.\n"
+    f"- Chains that are right get longer with difficulty: rank correlation {_told}.\n"
     f"- One chain after reinforcement learning is worth "
     + (f"a vote of {reached.n} before it." if reached else "more than any vote before it.")
 )
 
 # %%
-found = [
+SNELL = "Snell et al. 2024 (2408.03314)"
+searched = [
     claims.Claim(
         "scaling.test_time_slope",
-        "OpenAI o1 report 2024; Snell et al. 2024 (2408.03314)",
+        f"OpenAI o1 report 2024; {SNELL}",
         "the judge-weighted vote gains accuracy with every decade of test-time compute",
         "> 0",
         slopes["weighted_vote"],
-    )
+    ),
+    claims.Claim(
+        "scaling.compute_optimal_factor",
+        SNELL,
+        "the best setting per difficulty needs at most a quarter of best-of-n's FLOPs for the same accuracy",
+        ">= 4",
+        factor["best_of_n"],
+        "2–4",
+    ),
+    claims.Claim(
+        "search.over_optimisation",
+        "Cobbe et al. 2021 (2110.14168)",
+        "with a poor judge, more chains to choose from make the choice worse",
+        "< 0",
+        over,
+        "gains peak near 400 samples, then fall",
+    ),
 ]
+
+# %%
+exchanged = [
+    claims.Claim(
+        "scaling.small_over_large_easy",
+        SNELL,
+        "small with search beats the 14 times larger model on bins 1–3, R = 0.16, FLOPs matched",
+        "> 0",
+        gaps[0],
+    ),
+    claims.Claim(
+        "scaling.small_over_large_hard",
+        SNELL,
+        "the larger model wins on the hardest bin at R = 22, FLOPs matched",
+        "< 0",
+        gaps[1],
+    ),
+    claims.Claim(
+        "scaling.exchange_rate",
+        "Jones 2021 (2104.03113)",
+        "a decade of teaching replaces a decade of voting or more",
+        ">= 1",
+        rates["teaching"] and rates["teaching"].rate,
+        "about 1.2 decades, board games",
+    ),
+]
+
+# %%
+longer = claims.Claim(
+    "adaptive.tokens_by_difficulty",
+    "OpenAI o1 report 2024",
+    "right chains are longer where the problem is harder (rank correlation)",
+    "> 0",
+    trends["right"] and trends["right"].spearman,
+)
+found = [claim for claim in (*searched, *exchanged, longer) if claim.estimate is not None]
 claims.record(runs, profile, "08_test_time_scaling", found)
 print(claims.table(found))
-print(f"beside it, majority vote: {slopes['majority']} per decade")
 
 # %% [markdown]
 # ### Exercise 2: pass@k without bias
@@ -447,8 +729,10 @@ assert abs(my_slope([2e6, 8e6, 32e6], [0.2, 0.2, 0.2])) < 1e-12, "flat is flat"
 
 # %%
 stages = {"teach": taught, "sample chains": series.chains(), "train the judge": series.judge()}
-stages |= {"reinforce (outcome)": series.reinforce("outcome")}
+stages |= {"reinforce (outcome)": series.reinforce("outcome"), "flywheel": series.flywheel()}
+stages |= {"teach the small one": series.teach(small=True), "train its judge": series.judge("small")}
 stages["search, all methods"] = sum(r.cost for r in records)
+stages["search, small"] = sum(r.cost for r in little)
 Markdown(ledger(stages))
 
 # %% [markdown]

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from accelerate import PartialState
@@ -55,7 +55,8 @@ class RL:
     `clip` below and, if > 0, `clip_high` above. `kl` > 0 holds the policy to a reference: `kl_form` `k3` as a loss,
     `k1` as a part of the reward. `truncate`: where another policy samples, the most that its tokens are re-weighted by.
     `value_weight` is of PPO's value loss, `gamma` and `lam` of its advantages. `refills`: how often
-    more prompts are drawn for groups that are all alike, if the variant does that.
+    more prompts are drawn for groups that are all alike, if the variant does that. `temperature`: of the chains that
+    are learnt from, and of the log-probs in the loss; a sure policy says more in the heat. Checks are at 1.
     """
 
     steps: int = 60
@@ -606,8 +607,9 @@ def value_head(model, config: RL) -> None:
 
 
 def _held_out(policy, problems: Sequence[Problem], reward: Reward, config: RL) -> dict[str, list[float]]:
-    """Truth and proxy of one chain a problem, at the prompt and the temperature of training."""
-    items = [(r.problem, r.leaves[0].trace) for r in drive(problems, "sampling", policy, sampling=config.sampling)]
+    """Truth and proxy of one chain a problem, at the prompt of training and temperature 1, whatever is trained at."""
+    plain = replace(config.sampling, temperature=1.0)
+    items = [(r.problem, r.leaves[0].trace) for r in drive(problems, "sampling", policy, sampling=plain)]
     return {"true": [float(right_answer(p, t)) for p, t in items], "proxy": judge(reward, items).totals()}
 
 

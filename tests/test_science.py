@@ -1,0 +1,718 @@
+"""The statistics of test-time scaling: against scipy, released data, exact enumeration or a slow specification."""
+
+import itertools
+import json
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats as reference
+
+from workbench import scaling
+from workbench.scaling import recorded
+from workbench.scaling.stats import draws
+from workbench.types import Cost, Record, WorkbenchError
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.exists(), reason="the released data sets are not beside the project")
+quick = settings(max_examples=40, deadline=None)  # a busy machine is no failure
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Few resamples, for slow specifications."""
+    monkeypatch.setattr(scaling.stats, "DRAWS", 60)
+
+
+def rows(method, n, flops, right, total=40, seed=0, verifier=0.0, **knobs):
+    """`total` problems, the first `right` of them solved, each at `flops`; both may be functions of the problem."""
+    solved = right if callable(right) else lambda i: i < right
+    price = flops if callable(flops) else lambda i: flops
+    knobs = {"method": method, "n": n, **knobs}
+    return [
+        Record(
+            "r",
+            f"p/{i:03}",
+            seed,
+            "5",
+            bool(solved(i)),
+            Cost(n, 0, policy_flops=price(i), verifier_flops=verifier),
+            knobs=knobs,
+        )
+        for i in range(total)
+    ]
+
+
+# Marks of 0 and 1
+
+
+@quick
+@given(st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_is_wilsons_formula(case):
+    """Bug: Wald's interval, which claims certainty at 0 and 1 and leaves 0-1 beside them."""
+    right, n = case
+    z, p, found = 1.959963984540054, right / n, scaling.wilson(right, n)
+    middle, half = (p + z * z / 2 / n), z * math.sqrt(p * (1 - p) / n + z * z / 4 / n / n)
+    expected = ((middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n))
+    assert (found.low, found.high) == pytest.approx(expected, abs=1e-9)
+    assert 0 <= found.low <= found.value <= found.high <= 1 and found.low < found.high
+
+
+def test_wilson_covers_the_truth_as_often_as_it_says():
+    """Exact coverage, by the binomial distribution, over a grid of truths."""
+    n, hits = 30, []
+    ends = [scaling.wilson(k, n) for k in range(n + 1)]
+    for p in np.linspace(0.05, 0.95, 91):
+        inside = [e.low <= p <= e.high for e in ends]
+        hits.append(reference.binom.pmf(np.arange(n + 1), n, p)[inside].sum())
+    assert np.mean(hits) == pytest.approx(0.95, abs=0.01) and min(hits) > 0.9
+
+
+@quick
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=40))
+def test_mcnemar_counts_discordant_pairs(pairs):
+    """Bug: the chi-square approximation at small counts; concordant pairs taken as evidence."""
+    a, b = ([pair[side] for pair in pairs] for side in (0, 1))
+    found = scaling.mcnemar(a, b)
+    few, all_ = sorted((found.only_a, found.only_b))[0], found.only_a + found.only_b
+    assert found.only_a == sum(x > y for x, y in pairs) and found.only_b == sum(x < y for x, y in pairs)
+    tail = sum(math.comb(all_, k) for k in range(few + 1)) / 2**all_
+    assert found.p == pytest.approx(min(1.0, 2 * tail) if all_ else 1.0)
+    named = [{f"p/{i}": x for i, x in reversed(list(enumerate(side)))} for side in (a, b)]
+    assert scaling.mcnemar(*named) == found
+
+
+@quick
+@given(st.dictionaries(st.text(max_size=3), st.sampled_from([0.001, 0.01, 0.012, 0.02, 0.04, 0.3, 1.0]), max_size=6))
+def test_holm_is_bonferroni_on_every_family_that_holds_the_test(p):
+    """The slow specification is the closure principle: reject i if every set with i is rejected by Bonferroni."""
+    families = [c for k in range(1, len(p) + 1) for c in itertools.combinations(p, k)]
+    slow = {i: max(min(1, len(f) * min(p[j] for j in f)) for f in families if i in f) for i in p}
+    assert scaling.holm(p) == pytest.approx(slow) and list(scaling.holm(p)) == list(p)
+
+
+# How many problems
+
+
+def exact_power(gap, discordance, n):
+    """Chance that the score form of McNemar's test rejects, summed over all outcomes of n problems."""
+    more, z = (discordance + gap) / 2, reference.norm.ppf(0.975)
+    only_a, only_b = np.meshgrid(np.arange(n + 1), np.arange(n + 1), indexing="ij")
+    rest = np.maximum(n - only_a - only_b, 0)
+    chance = reference.multinomial.pmf(
+        np.stack([only_a, only_b, rest], -1).reshape(-1, 3), n, [more, discordance - more, 1 - discordance]
+    ).reshape(only_a.shape)
+    reject = np.abs(only_a - only_b) > z * np.sqrt(only_a + only_b)
+    return chance[(only_a + only_b <= n) & reject].sum()
+
+
+@pytest.mark.parametrize("gap, discordance", [(0.1, 0.2), (0.1, 0.4), (-0.2, 0.5), (0.15, 0.25)])
+def test_power_is_what_all_outcomes_together_say(gap, discordance):
+    """Bug: the unpaired formula, one-sided alpha, or the variance of the null alone."""
+    n = scaling.problems_needed(gap, discordance)
+    assert scaling.power(gap, discordance, n) == pytest.approx(0.8, abs=0.02) and n < 400
+    assert exact_power(gap, discordance, n) == pytest.approx(0.8, abs=0.05)
+    assert exact_power(gap, discordance, n // 2) == pytest.approx(scaling.power(gap, discordance, n // 2), abs=0.05)
+
+
+@quick
+@given(st.integers(200, 5000), st.floats(0.05, 1.0))
+def test_the_gap_that_n_problems_show_needs_n_problems(n, discordance):
+    gap = scaling.detectable_gap(n, discordance)
+    assert scaling.power(gap, discordance, n) == pytest.approx(0.8, abs=1e-6)
+    assert scaling.problems_needed(gap * (1 + 1e-9), discordance) == n
+
+
+def test_two_points_take_thousands_of_problems():
+    """Bug: a claim of two points from 500 problems. Connor's formula by hand, a tenth or a quarter discordant."""
+    for discordance in (0.10, 0.25):
+        by_hand = (1.95996 * math.sqrt(discordance) + 0.84162 * math.sqrt(discordance - 0.0004)) ** 2 / 0.0004
+        assert scaling.problems_needed(0.02, discordance) == math.ceil(by_hand)
+    assert scaling.discordance([1, 0.5, 0], [0, 0.5, 1]) == pytest.approx(2 / 3)
+    for bad in ((0.3, 0.2), (0.0, 0.2), (0.1, 1.2)):
+        with pytest.raises(WorkbenchError, match="gap"):
+            scaling.problems_needed(*bad)
+    with pytest.raises(WorkbenchError, match="5 problems show no gap"):
+        scaling.detectable_gap(5, 0.1)
+    with pytest.raises(WorkbenchError, match="between 0 and 1"):
+        scaling.problems_needed(0.1, 0.2, power=80)
+
+
+# Seeds
+
+
+def test_nested_and_crossed_have_the_width_that_theory_gives():
+    """Bug: seeds drawn alike in all problems where they are the problem's own, or the other way round."""
+    grid = np.random.default_rng(3).random((60, 5))
+    n, m = grid.shape
+    own, shared, problems = grid.var(axis=1).mean() / m, grid.mean(0).var() / m, grid.mean(1).var() / n
+    expected = {"problems": problems, "nested": problems + own / n}
+    expected["crossed"] = problems + shared + (own * m - grid.mean(0).var()) / (n * m)
+    for how, variance in expected.items():
+        e = scaling.bootstrap(grid, resample=how)
+        assert e.high - e.low == pytest.approx(2 * 1.96 * math.sqrt(variance), rel=0.05), how
+        assert e.value == pytest.approx(grid.mean()) and (e.n, e.seeds) == (60, 5)
+
+
+def test_the_resampling_to_choose_is_the_one_that_covers(monkeypatch):
+    """Bug: seed-blind intervals over training runs. 200 experiments of 40 problems × 8 seeds, true mean 0."""
+    monkeypatch.setattr(scaling.stats, "DRAWS", 400)
+    rng, inside = np.random.default_rng(0), {}
+    for kind, how in [("own", "problems"), ("own", "nested"), ("shared", "problems"), ("shared", "crossed")]:
+        covered = []
+        for _ in range(200):
+            noise = rng.normal(size=(40, 8) if kind == "own" else (1, 8))
+            e = scaling.bootstrap(rng.normal(size=(40, 1)) * 0.5 + noise, bounds=None, resample=how)
+            covered.append(e.low <= 0 <= e.high)
+        inside[kind, how] = np.mean(covered)
+    assert 0.90 <= inside["own", "problems"] <= 0.98, "independent samples: problems alone are honest"
+    assert inside["own", "nested"] >= inside["own", "problems"], "seeds counted twice: wider"
+    assert inside["shared", "problems"] < 0.6 and inside["shared", "crossed"] > 0.85
+
+
+def test_accuracy_and_difference_pair_seeds_and_refuse_uneven_ones():
+    """Bug: seed 0 of one side subtracted from seed 1 of the other, because the rows came in another order."""
+    rng = np.random.default_rng(0)
+    luck = rng.random((40, 4)) < 0.5
+    a, b = ([r for s in range(4) for r in rows("m", 1, 1, lambda i, s=s: luck[i, s], seed=s)] for _ in range(2))
+    b = [replace(r, correct=False) if r.problem < "p/010" else r for r in b]
+    for how in ("crossed", "nested"):
+        assert scaling.difference(a, b[::-1], resample=how) == (e := scaling.difference(a, b, resample=how))
+        assert (e.value, e.seeds) == (pytest.approx(luck[:10].sum() / 160), 4)
+    assert scaling.accuracy(a, resample="crossed").value == pytest.approx(luck.mean())
+    with pytest.raises(WorkbenchError, match="p/000 lack a seed"):
+        scaling.accuracy(a[1:], resample="nested")
+    for bad in (dict(resample="nested"), dict(resample="seeds")):
+        with pytest.raises(WorkbenchError, match="one value a seed|problems, nested or crossed"):
+            scaling.bootstrap([0.0, 1.0], **bad)
+    with pytest.raises(WorkbenchError, match="equally many"):
+        scaling.bootstrap([[0, 1], [1]], resample="nested")
+
+
+# Laws
+
+
+def test_the_law_is_fitted_anew_in_every_draw(few):
+    """Bug: intervals from the residuals of one fit, where neighbouring ks share all their samples."""
+    rng = np.random.default_rng(1)
+    chance = rng.beta(0.4, 3, 50)
+    records = [
+        Record("r", f"p/{i:02}", s, "5", bool(rng.random() < c)) for i, c in enumerate(chance) for s in range(20)
+    ]
+    ks = [1, 2, 5, 10, 20]
+    fit = scaling.coverage_law(records, ks)
+    right = np.array([20 * v for v in scaling.by_problem(records).values()]).round().astype(int)
+    each = np.array([[scaling.pass_at_k(20, c, k) for k in ks] for c in right])
+    slow = [scaling.power_law(ks, counts @ each / 50) for counts in np.concatenate(list(draws(50, 0)))]
+    for name in ("a", "b"):
+        ends = np.quantile([getattr(law, name) for law in slow], [0.025, 0.975])
+        found = getattr(fit, name)
+        assert (found.low, found.high) == pytest.approx(tuple(ends)) and found.value == getattr(fit.law, name)
+    assert [k for k, _ in fit.points] == ks and fit.points == scaling.coverage(records, ks)
+
+
+def test_the_law_leaves_out_ks_at_0_and_1():
+    records = [Record("r", f"p/{i}", s, "5", s < 1 + i % 3) for i in range(12) for s in range(4)]
+    assert scaling.coverage(records, [4])[0][1].value == 1
+    assert scaling.coverage_law(records, [1, 2, 4]).law == scaling.coverage_law(records, [1, 2]).law
+    with pytest.raises(WorkbenchError, match="two or more different ks"):
+        scaling.coverage_law(records, [1, 4])
+
+
+@needs_data
+def test_game_of_24_law_with_intervals():
+    """Published anchors: pass@1, 10, 50, 100 and the law over k = 1..80 (Tree of Thoughts' log, 100 × 100)."""
+    records = recorded.game24(DATA / "game24" / "gpt-4_0.7_naive_cot_sample_100_start900_end1000.json")
+    assert len(records) == 10_000
+    found = dict(scaling.coverage(records, [1, 10, 50, 100]))
+    assert [e.value for e in found.values()] == pytest.approx([0.0403, 0.215, 0.407, 0.49], abs=5e-4)
+    fit = scaling.coverage_law(records, np.unique(np.geomspace(1, 80, 20).astype(int)).tolist())
+    assert (fit.a.value, fit.b.value) == pytest.approx((-3.28, -0.330), abs=0.005) and fit.law.max_error < 0.0031
+    assert fit.a.low < -3.28 < fit.a.high < 0 and fit.b.low < -0.33 < fit.b.high < 0 and fit.b.n == 100
+    tree = recorded.game24(DATA / "game24" / "gpt-4_0.7_propose1_value3_greedy5_start900_end1000.json", "tot")
+    assert scaling.coverage(tree, [5])[0][1].value == pytest.approx(0.69), "the rerun of its authors"
+    plain = recorded.game24(DATA / "game24" / "gpt-4_0.7_naive_standard_sample_100_start900_end1000.json")
+    assert scaling.coverage(plain, [100])[0][1].value == pytest.approx(0.33)
+    assert plain[0].answer == "(10 - 6) * (5 - 4) * 4 = 24" and not plain[0].correct
+
+
+@needs_data
+def test_gsm8k_numbers_after_the_mark_agree_with_the_released_flags():
+    path = DATA / "gsm8k" / "example_model_solutions.jsonl"
+    records = recorded.gsm8k(path)
+    with open(path) as lines:
+        released = [json.loads(line) for line in lines]
+    assert all(r.correct == released[int(r.problem.split("/")[-1])][r.knobs["method"]]["is_correct"] for r in records)
+    marks = {m: scaling.by_problem([r for r in records if r.knobs["method"] == m]) for m in list(released[0])[2:]}
+    accuracies = [np.mean(list(values.values())) for values in marks.values()]
+    assert accuracies == pytest.approx([0.2168, 0.3904, 0.3472, 0.5625], abs=5e-5)
+    small, large = marks["6b_verification"], marks["175b_finetuning"]
+    found, share = scaling.mcnemar(small, large), scaling.discordance(small, large)
+    assert (found.only_a - found.only_b) / 1319 == pytest.approx(0.0432, abs=1e-4) and found.p < 0.01
+    assert share == pytest.approx((found.only_a + found.only_b) / 1319)
+    assert scaling.problems_needed(0.02, share) > 4 * 1319 > 4 * 1000 > scaling.problems_needed(0.0432, share)
+
+
+# Submissions
+
+
+@needs_data
+def test_scored_math_submissions_reproduce_the_released_numbers():
+    """Bugs: equal answers submitted twice; the mean of the scores in place of the best; pass@1 read off sample 0."""
+    records = recorded.scored_math(DATA / "rm-scored" / "math_cot_100.jsonl")
+    found = {
+        rule: dict(scaling.submissions(records, [1, 8], rule)) for rule in ("random", "votes", "score", "weighted")
+    }
+    assert [found[rule][1].value for rule in ("random", "votes", "score")] == pytest.approx([0.91, 0.93, 0.94])
+    assert {e[8].value for e in found.values()} == {0.96}, "eight submissions of eight samples are all of them"
+
+
+@quick
+@given(st.lists(st.tuples(st.sampled_from(["1", "2", "2.0", "3", None]), st.integers(0, 4)), min_size=4, max_size=8))
+def test_submissions_by_hand(said):
+    """The slow specification ranks answers by value with plain loops; 2 is right."""
+    value = {"1": 1, "2": 2, "2.0": 2, "3": 3, None: None}
+    records = [Record("r", "p", s, a, value[a] == 2, knobs={"score": score / 4}) for s, (a, score) in enumerate(said)]
+    for rule, weigh in [("votes", len), ("score", max), ("weighted", sum)]:
+        groups = {}
+        for a, score in said:
+            if a is not None:
+                groups.setdefault(value[a], []).append(score / 4)
+        order = sorted(groups, key=lambda v: weigh(groups[v]), reverse=True)  # stable: the first sampled of equals
+        expected = [float(2 in order[:k]) for k in (1, 2, 4)]
+        assert [e.value for _, e in scaling.submissions(records[::-1], [1, 2, 4], rule)] == expected
+    right = sum(value[a] == 2 for a, _ in said)
+    assert scaling.submissions(records, [3], "random")[0][1].value == pytest.approx(
+        scaling.pass_at_k(len(said), right, 3)
+    )
+
+
+def test_submissions_refuse_what_they_cannot_rank():
+    samples = [Record("r", f"p/{i}", s, str(s), s == i) for i in range(3) for s in range(4 - (i == 2))]
+    for rule in ("votes", "random"):
+        with pytest.raises(WorkbenchError, match="3 samples|fewest is n=3"):
+            scaling.submissions(samples, [1, 4], rule)
+    with pytest.raises(WorkbenchError, match="p/0 has no score"):
+        scaling.submissions(samples, [1], "score")
+    with pytest.raises(WorkbenchError, match="unknown rule 'vote'"):
+        scaling.submissions(samples, [1], "vote")
+
+
+# Difficulty and the compute-optimal strategy
+
+
+def planted():
+    """An easy bin that voting solves cheaply and a hard one that only beam search solves; greedy between."""
+    easy = lambda i: i < 20  # noqa: E731
+    return [
+        *rows("greedy", 1, 1e6, lambda i: easy(i) and i % 2),
+        *rows("vote", 4, 4e6, easy),
+        *rows("beam", 4, 8e6, lambda i: not easy(i)),
+        *rows("beam", 16, 32e6, lambda i: True),
+    ]
+
+
+BINS = {f"p/{i:03}": 1 + i // 20 for i in range(40)}
+
+
+def test_compute_optimal_finds_what_was_planted_within_the_budget():
+    """Bugs: one setting for all bins; a budget compared with the mean over all problems."""
+    cheap, middle, dear = (scaling.compute_optimal(planted(), BINS, budget) for budget in (1e6, 8e6, 4e7))
+    assert cheap.choices == {b: {("greedy", 1): 1.0} for b in (1, 2)}
+    assert middle.choices == {1: {("vote", 4): 1.0}, 2: {("beam", 4): 1.0}}
+    assert set(middle.marks.values()) == {1.0} and np.mean(list(middle.costs.values())) == pytest.approx(6e6)
+    assert dear.choices == middle.choices, "of equals the cheaper"
+    assert scaling.compute_optimal(planted()[::-1], dict(reversed(BINS.items())), 8e6) == middle
+
+
+def test_luck_on_one_half_is_no_skill_on_the_other():
+    """Bug: choosing and reporting on the same problems. 30 settings of pure coin tosses are worth one half."""
+    rng, gains, vain = np.random.default_rng(0), [], []
+    for _ in range(40):
+        tosses = rng.random((30, 40)) < 0.5
+        records = [r for n, t in enumerate(tosses) for r in rows("coin", n, 1e6, lambda i, t=t: t[i])]
+        gains.append(np.mean(list(scaling.compute_optimal(records, BINS, 1e6, repeats=4).marks.values())))
+        vain.append(np.mean([max(t[:20].mean() for t in tosses), max(t[20:].mean() for t in tosses)]))
+    assert np.mean(gains) == pytest.approx(0.5, abs=0.03) and np.mean(vain) > 0.65
+
+
+def test_every_problem_is_reported_by_a_choice_made_without_it():
+    """Two problems a bin: the choice follows one and is reported on the other, so opposites score nothing."""
+    records = [*rows("a", 1, 1e6, lambda i: i == 0, total=2), *rows("b", 1, 1e6, lambda i: i == 1, total=2)]
+    found = scaling.compute_optimal(records, {"p/000": 1, "p/001": 1}, 1e6)
+    assert found.marks == {"p/000": 0.0, "p/001": 0.0} and found.choices == {1: {("a", 1): 0.5, ("b", 1): 0.5}}
+
+
+def test_the_curve_is_drawn_within_its_budgets_and_charged_for_difficulty():
+    """Bugs: the estimate of difficulty is free; a budget that pays for nothing becomes an accuracy of 0."""
+    with pytest.warns(UserWarning, match="1 of 3 budgets have no point"):
+        free = scaling.optimal_curve(planted(), BINS, [1e5, 1e6, 8e6])
+    probe = [r for s in range(4) for r in rows("sampling", 1, 5e5, 0, seed=s)]
+    charge = scaling.spent(probe)
+    paid = scaling.optimal_curve(planted(), BINS, [1e6, 8e6], charge=charge, method="charged")
+    assert [p.x for p in free] == pytest.approx([1e6, 6e6]) and [p.x for p in paid] == pytest.approx([3e6, 8e6])
+    assert [p.accuracy for p in paid] == [p.accuracy for p in free] and paid[0].method == "charged"
+    assert (free[1].n, free[1].axis, free[1].accuracy.value) == (4, "flops", 1.0)
+    with pytest.raises(WorkbenchError, match="none of 1 budgets"):
+        scaling.optimal_curve(planted(), BINS, [1.0])
+    with pytest.raises(WorkbenchError, match="no charge for p/000"):
+        scaling.optimal_curve(planted(), BINS, [1e6], charge={k: v for k, v in charge.items() if k != "p/000"})
+
+
+def test_predicted_difficulty_reads_scores_alone_and_says_what_it_left_out():
+    """Bug: an unknown score read as 0, which makes the problem look hard."""
+    samples = [
+        replace(r, knobs={"method": "sampling", "score": None if s == 1 and i == 2 else i / 10})
+        for s in range(2)
+        for i, r in enumerate(rows("sampling", 1, 1e6, 0, total=5, seed=s))
+    ]
+    with pytest.warns(UserWarning, match="left out 1 of 10 records: no score"):
+        found = scaling.mean_scores([replace(r, correct=None) for r in samples])
+    assert found == pytest.approx({f"p/{i:03}": i / 10 for i in range(5)})
+    assert scaling.quantile_bins(found, k=5) == {f"p/{i:03}": 5 - i for i in range(5)}
+    with pytest.raises(WorkbenchError, match="p/000 has no score at all"):
+        scaling.mean_scores(rows("sampling", 1, 1e6, 0, total=1))
+
+
+# Efficiency
+
+
+def steps(*points):
+    return [row for n, right in points for row in rows("vote", n, 1e6 * n, right)]
+
+
+def test_efficiency_interpolates_over_log_flops_where_the_baseline_first_arrives():
+    """Bug: linear interpolation; the last crossing of a curve that falls again."""
+    vote = steps((1, 10), (16, 20), (64, 16), (256, 30))
+    factor = scaling.efficiency([*vote, *rows("beam", 2, 2e6, 15)], "vote", ("beam", 2))
+    assert factor.value == pytest.approx(4 / 2) and factor.bound == "" and factor.low < 2 < factor.high
+    assert scaling.efficiency([*vote, *rows("beam", 2, 2e6, 18)], "vote", ("beam", 2)).value == pytest.approx(
+        16**0.8 / 2
+    )
+    best = scaling.compute_optimal(planted(), BINS, 8e6)
+    assert scaling.efficiency(steps((1, 10), (64, 40)), "vote", best).value == pytest.approx(64e6 / 6e6)
+
+
+def test_efficiency_beyond_what_was_measured_is_a_bound():
+    """Bug: extrapolation of the baseline's slope, from which any factor can be had."""
+    vote = steps((1, 10), (4, 20), (16, 30))
+    above = scaling.efficiency([*vote, *rows("beam", 2, 2e6, 36)], "vote", ("beam", 2))
+    assert (above.bound, above.value, above.high) == (">=", pytest.approx(8), None) and str(above).startswith(">= 8 [")
+    below = scaling.efficiency([*vote, *rows("beam", 2, 2e6, 4)], "vote", ("beam", 2))
+    assert (below.bound, below.value, below.low) == ("<=", pytest.approx(0.5), None)
+    rim = scaling.efficiency([*vote, *rows("beam", 2, 2e6, lambda i: i % 4)], "vote", ("beam", 2))
+    assert rim.bound == "" and rim.value == pytest.approx(8) and rim.low is not None and rim.high is None
+    with pytest.raises(WorkbenchError, match="two n or more"):
+        scaling.efficiency([*steps((1, 10)), *rows("beam", 2, 2e6, 36)], "vote", ("beam", 2))
+
+
+def test_efficiency_seeks_the_crossing_in_every_draw(few):
+    """The slow specification: np.interp on one resample after another."""
+    rng = np.random.default_rng(5)
+    strength = rng.random(40)
+    vote = [
+        r
+        for n in (1, 4, 16)
+        for r in rows("vote", n, lambda i, n=n: 1e6 * n * (i + 1), lambda i, n=n: strength[i] < 0.2 + 0.12 * n**0.6)
+    ]
+    beam = rows("beam", 2, lambda i: 3e6 * (60 - i), lambda i: strength[i] < 0.42 + 0.1 * (i % 2))
+    found, least, most = scaling.efficiency([*vote, *beam], "vote", ("beam", 2)), [], []
+    marks = np.array([list(scaling.by_problem(vote[j : j + 40]).values()) for j in (0, 40, 80)])
+    mine = np.array(list(scaling.by_problem(beam).values()))
+    for counts in np.concatenate(list(draws(40, 0))):
+        height, goal = marks @ counts, mine @ counts
+        assert (np.diff(height) > 0).all()
+        mean, own = 1e6 * counts @ np.arange(1, 41) / 40, 3e6 * counts @ (60 - np.arange(40)) / 40
+        at = float(np.exp(np.interp(goal, height, np.log([mean, 4 * mean, 16 * mean])))) / own
+        least.append(0 if goal < height[0] else at)
+        most.append(math.inf if goal > height[-1] else at)
+    low, high = np.quantile(least, 0.025, method="lower"), np.quantile(most, 0.975, method="higher")
+    assert (found.low or 0, found.high or math.inf) == pytest.approx((low, high))
+
+
+# A larger model instead
+
+
+@pytest.mark.parametrize("ratio, times", [(0.16, 257.75), (0.79, 63.36709), (22, 15.77273)])
+def test_the_flops_of_a_model_14_times_larger(ratio, times):
+    """M + 3·(M − 1)/R by hand for M = 14, from 6·N·D_pre + 2·N·D_inf on both sides."""
+    n, d_pre = 1e9, 1e12
+    d_inf = ratio * d_pre
+    saved = 6 * 14 * n * d_pre + 2 * 14 * n * d_inf - 6 * n * d_pre
+    small = [*rows("greedy", 1, 1e6, 10), *rows("vote", 64, 64e6, 30)]
+    found = scaling.flops_matched(small, rows("large", 1, 14e6, 20), BINS, size=14, ratio=ratio)
+    assert found.times == pytest.approx(times, rel=1e-5) and found.times == pytest.approx(saved / (2 * n * d_inf))
+    chosen = {setting for choices in found.small.choices.values() for setting in choices}
+    assert (("vote", 64) in chosen) == (times > 64)
+
+
+def test_a_verifier_is_paid_for_and_bins_are_paired_with_the_large_model():
+    """Bug: verifier compute uncounted (in one published table it was 90 % of all compute)."""
+    large = rows("large", 1, 1, lambda i: i >= 20)
+    small = rows("greedy", 1, 1e6, lambda i: i % 2)
+    blind = scaling.flops_matched([*small, *rows("beam", 4, 4e6, 40)], large, BINS, size=4, ratio=100)
+    paid = scaling.flops_matched([*small, *rows("beam", 4, 4e6, 40, verifier=1e6)], large, BINS, size=4, ratio=100)
+    assert set(blind.small.choices[1]) == {("beam", 4)} and set(paid.small.choices[1]) == {("greedy", 1)}
+    assert [blind.by_bin[b].value for b in (1, 2)] == [1, 0] and blind.gap.value == pytest.approx(0.5)
+    assert [paid.by_bin[b].value for b in (1, 2)] == pytest.approx([0.5, -0.5])
+    assert blind.by_bin[1].n == 20 and paid.by_bin[1].low < 0.5 < paid.by_bin[1].high
+    for bad in (dict(size=0.5, ratio=1), dict(size=4, ratio=0)):
+        with pytest.raises(WorkbenchError, match="a larger model has size"):
+            scaling.flops_matched(small, large, BINS, **bad)
+    with pytest.raises(WorkbenchError, match="no records of sampling at n=1"):
+        scaling.flops_matched(small, large, BINS, size=4, ratio=1, one=("sampling", 1))
+
+
+# Training against search
+
+
+def plane(logit=False):
+    """Accuracy rises by 12 points a decade of training and 6 a decade of search; or log-odds by 1.2 and 0.6."""
+    out, train = [], {"a": 1e9, "b": 1e10, "c": 1e11}
+    for t, name in enumerate(train):
+        for n in (1, 10, 100):
+            level = 0.2 + 0.12 * t + 0.06 * math.log10(n)
+            level = 1 / (1 + math.exp(2 - 1.2 * t - 0.6 * math.log10(n))) if logit else level
+            out += rows(name, n, 1e6 * n * 3**t, lambda i, level=level: (i + 0.5) / 400 < level, total=400)
+    return out, train
+
+
+def test_the_exchange_rate_is_that_of_least_squares():
+    records, train = plane()
+    found = scaling.exchange_rate(records, train)
+    points = scaling.curve(records)
+    design = np.array([[1, math.log10(train[p.method]), math.log10(p.x)] for p in points])
+    accuracy = np.array([p.accuracy.value for p in points])
+    slow, *_ = np.linalg.lstsq(design, accuracy, rcond=None)
+    assert (found.constant, found.train.value, found.test.value) == pytest.approx(tuple(slow))
+    assert found.rate.value == pytest.approx(slow[1] / slow[2]) and found.rate.low < found.rate.value < found.rate.high
+    assert found.max_error == pytest.approx(np.abs(design @ slow - accuracy).max())
+    odds, train = plane(logit=True)
+    bent, straight = scaling.exchange_rate(odds, train), scaling.exchange_rate(odds, train, logit=True)
+    shift = 0.6 * math.log10(3)  # each decade of training also made a sample three times as dear
+    assert straight.test.value == pytest.approx(0.6, abs=0.02)
+    assert straight.train.value == pytest.approx(1.2 - shift, abs=0.03) and straight.max_error < 0.05
+    assert bent.max_error > 0.02, "saturation shows in the error of the plane"
+
+
+def test_no_exchange_rate_without_slopes_in_both_directions():
+    records, train = plane()
+    with pytest.raises(WorkbenchError, match="two training and two test budgets"):
+        scaling.exchange_rate(records, {"a": 1e9})
+    flat = [r for name in "ab" for n in (1, 10) for r in rows(name, n, 1e6 * n, 10)]
+    with pytest.raises(WorkbenchError, match="does not rise with search"):
+        scaling.exchange_rate(flat, {"a": 1e9, "b": 1e10})
+    charged = [replace(r, cost=replace(r.cost, training_flops=1.0)) for r in records]
+    with pytest.raises(WorkbenchError, match="training FLOPs in its records"):
+        scaling.exchange_rate(charged, train)
+    with pytest.raises(WorkbenchError, match="no records"):
+        scaling.exchange_rate(records, {"z": 1e9})
+
+
+def test_an_exchange_rate_that_noise_could_undo_has_an_open_end():
+    """Bug: draws without a positive slope dropped in silence, so the interval looks closed."""
+    records = [
+        row
+        for t, n in itertools.product((0, 1), (1, 2))
+        for row in rows("ab"[t], n, 10.0**n, lambda i, t=t, n=n: (7 * i + 13 * n) % 40 < 12 + 8 * t + n)
+    ]
+    found = scaling.exchange_rate(records, {"a": 1e9, "b": 1e10})
+    assert found.test.low < 0 < found.test.value and found.rate.high is None and "to open" in str(found.rate)
+
+
+# Thinking
+
+
+@quick
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 3)), min_size=4, max_size=15))
+def test_weighted_ranks_are_ranks_of_repeated_rows(cells):
+    """Bug: ranks of the full sample used in every draw, though ties are others there."""
+    x, y, times = (np.array(column, float) for column in zip(*cells, strict=True))
+    with np.errstate(all="ignore"):
+        (mine,) = scaling.thinking._spearman(x, y, times[None])
+    repeated = [np.repeat(side, times.astype(int)) for side in (x, y)]
+    if len(repeated[0]) < 2 or any(np.ptp(side) == 0 for side in repeated):
+        assert not np.isfinite(mine)
+    else:
+        assert mine == pytest.approx(reference.spearmanr(*repeated).statistic)
+
+
+def chains(length, right, problems=30, samples=8):
+    return [
+        Record("r", f"p/{i:02}", s, "5", right(i, s), Cost(sampled=length(i, s, right(i, s)))) for i in range(problems)
+        for s in range(samples)
+    ]  # fmt: skip
+
+
+def test_longer_wrong_chains_are_not_adaptive_thinking():
+    """Bug: hard problems seem thought about for longer only because wrong chains ramble."""
+    right = lambda i, s: s * 30 >= i * 8 - 30  # noqa: E731
+    jitter = lambda i, s: (i * 7 + s * 3) % 5  # noqa: E731
+    rambling = scaling.adaptive_thinking(chains(lambda i, s, ok: (20 if ok else 60) + jitter(i, s), right))
+    assert rambling["all"].spearman.low > 0.8 and rambling["all"].slope.low > 20
+    for kind in ("right", "wrong"):
+        assert abs(rambling[kind].spearman.value) < 0.35 and abs(rambling[kind].slope.value) < 5
+    adaptive = scaling.adaptive_thinking(chains(lambda i, s, ok: 20 + 2 * i, right))
+    assert all(trend.spearman.low > 0.95 and trend.slope.low > 30 for trend in adaptive.values())
+    assert adaptive["right"].chains + adaptive["wrong"].chains == adaptive["all"].chains == 240
+
+
+def test_trends_agree_with_scipy_and_missing_ones_are_none():
+    rng = np.random.default_rng(0)
+    hard = {f"p/{i:02}": rng.random() for i in range(30)}
+    records = chains(lambda i, s, ok: int(10 + 30 * hard[f"p/{i:02}"] + 9 * rng.random()), lambda i, s: True)
+    found = scaling.adaptive_thinking(records, hard)
+    tokens = [np.mean([r.cost.sampled for r in records if r.problem == p]) for p in hard]
+    assert found["all"].spearman.value == pytest.approx(reference.spearmanr(list(hard.values()), tokens).statistic)
+    assert found["all"].slope.value == pytest.approx(reference.linregress(list(hard.values()), tokens).slope)
+    assert found["wrong"] is None and found["right"] == found["all"]
+    assert scaling.adaptive_thinking(records)["all"] is None, "all are equally easy"
+    with pytest.raises(WorkbenchError, match="no difficulty for p/00"):
+        scaling.adaptive_thinking(records, {p: v for p, v in hard.items() if p != "p/00"})
+    with pytest.raises(WorkbenchError, match="not metered"):
+        scaling.adaptive_thinking([replace(r, cost=Cost()) for r in records], hard)
+
+
+def test_budget_forcing_metrics_by_hand():
+    """Bugs: neighbours in place of all pairs; the budget asked for in place of the tokens spent."""
+
+    def asked(tokens, right):
+        return [replace(r, cost=Cost(sampled=tokens(i))) for i, r in enumerate(rows("f", 1, 1, right))]
+
+    records = {
+        16: asked(lambda i: 8 + 8 * (i % 2), 8),
+        32: asked(lambda i: 32, 24),
+        64: asked(lambda i: 60 + 8 * (i < 30), 20),
+    }
+    found = scaling.budget_forcing(records)
+    accuracy, tokens = (0.2, 0.6, 0.5), (12, 32, 66)
+    pairs = [(accuracy[j] - accuracy[i]) / (tokens[j] - tokens[i]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert found.control == pytest.approx(2 / 3) and found.performance.value == pytest.approx(0.6)
+    assert (
+        found.scaling.value == pytest.approx(np.mean(pairs)) and found.scaling.low < np.mean(pairs) < found.scaling.high
+    )
+    assert found.within.value == pytest.approx((40 + 40 + 10) / 120) and found.within.n == 40
+    for bad in ({16: records[16]}, {16: records[32], 32: records[32]}):
+        with pytest.raises(WorkbenchError, match="differ in the tokens sampled"):
+            scaling.budget_forcing(bad)
+
+
+# Bad input: refused by name, or a gap that is counted, and never 0
+
+
+def broken():
+    vote, beam = steps((1, 10), (4, 20)), rows("beam", 2, 2e6, 15)
+    free = [replace(beam[0], cost=Cost()), *beam[1:]]
+    nobody = [replace(beam[0], cost=Cost(policy_flops=None)), *beam[1:]]
+    noisy = [replace(r, knobs={**r.knobs, "width": 4}) for r in beam[:1]]
+    other = [replace(beam[0], problem="p/999"), *beam[1:]]
+    text = [replace(beam[0], knobs={"method": "beam", "n": "2"}), *beam[1:]]
+    one_seed = [replace(r, seed=1, cost=Cost(sampled=9)) for r in beam]  # FLOPs of one seed, tokens of the other
+    ungraded = [replace(beam[0], correct=None), *beam[1:]]
+    return vote, {
+        "a cost of 0": (free, "1 records have no cost in flops, or 0"),
+        "no cost": (nobody, "cost without a number for flops"),
+        "half metered": ([*beam, *one_seed], "40 records have no cost in flops"),
+        "twice": ([*beam, beam[0]], "1 records occur twice"),
+        "two settings under one name": ([*beam, *noisy], "give another method name"),
+        "another problem": (other, "beam at n=2 lacks 1 problems"),
+        "a knob of text": (text, "the knob n is a number of samples, not '2'"),
+        "not graded": (ungraded, "1 records are not graded"),
+    }
+
+
+@pytest.mark.parametrize("kind", broken()[1])
+def test_bad_records_are_refused_by_name(kind):
+    vote, bad = broken()
+    records, message = bad[kind]
+    records = [*vote, *records]
+    calls = {
+        "curve": lambda: scaling.curve(records),
+        "equal flops": lambda: scaling.paired_at_equal_flops(records, "beam", "vote", n=2),
+        "optimal": lambda: scaling.compute_optimal(records, BINS, 1e7),
+        "efficiency": lambda: scaling.efficiency(records, "vote", ("beam", 2)),
+        "matched": lambda: scaling.flops_matched(records, vote[:40], BINS, size=4, ratio=1, one=("vote", 1)),
+        "exchange": lambda: scaling.exchange_rate(records, {"vote": 1e9, "beam": 1e10}),
+    }
+    for name, call in calls.items():
+        with pytest.raises(WorkbenchError) as error:
+            call()
+        assert message in str(error.value) or "lacks 1 problems" in str(error.value) and kind == "a knob of text", name
+
+
+def test_units_and_problems_of_two_sides_must_agree():
+    vote = steps((1, 10), (64, 40))
+    best = scaling.compute_optimal(planted(), BINS, 100, x="sampled")
+    with pytest.raises(WorkbenchError, match="cost is in sampled and the baseline's in flops"):
+        scaling.efficiency(vote, "vote", best)
+    fewer = {p: b for p, b in BINS.items() if p != "p/000"}
+    with pytest.raises(WorkbenchError, match="different problems: p/000"):
+        scaling.compute_optimal(vote, fewer, 1e9)
+    part = scaling.compute_optimal([r for r in planted() if r.problem != "p/000"], fewer, 8e6)
+    with pytest.raises(WorkbenchError, match="different problems: p/000"):
+        scaling.efficiency(vote, "vote", part)
+    with pytest.raises(WorkbenchError, match="different problems: p/000"):
+        scaling.flops_matched(planted(), rows("large", 1, 1, 20)[1:], BINS, size=4, ratio=1)
+
+
+def test_one_problem_alone_has_a_number_and_no_interval():
+    lone = [r for n, flops in ((1, 1e6), (4, 4e6)) for r in rows("vote", n, flops, n > 1, total=1)]
+    assert [(p.accuracy.value, p.accuracy.low) for p in scaling.curve(lone)] == [(0, None), (1, None)]
+    assert scaling.log_slope(lone, "vote").low is None
+    with pytest.raises(WorkbenchError, match=r"bin 1 has one problem \(p/000\)"):
+        scaling.compute_optimal(lone, {"p/000": 1}, 1e9)
+    assert scaling.adaptive_thinking(rows("vote", 1, 1e6, 1, total=1)) == {"all": None, "right": None, "wrong": None}
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: scaling.wilson(3, 2), "0 <= right <= n"),
+        (lambda: scaling.wilson(0, 0), "n of 1 or more"),
+        (lambda: scaling.mcnemar([0.5, 1], [1, 0]), "marks of 0 and 1"),
+        (lambda: scaling.mcnemar({"a": 1}, {"b": 1}), "a, b on one only"),
+        (lambda: scaling.holm({"x": 1.2}), "no p-value between 0 and 1: x"),
+        (lambda: scaling.holm({"x": math.nan}), "no p-value between 0 and 1: x"),
+        (lambda: scaling.spent([]), "no records"),
+        (lambda: scaling.curve(steps((1, 1)), x="flop"), "no 'flop'"),
+    ],
+)
+def test_bad_numbers_are_refused(call, message):
+    with pytest.raises(WorkbenchError, match=message):
+        call()
+
+
+# A million records
+
+
+def test_a_curve_goes_through_its_records_once():
+    """Bug: a dictionary and a JSON text for every record, 20 times slower. 200,000 of them, processor time."""
+    costs = [Cost(policy_flops=1e6 * 2**n) for n in range(5)]
+    knobs = [{"method": f"m{m}", "n": 2**n} for m in range(4) for n in range(5)]
+    records = [
+        Record("r", f"p/{i}", s, "5", (i * 7919 + s) % 13 < 4 + j % 5, costs[j % 5], knobs=knob)
+        for s in range(20)
+        for j, knob in enumerate(knobs)
+        for i in range(500)
+    ]
+    start = time.process_time()
+    points = scaling.curve(records)
+    assert time.process_time() - start < 2
+    assert len(points) == 20 and all(p.accuracy.n == 500 and p.accuracy.seeds == 20 for p in points)
+    alone = scaling.accuracy([r for r in records if r.knobs == {"method": "m1", "n": 4}])
+    assert next(p for p in points if (p.method, p.n) == ("m1", 4)).accuracy.low == pytest.approx(alone.low)
+
+
+def test_records_are_read_back_and_a_broken_line_is_named(tmp_path):
+    written = rows("vote", 4, 4e6, 20)
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(r.to_json() + "\n" for r in written))
+    assert recorded.read_records(path) == written
+    path.write_text(path.read_text() + '{"run": "r"}\n')
+    with pytest.raises(WorkbenchError, match="line 41, is no record"):
+        recorded.read_records(path)

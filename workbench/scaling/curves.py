@@ -1,0 +1,313 @@
+"""Records to accuracy, and accuracy against compute."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from operator import attrgetter
+
+import numpy as np
+
+from ..types import Record, WorkbenchError
+from .stats import Estimate, Resample, bootstrap, estimate, interval, paired_bootstrap, resampled, some
+
+
+class Columns:
+    """Records gone through once: numbers for their problem and setting, and their marks (NaN: not graded) as arrays.
+
+    A setting is (knobs["method"], knobs["n"]), n being 1 where there is none. Problems and settings are sorted, so
+    nothing depends on the order of the records. Errors: no records, two of one setting, run, problem and seed.
+    """
+
+    def __init__(self, records: Iterable[Record]):
+        self.records = records = list(records)
+        if not records:
+            raise WorkbenchError("no records: nothing to measure")
+        self.problems, self.problem = _codes(map(attrgetter("problem"), records))
+        knobs = map(attrgetter("knobs"), records)
+        self.settings, self.setting = _codes((k.get("method"), k.get("n", 1)) for k in knobs)
+        if strange := [n for _, n in self.settings if not isinstance(n, int)]:
+            raise WorkbenchError(f"the knob n is a number of samples, not {some(map(repr, strange))}")
+        self.seeds, self.seed = _codes(map(attrgetter("seed"), records))
+        self.mark = np.array([record.correct for record in records], float)
+        key = (self.setting * len(self.problems) + self.problem) * len(self.seeds) + self.seed
+        if (np.diff(np.sort(key)) == 0).any():  # twins, unless they are of two runs
+            runs, run = _codes(map(attrgetter("run"), records))
+            key = key * len(runs) + run
+            order = np.argsort(key)
+            again = order[1:][np.diff(key[order]) == 0]
+            which = some({(self.settings[self.setting[i]], records[i].problem, records[i].seed) for i in again})
+            if len(again):
+                raise WorkbenchError(
+                    f"{len(again)} records occur twice (method, n, problem and seed in one run: {which}): "
+                    "drop what was appended again, or give another method name where other knobs differ"
+                )
+
+    def one_setting(self) -> None:
+        if len(self.settings) > 1:
+            what = some(self.settings)
+            raise WorkbenchError(f"records of several settings (method, n) would be pooled: {what}; filter them")
+
+    def graded(self) -> None:
+        if (unknown := np.isnan(self.mark)).any():
+            which = some({self.problems[i] for i in self.problem[unknown]})
+            raise WorkbenchError(f"{unknown.sum()} records are not graded ({which}): grade them, or skip_unknown")
+
+    def counts(self, weights=None) -> np.ndarray:
+        """[problems, settings]: how many records each cell has, or the sum of their `weights`."""
+        shape = len(self.problems), len(self.settings)
+        cells = self.problem * shape[1] + self.setting
+        return np.bincount(cells, weights, shape[0] * shape[1]).reshape(shape)
+
+    def spent(self, x: str) -> np.ndarray:
+        """cost.`x` of every record. Errors: no such cost, one that is missing or 0 (not metered)."""
+        try:
+            cost = np.fromiter(map(attrgetter(f"cost.{x}"), self.records), float, len(self.records))
+        except AttributeError:
+            known = "choose flops, tokens, sampled, seconds or another of its numbers"
+            raise WorkbenchError(f"a Cost has no {x!r}: {known}") from None
+        except TypeError:
+            raise WorkbenchError(f"a record has a cost without a number for {x}: it was not metered") from None
+        if len(free := np.flatnonzero(~((cost > 0) & (cost < np.inf)))):
+            first = self.records[free[0]]
+            where = f"{self.settings[self.setting[free[0]]]} on {first.problem}"
+            raise WorkbenchError(f"{len(free)} records have no cost in {x}, or 0 ({where}): it was not metered")
+        return cost
+
+    def seeds_of(self) -> np.ndarray:
+        """[settings]: how many distinct seeds each has."""
+        found = np.zeros((len(self.settings), len(self.seeds)), bool)
+        found[self.setting, self.seed] = True
+        return found.sum(1)
+
+
+class Table:
+    """Means over seeds of records of many settings on the same problems: `marks`, `costs` [problems, settings].
+
+    Errors: no method knob, settings that cover different problems (a half-finished run), whatever `Columns` refuses.
+    """
+
+    def __init__(self, records: Iterable[Record], x: str):
+        columns = Columns(records)
+        self.settings, self.problems, self.axis = columns.settings, columns.problems, x
+        for j, (method, _) in enumerate(self.settings):
+            if method is None:
+                row = columns.records[int(np.argmax(columns.setting == j))]
+                raise WorkbenchError(f"the record of {row.problem} in run {row.run!r} has no knob 'method'")
+        count = columns.counts()
+        for (method, n), here in zip(self.settings, count.T, strict=True):
+            if missing := [self.problems[i] for i in np.flatnonzero(here == 0)]:
+                what = f"{len(missing)} problems ({some(missing)})"
+                raise WorkbenchError(f"{method} at n={n} lacks {what}: finish the run")
+        columns.graded()
+        self.marks = columns.counts(columns.mark) / count
+        self.costs = columns.counts(columns.spent(x)) / count
+        self.x, self.seeds = self.costs.mean(0), columns.seeds_of()
+
+    def rows(self) -> np.ndarray:
+        """[problems, marks of each setting then costs of each setting]."""
+        return np.hstack([self.marks, self.costs])
+
+    def of(self, method: str) -> list[int]:
+        """The columns of a method, cheapest first."""
+        return sorted((j for j, (m, _) in enumerate(self.settings) if m == method), key=lambda j: self.x[j])
+
+    def at(self, method: str, n: int) -> int:
+        if (method, n) not in self.settings:
+            raise WorkbenchError(f"no records of {method} at n={n}: there are {some(self.settings)}")
+        return self.settings.index((method, n))
+
+
+def _codes(names: Iterable) -> tuple[list, np.ndarray]:
+    """(distinct names, sorted; the place of each name among them)."""
+    index = defaultdict()
+    index.default_factory = index.__len__
+    codes = np.fromiter(map(index.__getitem__, names), np.int64)
+    known = list(index)
+    order = sorted(range(len(known)), key=lambda i: str(known[i]) if isinstance(known[i], tuple) else known[i])
+    rank = np.empty(len(known), np.int64)
+    rank[order] = np.arange(len(known))
+    return [known[i] for i in order], rank[codes]
+
+
+def by_problem(records: Iterable[Record], *, skip_unknown: bool = False) -> dict[str, float]:
+    """{problem id: mean of `correct` over its seeds}, for the records of one method at one n.
+
+    Errors: a record twice (same run, problem and seed), two methods or two n pooled by accident, and a record
+    whose `correct` is None — unless `skip_unknown`, which leaves such records out and warns with their number.
+
+    >>> rows = [Record("r", p, s, "5", ok) for p, s, ok in [("p/1", 0, True), ("p/1", 1, False), ("p/2", 0, True)]]
+    >>> by_problem(rows)
+    {'p/1': 0.5, 'p/2': 1.0}
+    """
+    return _by_problem(Columns(records), skip_unknown)
+
+
+def _by_problem(columns: Columns, skip_unknown: bool = False) -> dict[str, float]:
+    columns.one_setting()
+    known = ~np.isnan(columns.mark)
+    if not skip_unknown:
+        columns.graded()
+    elif not known.all():
+        warnings.warn(f"left out {(~known).sum()} of {len(known)} records: not graded", stacklevel=3)
+    count, total = columns.counts(known)[:, 0], columns.counts(np.where(known, columns.mark, 0))[:, 0]
+    return {columns.problems[i]: float(total[i] / count[i]) for i in np.flatnonzero(count)}
+
+
+def _by_seed(records: Iterable[Record], resample: Resample) -> tuple[dict[str, list[float]], int]:
+    """{problem: its mean, or with seeds resampled its marks seed by seed}, and the number of seeds."""
+    columns = Columns(records)
+    means, seeds = _by_problem(columns), len(columns.seeds)
+    if resample == "problems":
+        return means, seeds
+    groups = defaultdict(list)
+    for i in np.lexsort((columns.seed, columns.problem)):
+        groups[columns.problems[columns.problem[i]]].append(float(columns.mark[i]))
+    if uneven := [problem for problem, marks in groups.items() if len(marks) != seeds]:
+        raise WorkbenchError(
+            f"{some(uneven)} lack a seed or have one twice: resample={resample!r} needs the same of each"
+        )
+    return groups, seeds
+
+
+def accuracy(records: Iterable[Record], *, resample: Resample = "problems") -> Estimate:
+    """Mean accuracy over problems with its interval: `bootstrap(by_problem(records))`, seeds counted.
+
+    `resample`: as in `bootstrap`; "crossed" for seeds that every problem shares.
+
+    >>> print(accuracy([Record("r", f"p/{i}", 0, "5", i % 4 > 0) for i in range(100)]))
+    0.75 [0.66 to 0.83; n=100, seeds=1]
+    """
+    values, seeds = _by_seed(records, resample)
+    return bootstrap(values, seeds=seeds, resample=resample)
+
+
+def difference(a: Iterable[Record], b: Iterable[Record], *, resample: Resample = "problems") -> Estimate:
+    """Accuracy of records `a` minus that of `b`, paired over problems; the fewer seeds of the two are reported.
+
+    With another `resample` than "problems" seeds are paired too, in their order.
+
+    >>> a, b = ([Record("r", f"p/{i}", 0, "5", i % 5 < k) for i in range(50)] for k in (3, 2))
+    >>> print(difference(a, b))
+    0.2 [0.1 to 0.32; n=50, seeds=1]
+    """
+    (a, ours), (b, theirs) = _by_seed(a, resample), _by_seed(b, resample)
+    return paired_bootstrap(a, b, seeds=min(ours, theirs), resample=resample)
+
+
+def named(records: Iterable[Record], method: str) -> list[Record]:
+    """The same records under a method's name, one sample each, to be drawn beside others.
+
+    >>> named([Record("r", "p/1", 0, "5", True, knobs={"n": 4})], "before")[0].knobs
+    {'method': 'before', 'n': 1}
+    """
+    return [replace(record, knobs={"method": method, "n": 1}) for record in records]
+
+
+# Accuracy against compute
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a compute curve: a method at one n. `x` is the mean of cost.`axis` per problem."""
+
+    method: str
+    n: int
+    x: float
+    accuracy: Estimate
+    axis: str = "flops"
+
+
+def curve(records: Iterable[Record], x: str = "flops") -> list[Point]:
+    """Accuracy against compute, one Point per (knobs["method"], knobs["n"]), cheapest first within a method.
+
+    `x`: a number of Cost — flops (policy, verifier and training together), tokens, sampled, seconds …, averaged over
+    seeds, then over problems. A record without the knob n counts as n=1. Errors: no method knob, settings that cover
+    different problems (a half-finished run), a cost of 0 (not metered).
+
+    >>> from workbench.types import Cost
+    >>> rows = [Record("r", f"p/{i}", 0, "5", i < 3 * n, Cost(policy_flops=1e6 * n), knobs={"method": "vote", "n": n})
+    ...         for n in (1, 2) for i in range(8)]
+    >>> [(p.method, p.n, p.x, p.accuracy.value) for p in curve(rows)]
+    [('vote', 1, 1000000.0, 0.375), ('vote', 2, 2000000.0, 0.75)]
+    """
+    table = Table(records, x)
+    drawn = resampled(table.marks, lambda mean: mean)
+    points = [
+        Point(method, n, float(table.x[j]), interval(table.marks[:, j], drawn[:, j], (0, 1), int(table.seeds[j])), x)
+        for j, (method, n) in enumerate(table.settings)
+    ]
+    return sorted(points, key=lambda point: (point.method, point.x))
+
+
+def paired_at_equal_flops(
+    records: Iterable[Record], a: str, b: str, n: int, *, x: str = "flops", seed: int = 0
+) -> Estimate:
+    """Accuracy of method `a` at its budget `n` minus that of method `b` at the same mean compute, paired.
+
+    With X_a the mean cost of `a` at n, take b's budgets lo and hi whose mean costs bracket it, and
+    w = log(X_a / X_lo) / log(X_hi / X_lo). Problem by problem b's accuracy is (1 − w)·b_lo + w·b_hi, so its mean lies
+    on the chord of b's curve over log compute. This is a little kinder to a rising `b` than tossing a coin between its
+    two budgets (which needs more compute for the same w) and a little unkind where the curve bends: keep b's budgets
+    within a factor of 2–4. Problems are resampled whole, with their costs: w is computed again in every draw, for X_a
+    and X_b are estimates too. The bracket stays as it is in the full sample, so w may leave 0–1 a little in a draw.
+    Choose `n` before you look; the best of several n flatters `a`.
+    Errors: X_a outside b's budgets (no extrapolation), different problems, costs not metered.
+
+    >>> from workbench.types import Cost
+    >>> def rows(method, n, flops, right):
+    ...     return [Record("r", f"p/{i}", 0, "5", i < right, Cost(policy_flops=flops), knobs={"method": method, "n": n})
+    ...             for i in range(20)]
+    >>> cheap, dear = rows("vote", 1, 1e6, 8), rows("vote", 4, 4e6, 12)
+    >>> round(paired_at_equal_flops([*rows("beam", 2, 2e6, 15), *cheap, *dear], "beam", "vote", n=2).value, 3)
+    0.25
+    """
+    records = [record for record in records if record.knobs.get("method") in (a, b)]
+    table = Table(records, x)
+    mine, theirs = table.at(a, n), table.of(b)
+    below, above = ([j for j in theirs if keep(table.x[j])] for keep in (table.x[mine].__ge__, table.x[mine].__le__))
+    if not below or not above:
+        span = f"{table.x[theirs[0]]:.3g} to {table.x[theirs[-1]]:.3g}" if theirs else "nothing"
+        raise WorkbenchError(
+            f"{a} at n={n} costs {table.x[mine]:.3g} {x} and {b} was measured from {span}: "
+            f"measure {b} at a budget beyond, nothing is extrapolated"
+        )
+    lo, hi, width = below[-1], above[0], len(table.settings)
+
+    def gap(mean):
+        accuracies, cost = mean[..., :width], np.log(mean[..., width:])
+        if table.x[lo] == table.x[hi]:  # b was measured at exactly this cost
+            return accuracies[..., mine] - accuracies[..., lo]
+        w = (cost[..., mine] - cost[..., lo]) / (cost[..., hi] - cost[..., lo])
+        return accuracies[..., mine] - (1 - w) * accuracies[..., lo] - w * accuracies[..., hi]
+
+    return estimate(table.rows(), gap, int(table.seeds.min()), seed)
+
+
+def log_slope(records: Iterable[Record], method: str, *, x: str = "flops", seed: int = 0) -> Estimate:
+    """Accuracy gained per decade of compute: least squares over a method's budgets, problems resampled.
+
+    Each budget weighs the same and costs are resampled with their problems. A straight line is a summary of the
+    measured range, not a law: accuracy ends at 1. Errors: fewer than two budgets of different cost.
+
+    >>> from workbench.types import Cost
+    >>> def rows(n, flops, right):
+    ...     knobs, cost = {"method": "vote", "n": n}, Cost(policy_flops=flops)
+    ...     return [Record("r", f"p/{i}", 0, "5", i < right, cost, knobs=knobs) for i in range(12)]
+    >>> rows = [*rows(1, 1e6, 4), *rows(10, 1e7, 7), *rows(100, 1e8, 10)]
+    >>> round(log_slope(rows, "vote").value, 3)
+    0.25
+    """
+    table = Table([record for record in records if record.knobs.get("method") == method], x)
+    if len(set(table.x.tolist())) < 2:
+        raise WorkbenchError(f"a slope of {method} needs two budgets of different cost, found {some(table.settings)}")
+    width = len(table.settings)
+
+    def slope(mean):
+        y, decades = mean[..., :width], np.log10(mean[..., width:])
+        decades = decades - decades.mean(-1, keepdims=True)
+        return (decades * y).sum(-1) / (decades**2).sum(-1)
+
+    return estimate(table.rows(), slope, int(table.seeds.min()), seed)

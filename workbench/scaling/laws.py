@@ -1,0 +1,253 @@
+"""Laws of sampling: coverage, its power law, submissions on a budget, and what training replaces of search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ..grading import canonical
+from ..types import Record, WorkbenchError
+from .curves import Columns, Table
+from .stats import Estimate, Ratio, between, interval, ratio, resampled, some
+
+
+def pass_at_k(n, c, k: int) -> float:
+    """Unbiased pass@k, the mean over problems of 1 − C(n−c, k)/C(n, k), as a product (Chen et al. 2021).
+
+    `n` samples and `c` right ones a problem: integers, or sequences with one entry a problem. Unlike
+    1 − (1 − c/n)^k it is not biased by drawing with replacement. Errors: k > n (no estimate exists), c outside 0..n.
+
+    >>> pass_at_k(n=4, c=1, k=2), pass_at_k(n=[4, 4], c=[1, 4], k=2)
+    (0.5, 0.75)
+    """
+    return float(_passes(n, c, [k]).mean())
+
+
+def _passes(n, c, ks: Sequence[int]) -> np.ndarray:
+    """pass@k of every problem: [problems, ks]."""
+    n, c = np.broadcast_arrays(np.atleast_1d(n), np.atleast_1d(c))
+    if np.any(c < 0) or np.any(c > n) or not n.size:
+        raise WorkbenchError("pass@k needs 0 <= c <= n for every problem, and one problem or more")
+    if bad := [k for k in ks if not 1 <= k <= n.min()]:
+        raise WorkbenchError(f"pass@{bad[0]} needs {bad[0]} samples of every problem; the fewest is n={n.min()}")
+    i = np.arange(max(ks))[:, None]
+    missed = np.cumprod(np.maximum(n - c - i, 0) / (n - i), axis=0)  # chance that the first i + 1 are all wrong
+    return 1 - missed[np.asarray(ks) - 1].T
+
+
+def coverage(records: Iterable[Record], ks: Sequence[int]) -> list[tuple[int, Estimate]]:
+    """[(k, pass@k)] from records of one method, each one an independent sample, with intervals over problems.
+
+    Errors: a problem with fewer samples than max(ks), and whatever `by_problem` refuses.
+
+    >>> rows = [Record("r", f"p/{i}", s, "5", s < i) for i in range(3) for s in range(4)]
+    >>> [(k, round(estimate.value, 2)) for k, estimate in coverage(rows, ks=[1, 4])]
+    [(1, 0.25), (4, 0.67)]
+    """
+    rows, seeds = _covered(records, ks)
+    return _estimates(rows, ks, seeds)
+
+
+def _covered(records: Iterable[Record], ks: Sequence[int]) -> tuple[np.ndarray, int]:
+    columns = Columns(records)
+    columns.one_setting()
+    columns.graded()
+    right = columns.counts(columns.mark)[:, 0].round().astype(int)
+    return _passes(columns.counts()[:, 0], right, ks), len(columns.seeds)
+
+
+def _estimates(rows: np.ndarray, ks: Sequence[int], seeds: int) -> list[tuple[int, Estimate]]:
+    drawn = resampled(rows, lambda mean: mean)
+    return [(k, interval(rows[:, j], drawn[:, j], (0, 1), seeds)) for j, k in enumerate(ks)]
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """c = exp(a·k^b) with a < 0 and b < 0; `max_error` is the largest miss on the points fitted."""
+
+    a: float
+    b: float
+    max_error: float
+
+    def __call__(self, k):
+        return np.exp(self.a * np.asarray(k, float) ** self.b)
+
+
+def power_law(ks: Sequence[int], coverage: Sequence[float]) -> PowerLaw:
+    """Fit coverage c = exp(a·k^b) (Large Language Monkeys, Brown et al. 2024): least squares of log(−log c) on log k.
+
+    Space the `ks` evenly in log k, or the large ones decide the fit. Errors: fewer than two points, a coverage of 0
+    or 1 (outside the law: drop those ks), or one that does not rise with k.
+
+    >>> law = power_law([1, 10, 100], [0.05, 0.25, 0.5])
+    >>> round(law.a, 2), round(law.b, 2), round(float(law(30)), 2)
+    (-2.96, -0.32, 0.37)
+    """
+    k, c = np.asarray(ks, float), np.asarray(coverage, float)
+    if k.shape != c.shape or len(set(ks)) < 2 or not np.all((c > 0) & (c < 1)):
+        raise WorkbenchError("a power law needs two or more different ks, each with a coverage between 0 and 1")
+    a, b = map(float, _line(k, c))
+    if b >= 0:
+        raise WorkbenchError("the coverage does not rise with k: no power law with b < 0 fits")
+    return PowerLaw(a, b, float(np.abs(np.exp(a * k**b) - c).max()))
+
+
+def _line(k: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """a and b for every row of coverages [..., ks]."""
+    x, y = np.log(k), np.log(-np.log(c))
+    b = ((x - x.mean()) * y).sum(-1) / ((x - x.mean()) ** 2).sum()
+    return -np.exp(y.mean(-1) - b * x.mean()), b
+
+
+@dataclass(frozen=True)
+class CoverageLaw:
+    """A power law of coverage, its two numbers with intervals over problems, and the coverage that it was fitted to."""
+
+    law: PowerLaw
+    a: Estimate
+    b: Estimate
+    points: list[tuple[int, Estimate]]
+
+
+def coverage_law(records: Iterable[Record], ks: Sequence[int] | None = None, *, seed: int = 0) -> CoverageLaw:
+    """`power_law` of the records' own pass@k, fitted again in every resample of problems: a and b get intervals.
+
+    `ks`: 1 to the number of samples, about twenty of them evenly in log k, by default; those with a coverage of 0 or 1
+    have no place in the law and are left out. a and b are strongly correlated: do not read their intervals as a box.
+    Draws in which a coverage is 0 or 1 are left out. Errors: as `power_law` and `coverage`.
+
+    >>> rows = [Record("r", f"p/{i}", s, "5", s < i % 8) for i in range(40) for s in range(16)]
+    >>> fit = coverage_law(rows)
+    >>> print(fit.b)
+    -0.904 [-1.3 to -0.674; n=40, seeds=16]
+    """
+    records = list(records)
+    if ks is None:
+        fewest = int(Columns(records).counts().min())
+        ks = np.unique(np.geomspace(1, fewest, 20).astype(int)).tolist()
+    rows, seeds = _covered(records, ks)
+    inside = (rows.mean(0) > 0) & (rows.mean(0) < 1)
+    kept = np.asarray(ks, float)[inside]
+    law = power_law(kept, rows.mean(0)[inside])
+    drawn = resampled(rows[:, inside], lambda mean: np.stack(_line(kept, mean), axis=-1), seed)
+    a, b = (between(value, drawn[:, j], len(rows), seeds) for j, value in enumerate((law.a, law.b)))
+    return CoverageLaw(law, a, b, _estimates(rows, ks, seeds))
+
+
+# Few submissions of many samples
+
+
+def submissions(
+    records: Iterable[Record], ks: Sequence[int], rule: Literal["random", "votes", "score", "weighted"] = "votes"
+) -> list[tuple[int, Estimate]]:
+    """[(k, share of problems solved by k submissions)] where a rule picks k of a problem's N samples (o1 at the IOI).
+
+    `records`: one setting, each record a sample. `random` submits k samples blindly, which is pass@k. The others submit
+    the k best *different* answers (equal by value): with most `votes`, with the best knobs["score"], or with the
+    largest sum of scores (`weighted`). Ties go to the answer sampled first; an answer is as right as its first sample.
+    Samples without an answer are never submitted, and fewer different answers than k are all submitted.
+    Errors: fewer than k samples of a problem, a sample that has an answer and no score where the rule needs one.
+
+    >>> said = [("7", 0.2, 0), ("7", 0.3, 0), ("8", 0.9, 1), ("9", 0.1, 0)]
+    >>> rows = [Record("r", "p/1", s, a, bool(ok), knobs={"score": v}) for s, (a, v, ok) in enumerate(said)]
+    >>> [[e.value for _, e in submissions(rows, [1, 2], rule)] for rule in ("random", "votes", "score")]
+    [[0.25, 0.5], [0.0, 1.0], [1.0, 1.0]]
+    """
+    if rule == "random":
+        return coverage(records, ks)
+    if rule not in ("votes", "score", "weighted"):
+        raise WorkbenchError(f"unknown rule {rule!r}: choose random, votes, score or weighted")
+    columns = Columns(records)
+    columns.one_setting()
+    columns.graded()
+    samples = columns.counts()[:, 0]
+    if not 1 <= min(ks) <= max(ks) <= samples.min():
+        few = columns.problems[int(samples.argmin())]
+        raise WorkbenchError(f"{min(ks)} to {max(ks)} submissions of {samples.min():.0f} samples ({few}): sample more")
+    groups: list[dict] = [{} for _ in columns.problems]
+    for i in np.lexsort((columns.seed, columns.problem)):
+        record = columns.records[i]
+        if record.answer is not None:
+            weight = 1.0 if rule == "votes" else record.knobs.get("score")
+            if weight is None or math.isnan(weight):
+                raise WorkbenchError(f"a sample of {record.problem} has no score: {rule} needs knobs['score'] of each")
+            groups[columns.problem[i]].setdefault(canonical(record.answer), (record.correct, []))[1].append(weight)
+    combine = max if rule == "score" else math.fsum
+    first = np.full(len(groups), np.inf)  # the place of the first right answer
+    for p, answers in enumerate(groups):
+        ranked = sorted(answers.values(), key=lambda group: -combine(group[1]))
+        first[p] = next((place for place, (right, _) in enumerate(ranked, 1) if right), np.inf)
+    return _estimates((first[:, None] <= np.asarray(ks)).astype(float), ks, len(columns.seeds))
+
+
+# Training against search
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """accuracy = c + train·log10(training FLOPs) + test·log10(test FLOPs), and what a decade of training is worth.
+
+    `rate` = train/test: the decades of search that one decade of training replaces. `max_error`: the largest miss, in
+    accuracy (in logits if those were fitted).
+    """
+
+    rate: Ratio
+    train: Estimate
+    test: Estimate
+    constant: float
+    max_error: float
+
+
+def exchange_rate(
+    records: Iterable[Record], train: Mapping[str, float], *, logit: bool = False, x: str = "flops", seed: int = 0
+) -> Exchange:
+    """How many decades of test-time search one decade of training replaces (Jones 2021, arXiv 2104.03113).
+
+    `records`: methods of `train` {method: its training FLOPs}, each at several n, on the same problems; their cost is
+    what the *test* took. Least squares over (method, n) points, fitted again in every resample of problems, with the
+    costs. `logit` fits log-odds instead of accuracy. Errors: fewer than two training or two test budgets for a method,
+    points on one line, training FLOPs inside a record's cost, accuracy that does not rise with search (no rate).
+    Left out: saturation. Both axes flatten near 0 and 1, where a plane does not hold: read `max_error`, and drop points
+    there. Jones fits strength in games, which has no ceiling, and finds about 1.2 decades for one.
+
+    >>> from workbench.types import Cost
+    >>> points = [(m, t, n) for m, t in [("small", 1), ("large", 2)] for n in (1, 2, 3)]
+    >>> rows = [Record("r", f"p/{i}", 0, "5", i < 10 * t + 5 * n, Cost(policy_flops=10.0**n),
+    ...                knobs={"method": m, "n": n}) for m, t, n in points for i in range(50)]
+    >>> print(exchange_rate(rows, {"small": 1e9, "large": 1e10}).rate)
+    2 [1.7 to 2.31; n=50]
+    """
+    records = [record for record in records if record.knobs.get("method") in train]
+    if charged := {record.knobs["method"] for record in records if record.cost.training_flops}:
+        raise WorkbenchError(f"{some(charged)} has training FLOPs in its records' cost: give them in `train` alone")
+    table = Table(records, x)
+    width, t = len(table.settings), np.log10([train[method] for method, _ in table.settings])
+    t = t - t.mean()
+
+    def plane(mean):
+        y, u = mean[..., :width], np.log10(mean[..., width:])
+        y, middle = np.log(y / (1 - y)) if logit else y, u.mean(-1, keepdims=True)
+        tt, uu, tu = (t * t).sum(), ((u - middle) ** 2).sum(-1), (t * (u - middle)).sum(-1)
+        ty, uy = (t * y).sum(-1), ((u - middle) * y).sum(-1)
+        flat = tt * uu - tu**2
+        a, b = (ty * uu - uy * tu) / flat, (uy * tt - ty * tu) / flat
+        fit = y.mean(-1, keepdims=True) + a[..., None] * t + b[..., None] * (u - middle)
+        return np.stack([a, b, y.mean(-1) - b * middle[..., 0], np.abs(fit - y).max(-1)], axis=-1)
+
+    with np.errstate(all="ignore"):
+        a, b, constant, error = plane(table.rows().mean(0)).tolist()
+    enough = len(set(t.tolist())) > 1 and len(set(table.x.tolist())) > 1
+    if not enough or not math.isfinite(a + b):
+        raise WorkbenchError("an exchange rate needs two training and two test budgets or more, and accuracies in 0-1")
+    if b <= 0:
+        raise WorkbenchError(f"accuracy does not rise with search ({b:.3g} a decade): training replaces nothing here")
+    drawn, n, seeds = resampled(table.rows(), plane, seed), len(table.problems), int(table.seeds.min())
+    with np.errstate(all="ignore"):
+        rates = np.where(drawn[:, 1] > 0, drawn[:, 0] / drawn[:, 1], np.inf)
+    constant -= a * np.log10([train[method] for method, _ in table.settings]).mean()
+    two = (between(value, drawn[:, j], n, seeds) for j, value in enumerate((a, b)))
+    return Exchange(ratio(a / b, rates, rates, n), *two, constant, error)

@@ -1,0 +1,349 @@
+"""An interval for every number, tests for pairs of marks, and how many problems a claim needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ..types import WorkbenchError
+
+DRAWS = 10_000  # bootstrap resamples: the ends of a 95 % interval then wobble by about 1 % of its width
+Resample = Literal["problems", "nested", "crossed"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured number with its 95 % interval; `low` and `high` are None where the data give none.
+
+    `n` counts problems (the resampled unit), `seeds` the distinct seeds averaged inside each.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    seeds: int = 1
+
+    def __str__(self) -> str:
+        interval = "no interval" if self.low is None else f"{self.low:.3g} to {self.high:.3g}"
+        return f"{self.value:.3g} [{interval}; n={self.n}, seeds={self.seeds}]"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A positive ratio with its 95 % interval, parts of which may lie outside what was measured.
+
+    `bound` is "" for a measured value, ">=" or "<=" where the data only bound it. An end that lies outside is None:
+    open, unlike an Estimate's None. `n` counts problems.
+
+    >>> print(Ratio(2.0, 1.5, None, 60), Ratio(4.0, None, 9.0, 60, "<="), sep="; ")
+    2 [1.5 to open; n=60]; <= 4 [open to 9; n=60]
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    bound: str = ""
+
+    def __str__(self) -> str:
+        low, high = ("open" if end is None else f"{end:.3g}" for end in (self.low, self.high))
+        return f"{self.bound}{' ' * bool(self.bound)}{self.value:.3g} [{low} to {high}; n={self.n}]"
+
+
+def between(value: float, draws: np.ndarray, n: int, seeds: int = 1) -> Estimate:
+    """`value` with the middle 95 % of those `draws` that are finite; none if they do not vary.
+
+    >>> print(between(0.5, np.arange(101.0), n=7)), print(between(0.5, np.ones(9), n=1))
+    0.5 [2.5 to 97.5; n=7, seeds=1]
+    0.5 [no interval; n=1, seeds=1]
+    (None, None)
+    """
+    low, high = np.quantile(draws[np.isfinite(draws)], [0.025, 0.975])
+    some = high - low >= 1e-12  # one problem, or all alike: a zero width would claim certainty
+    return Estimate(float(value), *((float(low), float(high)) if some else (None, None)), int(n), seeds)
+
+
+def ratio(value: float, lower: np.ndarray, upper: np.ndarray, n: int, bound: str = "") -> Ratio:
+    """`value` with the middle 95 % of draws; a draw known only to lie in `lower`–`upper` widens it. NaN is left out."""
+    low = np.quantile(lower[~np.isnan(lower)], 0.025, method="lower")
+    high = np.quantile(upper[~np.isnan(upper)], 0.975, method="higher")
+    ends = (float(end) if 0 < abs(end) < np.inf else None for end in (low, high))
+    return Ratio(float(value), *ends, n, bound)
+
+
+# Bootstrap
+
+
+def bootstrap(values, *, bounds=(0.0, 1.0), seeds: int = 1, seed: int = 0, resample: Resample = "problems") -> Estimate:
+    """Mean over problems with a 95 % percentile-bootstrap interval (Efron).
+
+    `values`: {problem: value} or one value a problem; the result does not depend on the order of a mapping. A value may
+    be a sequence, one entry a seed, equally many for every problem; they are averaged.
+    `resample`: "problems" is right for seeds that are independent samples: a problem's mean carries their noise.
+    "crossed" draws problems and seeds (Owen 2007), for seeds that all problems share, such as training seeds: with few
+    of them still too narrow. "nested" draws problems and, inside each, seeds anew: it counts the noise of a seed twice.
+    `bounds`: the range a value can take, None if it has none. When all values are equal resampling says nothing, and
+    the interval is the exact one: with 97.5 % confidence a share of at most 1 − .025^(1/n) of problems differs, by as
+    much as `bounds` allow. One problem alone, or equal values without bounds, has no interval (None).
+    Errors: no values, a value that is not finite or outside `bounds`. Left out: BCa correction (below about 20
+    problems the interval is somewhat narrow).
+
+    >>> print(bootstrap({"p/1": 1.0, "p/2": 0.0, "p/3": 0.5, "p/4": 0.5}))
+    0.5 [0.125 to 0.875; n=4, seeds=1]
+    >>> print(bootstrap([1.0] * 40))
+    1 [0.912 to 1; n=40, seeds=1]
+    >>> print(bootstrap({f"p/{i}": [1, 1, 0, i % 2] for i in range(40)}, resample="crossed"))
+    0.625 [0.237 to 1; n=40, seeds=4]
+    """
+    values = column(values)
+    grid, seeds = (values, values.shape[1]) if values.ndim == 2 else (None, seeds)
+    values = values if grid is None else values.mean(1)
+    if bounds and not (bounds[0] <= values.min() and values.max() <= bounds[1]):
+        raise WorkbenchError(f"values outside {bounds}: give their range as bounds=, or None for no range")
+    if resample == "problems":
+        drawn = resampled(values[:, None], lambda mean: mean, seed)[:, 0]
+    elif grid is None or resample not in ("nested", "crossed"):
+        raise WorkbenchError(f"resample={resample!r} needs one value a seed, and is problems, nested or crossed")
+    else:
+        drawn = _with_seeds(grid, resample, seed)
+    return interval(values, drawn, bounds, seeds)
+
+
+def paired_bootstrap(
+    a, b, *, bounds=(-1.0, 1.0), seeds: int = 1, seed: int = 0, resample: Resample = "problems"
+) -> Estimate:
+    """Mean of a − b, paired over problems, with its 95 % bootstrap interval.
+
+    `a`, `b`: {problem: mean over seeds} for the same problems, or two aligned sequences. Subtracting inside a problem
+    removes the spread between easy and hard ones, which separate error bars keep. Sequences of seeds are subtracted
+    seed by seed. `bounds` and `resample` as in `bootstrap`, for the difference. Errors: the two sides cover different
+    problems (named).
+
+    >>> print(paired_bootstrap({"x": 1.0, "y": 0.5, "z": 0.25}, {"z": 0.0, "y": 0.0, "x": 0.5}))
+    0.417 [0.25 to 0.5; n=3, seeds=1]
+    """
+    a, b = paired(a, b)
+    return bootstrap(a - b, bounds=bounds, seeds=seeds, seed=seed, resample=resample)
+
+
+def draws(n: int, seed: int, width: int = 1) -> Iterator[np.ndarray]:
+    """How often each of `n` problems falls into each resample: counts [chunk, n], DRAWS rows in all."""
+    rng, chunk = np.random.default_rng(seed), max(1, 2_000_000 // (n * width))  # bounds memory
+    for start in range(0, DRAWS, chunk):
+        size = min(chunk, DRAWS - start)
+        picks = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
+        yield np.bincount(picks.ravel(), minlength=size * n).reshape(size, n).astype(float)
+
+
+def resampled(rows: np.ndarray, statistic: Callable, seed: int = 0) -> np.ndarray:
+    """`statistic` of the column means [draws, columns] of resampled `rows` [problems, columns]."""
+    with np.errstate(all="ignore"):
+        return np.concatenate([statistic(counts @ rows / len(rows)) for counts in draws(len(rows), seed)])
+
+
+def estimate(rows: np.ndarray, statistic: Callable, seeds: int = 1, seed: int = 0) -> Estimate:
+    """`statistic` of the column means of `rows` [problems, columns], and of those of resampled problems."""
+    value, n = float(statistic(rows.mean(0))), len(rows)
+    if not math.isfinite(value):
+        raise WorkbenchError(f"the estimate over {n} problems is {value}: a part of it has no data")
+    return between(value, resampled(rows, statistic, seed), n, seeds)
+
+
+def interval(values: np.ndarray, drawn: np.ndarray, bounds, seeds: int) -> Estimate:
+    """The mean of `values` with its interval from `drawn` means, or the exact one where all values are equal."""
+    n = len(values)
+    if bounds and n > 1 and np.ptp(values) == 0:
+        value, unseen = float(values[0]), 1 - 0.025 ** (1 / n)
+        return Estimate(value, value - unseen * (value - bounds[0]), value + unseen * (bounds[1] - value), n, seeds)
+    return between(values.mean(), drawn, n, seeds)
+
+
+def _with_seeds(grid: np.ndarray, resample: str, seed: int) -> np.ndarray:
+    (n, m), rng, drawn = grid.shape, np.random.default_rng([seed, 1]), []
+    for counts in draws(n, seed, width=m):
+        if resample == "crossed":
+            drawn.append(((counts @ grid) * rng.multinomial(m, np.full(m, 1 / m), len(counts))).sum(1))
+        else:
+            times = rng.multinomial((counts * m).astype(int), np.full(m, 1 / m))  # [draws, problems, seeds]
+            drawn.append((times * grid).sum((1, 2)))
+    return np.concatenate(drawn) / (n * m)
+
+
+# Marks of 0 and 1
+
+
+def wilson(right: int, n: int) -> Estimate:
+    """The share right/n with its 95 % Wilson score interval (1927): good for small n and for shares near 0 or 1.
+
+    For n independent marks of 0 and 1. Several seeds of one problem are not independent: use `bootstrap`.
+
+    >>> print(wilson(9, 10))
+    0.9 [0.596 to 0.982; n=10, seeds=1]
+    """
+    from scipy.stats import binomtest
+
+    if not 0 <= right <= n or n < 1:
+        raise WorkbenchError(f"{right} right of {n}: a share needs 0 <= right <= n, and n of 1 or more")
+    ends = binomtest(right, n).proportion_ci(method="wilson")
+    return Estimate(right / n, float(ends.low), float(ends.high), n)
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Problems that only one side solves, and the two-sided p-value that chance splits them so unevenly."""
+
+    only_a: int
+    only_b: int
+    n: int
+    p: float
+
+
+def mcnemar(a, b) -> McNemar:
+    """Exact McNemar test (1947) of two methods that met the same problems: a binomial test of the discordant pairs.
+
+    `a`, `b`: one mark of 0 or 1 a problem, {problem: mark} or aligned sequences. Errors: different problems, another
+    mark (means over seeds: use `paired_bootstrap`). p is 1 where no problem tells the two apart.
+
+    >>> mcnemar([1, 1, 1, 1, 1, 1, 0, 1], [0, 0, 0, 0, 0, 0, 0, 1])
+    McNemar(only_a=6, only_b=0, n=8, p=0.03125)
+    """
+    from scipy.stats import binomtest
+
+    a, b = paired(a, b)
+    if not np.isin([a, b], (0, 1)).all():
+        raise WorkbenchError("McNemar's test needs marks of 0 and 1: compare means over seeds by paired_bootstrap")
+    only_a, only_b = int((a > b).sum()), int((a < b).sum())
+    p = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    return McNemar(only_a, only_b, len(a), float(p))
+
+
+def holm(p: Mapping[str, float]) -> dict[str, float]:
+    """{name: p-value adjusted by Holm (1979)}: rejecting those below .05 errs once in 20 *families* of tests at most.
+
+    The smallest of m is multiplied by m, the next by m − 1, and none may be smaller than the one before it. Holds
+    whatever the dependence between the tests. Errors: a p-value outside 0–1.
+
+    >>> holm({"beam": 0.01, "vote": 0.04, "mcts": 0.03})
+    {'beam': 0.03, 'vote': 0.06, 'mcts': 0.06}
+    """
+    if strange := [name for name, value in p.items() if not 0 <= value <= 1]:
+        raise WorkbenchError(f"no p-value between 0 and 1: {some(strange)}")
+    out, least = {}, 0.0
+    for rank, name in enumerate(sorted(p, key=p.get)):
+        out[name] = least = max(least, min(1.0, (len(p) - rank) * p[name]))
+    return {name: out[name] for name in p}
+
+
+# How many problems
+
+
+def discordance(a, b) -> float:
+    """Mean squared difference of paired marks: for marks of 0 and 1, the share of problems that one side alone solves.
+
+    >>> discordance([1, 0, 1, 1], [1, 1, 0, 1])
+    0.5
+    """
+    a, b = paired(a, b)
+    return float(np.mean((a - b) ** 2))
+
+
+def power(gap: float, discordance: float, n: int, *, alpha: float = 0.05) -> float:
+    """Chance that `n` problems show a true paired difference `gap` at two-sided `alpha` (Connor 1987, normal theory).
+
+    `discordance`: as the function of that name gives on pilot marks; it is what pairing leaves of the noise. The exact
+    McNemar test has a few points less. Errors: a gap larger than the discordance (impossible), or of 0.
+
+    >>> round(power(0.02, 0.10, n=2000), 2)
+    0.81
+    """
+    from scipy.special import ndtr
+
+    (za, _), _ = _z(alpha, 0.5), _possible(gap, discordance)
+    spread = math.sqrt(discordance - gap**2) or 1e-12  # every problem tells, the same way
+    return float(ndtr((abs(gap) * math.sqrt(n) - za * math.sqrt(discordance)) / spread))
+
+
+def problems_needed(gap: float, discordance: float, *, power: float = 0.8, alpha: float = 0.05) -> int:
+    """How many problems show a paired difference `gap` with this `power`; see `power` for the terms.
+
+    >>> problems_needed(0.02, discordance=0.10), problems_needed(0.02, discordance=0.40)
+    (1960, 7847)
+    """
+    (za, zb), _ = _z(alpha, power), _possible(gap, discordance)
+    return math.ceil(((za * math.sqrt(discordance) + zb * math.sqrt(discordance - gap**2)) / gap) ** 2)
+
+
+def detectable_gap(n: int, discordance: float, *, power: float = 0.8, alpha: float = 0.05) -> float:
+    """The smallest paired difference that `n` problems show with this `power`: `problems_needed` solved for the gap.
+
+    Errors: too few problems for any gap that this discordance allows.
+
+    >>> round(detectable_gap(500, discordance=0.10), 3)
+    0.04
+    """
+    za, zb = _z(alpha, power)
+    root = max(0.0, n + zb**2 - za**2)
+    gap = math.sqrt(discordance) * (za * math.sqrt(n) + zb * math.sqrt(root)) / (n + zb**2)
+    if gap**2 > discordance**2 or not 0 < discordance <= 1:
+        raise WorkbenchError(f"{n} problems show no gap at a discordance of {discordance:.3g}: measure more of them")
+    return gap
+
+
+def _z(alpha: float, power: float) -> tuple[float, float]:
+    from scipy.special import ndtri
+
+    if not (0 < alpha < 1 and 0 < power < 1):
+        raise WorkbenchError(f"alpha {alpha} and power {power} are chances between 0 and 1")
+    return float(ndtri(1 - alpha / 2)), float(ndtri(power))
+
+
+def _possible(gap: float, discordance: float) -> None:
+    if not 0 < abs(gap) <= discordance <= 1:
+        raise WorkbenchError(f"a gap of {gap} at a discordance of {discordance}: 0 < |gap| <= discordance <= 1 holds")
+
+
+# Parts that the package shares
+
+
+def column(values) -> np.ndarray:
+    """Values [problems] or [problems, seeds] as floats, a mapping in the order of its keys; none may be missing."""
+    if isinstance(values, Mapping):
+        values = [values[problem] for problem in sorted(values)]
+    if len(values) == 0:
+        raise WorkbenchError("no values: nothing to measure")
+    try:
+        found = np.asarray(values, float)
+    except ValueError:
+        raise WorkbenchError("every problem needs a number, or equally many numbers, one a seed") from None
+    if not np.isfinite(found).all():
+        raise WorkbenchError("a value is missing or not finite: leave its problem out on purpose, it is not 0")
+    return found
+
+
+def paired(a, b) -> tuple[np.ndarray, np.ndarray]:
+    """The two sides as arrays over the same problems."""
+    if isinstance(a, Mapping) != isinstance(b, Mapping):
+        raise WorkbenchError("pair a mapping with a mapping, or a sequence with a sequence of the same order")
+    if isinstance(a, Mapping) and a.keys() != b.keys():
+        raise WorkbenchError(f"the two sides cover different problems: {some(a.keys() ^ b.keys())} on one only")
+    if len(a) != len(b):
+        raise WorkbenchError(f"cannot pair {len(a)} values with {len(b)}: one value a problem on each side")
+    a, b = column(a), column(b)
+    if a.shape != b.shape:
+        raise WorkbenchError(f"cannot pair {a.shape[1:]} seeds with {b.shape[1:]}: as many on each side")
+    return a, b
+
+
+def some(things: Iterable, limit: int = 3) -> str:
+    """The first few of `things`, for a message.
+
+    >>> some("dcba")
+    'a, b, c and 1 more'
+    """
+    things = sorted(map(str, things))
+    return ", ".join(things[:limit]) + (f" and {len(things) - limit} more" if len(things) > limit else "")
