@@ -3,7 +3,10 @@
 Both sample in their own process and take one AdamW step a batch (GRPO, no KL). TRL generates with transformers and is
 given micro-batches of the size that is fastest for it among those tried. Steps after the first are timed.
 
-Sections (`WORKBENCH_BENCH=nano` runs one of them): nano, smollm2.
+And what learning brings: outcome reward and STaR as the series does them, three training seeds each, on its test
+problems.
+
+Sections (`WORKBENCH_BENCH=nano` runs one of them): nano, smollm2, gains.
 """
 
 from __future__ import annotations
@@ -13,10 +16,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 from _sections import row, run
+
+from workbench.claims import decide
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {  # steps, prompts, group, tokens of a step of a chain, of a chain, TRL's micro-batches
@@ -26,7 +32,7 @@ SIZES = {  # steps, prompts, group, tokens of a step of a chain, of a chain, TRL
 
 
 def main() -> list[dict]:
-    return run("rl", nano, smollm2)
+    return run("rl", nano, smollm2, gains)
 
 
 def nano() -> list[dict]:
@@ -52,6 +58,46 @@ def speed(size: str) -> list[dict]:
         row(f"{size}: sampled tokens a second, over TRL's", faster, "x", ">= 2", faster >= 2),
         row(f"{size}: peak memory, over TRL's", memory, "x", "<= 1", memory <= 1),
     ]
+
+
+def gains(seeds=(0, 1, 2)) -> list[dict]:
+    """pass@1 after minus before, four chains a problem, the same dice; problems and training seeds are resampled."""
+    from workbench import evaluate, flywheel, rl, scaling
+    from workbench.pipeline import Series, runs_folder
+    from workbench.runs import Run
+
+    series = Series("nano")
+    p, test = series.profile, series.test()
+
+    def share(policy) -> dict[str, float]:
+        return scaling.by_problem(evaluate.samples("", test, policy, 4, 0, p.sampling)[0])
+
+    def outcome(policy, seed, open_run):
+        config = replace(p.reinforce, seed=seed).config(p.sampling)
+        rl.train(policy, p.task, rl.outcome, config, open_run(asdict(config)), series.held_out())
+
+    def star(policy, seed, open_run):
+        config = replace(p.wheel, seed=seed).config(p.sampling)
+        made = open_run(asdict(config))
+        flywheel.train(policy, p.task, config, made, held_out=series.held_out())
+        flywheel.put(policy.model, flywheel.weights(made.path / "rounds" / str(config.rounds) / "model"))
+
+    before, rows = share(series.policy()), []
+    for name, learn, goal in (("outcome reward", outcome, 0.2), ("STaR", star, 0.15)):
+        after: dict[str, list[float]] = {}
+        for seed in seeds:
+            folder = runs_folder("runs") / "bench" / f"{learn.__name__}-{seed}"
+            policy = series.policy()
+            learn(policy, seed, lambda about, folder=folder: Run.open(folder, about))
+            mine = share(policy)
+            after = {problem: [*after.get(problem, ()), right] for problem, right in mine.items()}
+            print(f"rl: {name}, seed {seed}: {scaling.paired_bootstrap(mine, before)}", flush=True)
+        base = {problem: [right] * len(seeds) for problem, right in before.items()}
+        gain = scaling.paired_bootstrap(after, base, resample="crossed")
+        rows.append(
+            row(f"{name}: pass@1 gained ({gain})", gain.value, "", f">= {goal}", decide(gain, f">= {goal}") == "holds")
+        )
+    return rows
 
 
 def child(way: str, size: str) -> dict:

@@ -43,8 +43,6 @@ def test_a_task_that_only_people_can_judge_is_named():
             labels.corrected(problem, trace, [1.0, 0.0])
         with pytest.raises(WorkbenchError, match=f"{task}/7: the task '{task}' has no step oracle.* trained verifier"):
             Oracle([problem])
-    with pytest.raises(WorkbenchError, match="'countdown' has no 'correct'"):
-        labels.corrected(Problem("c/1", "countdown", "3 5 8=29", None), trace, [1.0, 0.0])
 
 
 def test_rollouts_start_after_the_step(asked):
@@ -109,6 +107,17 @@ def test_the_policy_never_sees_the_answer(asked):
 
     found, _ = labels.monte_carlo(Curious(TABLE), [(p, Trace((Step("good"),), "cut")) for p in asked(3)], k=8)
     assert max(row[0] for row in found) > 0
+
+
+@pytest.mark.parametrize("task", ["arithmetic", "countdown"])
+def test_corrections_one_after_another_solve_the_problem(task):
+    """Bugs: a correction that leaves the way that earlier steps took; an answer that forgets them."""
+    module = tasks.get(task)
+    for problem in module.load("train", 20, 3):
+        steps = list(module.demonstration(problem).steps[:1])
+        while not steps[-1].final:
+            steps.append(module.correct(problem, steps))
+        assert all(module.oracle(problem, steps)) and module.check(problem, steps[-1].text)
 
 
 def test_a_corrected_chain_stops_at_its_first_mistake():

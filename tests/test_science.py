@@ -185,6 +185,8 @@ def test_accuracy_and_difference_pair_seeds_and_refuse_uneven_ones():
         assert scaling.difference(a, b[::-1], resample=how) == (e := scaling.difference(a, b, resample=how))
         assert (e.value, e.seeds) == (pytest.approx(luck[:10].sum() / 160), 4)
     assert scaling.accuracy(a, resample="crossed").value == pytest.approx(luck.mean())
+    again = [replace(r, run="another") for r in a]
+    assert scaling.accuracy([*a, *again]) == scaling.accuracy(a), "the same seeds of two runs are no twins"
     with pytest.raises(WorkbenchError, match="p/000 lack a seed"):
         scaling.accuracy(a[1:], resample="nested")
     for bad in (dict(resample="nested"), dict(resample="seeds")):

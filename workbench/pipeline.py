@@ -140,6 +140,7 @@ class Profile:
 _QUICK = Schedule(8, batch=16, check_every=4)
 PROFILES = {
     "nano": Profile("nano"),
+    "countdown": Profile("countdown", task="countdown"),  # another world for the searches; all steps of teaching
     "micro": Profile(  # seconds, for trying the plumbing out: its models learn nothing worth reporting
         "micro",
         shape="micro",

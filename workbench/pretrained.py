@@ -16,17 +16,17 @@ from typing import Any
 
 import torch
 
-from . import evaluate, labels, sft, stepdata, tasks
+from . import labels, sft, stepdata, tasks
 from .adapters import fast_dtype, prepare
 from .fit import fit
-from .format import TAGS, Encoder
+from .format import TAGS, Encoder, add_tags
 from .models import Need, load_model, memory, placed
 from .packing import capped
 from .pipeline import Schedule, Series, _fresh, _row, _save, read_traces, runs_folder
 from .policies import Sampling
 from .policies.local import LocalPolicy
 from .runs import Run
-from .types import Cost, Labelled, Problem, Trace, WorkbenchError
+from .types import Labelled, Problem, Trace, WorkbenchError
 from .verifiers import prm
 
 HUB = "tasksource/PRM800K"  # OpenAI's files as they are
@@ -73,7 +73,7 @@ class Profile:
         each (prompts of at most 256 tokens), the caches of what was read, and the logits of one token a row.
 
         >>> {stage: round(need.total / 1e9, 1) for stage, need in PROFILES["small"].needs(4).items()}
-        {'teach': 4.0, 'judge': 2.5, 'search': 5.3}
+        {'teach': 4.0, 'judge': 2.5, 'search': 5.2}
         """
         shape, t = SimpleNamespace(**prm.SIZES[self.name].shape), self.judge
         taught = memory(shape, "lora", self.teach.batch, self.teach_tokens, t.rank, width)
@@ -142,7 +142,7 @@ def _changed(scalars, changes: Mapping[str, Any]):
 
 
 def phase1(part: str) -> Path:
-    """PRM800K's phase-1 file, `train` or `test`: from the data folders, else fetched. `tasks.Missing`: not to be had."""
+    """PRM800K's phase-1 file, `train` or `test`: from the data folders or the hub. Errors: `tasks.Missing`."""
     places = [folder / "prm800k" for folder in tasks.folders()]
     found = (path for place in places for path in sorted(place.glob(f"phase1_{part}.*")))
     if path := next((path for path in found if path.name.endswith(stepdata.ENDINGS)), None):
@@ -196,14 +196,20 @@ class AnswerKey:
         return [(float(labels.right_answer(self.problems[p.id], t)),) * len(t.steps) for p, t in items]
 
 
-class Few(prm.PRM):
-    """A PRM that reads `batch` chains at a time: a large base's keys and values are what fills the memory."""
+class Few:
+    """A verifier that is handed `rows` chains at a time: the keys and values of a large base are what fills memory."""
 
-    def score(self, items: Sequence[tuple[Problem, Trace]]) -> list[tuple[float, ...]]:
+    def __init__(self, judge, rows: int):
+        self.judge, self.rows = judge, rows
+
+    def __getattr__(self, name: str):
+        return getattr(self.judge, name)
+
+    def score(self, items: Sequence[tuple[Problem, Trace]]) -> list[tuple[float | None, ...]]:
         scores, read = [], []
-        for first in range(0, len(items), self.batch):
-            scores += super().score(items[first : first + self.batch])
-            read += self.read
+        for first in range(0, len(items), self.rows):
+            scores += self.judge.score(items[first : first + self.rows])
+            read += self.judge.read
         self.read = read
         return scores
 
@@ -254,8 +260,8 @@ class Pretrained(Series):
         if part != "train":
             found = (c for c in found if (tasks.digest("tuning", c.problem.id) % 4 == 0) == (part == "valid"))
         _, tokenizer = load_model(self.profile.base)
-        tasks_tags = prepare_tokenizer(tokenizer)
-        return list(capped(found, Encoder(tasks_tags), self.profile.cap, self.seed))
+        add_tags(tokenizer)
+        return list(capped(found, Encoder(tokenizer), self.profile.cap, self.seed))
 
     def chains(self) -> Run:
         """PRM800K's phase-1 training chains, at most `cap` tokens of a problem, every step with people's label."""
@@ -266,3 +272,80 @@ class Pretrained(Series):
             run.append("traces", (_row(*chain) for chain in chains))
             run.finish(cost={}, traces=len(chains))
         return run
+
+    def audit(self) -> Run:
+        """Monte-Carlo labels beside people's, on one chain of each of some problems whose answer is known."""
+        p, source = self.profile, self.chains()
+        inputs = {"chains": source.path, "policy": self.teach().path}
+        run = self._open("audit", inputs, traces=p.audit, rollouts=p.rollouts, sampling=asdict(p.sampling))
+        if not run.done:
+            _fresh(run, "traces")
+            known = [row for row in read_traces(source) if row[0].answer is not None]
+            known.sort(key=lambda row: tasks.digest("audit", self.seed, row[0].id, row[1].steps[-1].text))
+            rows = list({problem.id: (problem, *rest) for problem, *rest in known}.values())[: p.audit]
+            items = [(problem, trace) for problem, trace, _ in rows]
+            soft, cost = labels.monte_carlo(self.policy(), items, p.rollouts, self.seed, sampling=p.sampling)
+            run.append(
+                "traces",
+                (
+                    {**_row(*row), "soft": mine, "hard": [float(x > 0) for x in mine]}
+                    for row, mine in zip(rows, soft, strict=True)
+                ),
+            )
+            run.finish(cost=cost.amounts(), rollouts=p.rollouts)
+        return run
+
+    def judge(self, kind: str = "head") -> Run:
+        """`head`: a linear head on step ends of the base, trained on `chains`. Nothing reported on is among them."""
+        if kind not in self.VERIFIERS:
+            why = "people's labels make one judge, 'head'; the others are of profile nano"
+            raise WorkbenchError(f"profile {self.profile.name} has no verifier {kind!r}: {why}")
+        p, source = self.profile, self.chains()
+        run = self._open(f"judge-{kind}", {"chains": source.path}, kind=kind, base=p.base, training=asdict(p.judge))
+        if not run.done:
+            run.rewind("history", prm.reached(run.path / "trainer"))
+            reported = [chain.problem.prompt for part in ("valid", "test") for chain in self.people(part)]
+            reported += [problem.prompt for problem in self.held_out() + self.test()]
+            learnt = [Labelled(problem, trace, tuple(marks)) for problem, trace, marks in read_traces(source)]
+
+            def log(row: dict) -> None:
+                run.append("history" if "step" in row else "rows", [row])
+
+            _, cost = prm.train(learnt, p.base, run.path, p.judge, reported, log, self.progress)
+            run.finish(cost=cost.amounts())
+        return run
+
+    def verifier(self, kind: str = "head") -> Few:
+        return Few(prm.PRM.load(self.judge(kind).path / "model"), self.profile.rows)
+
+    def search(self) -> Run:
+        """As `Series.search`, with the one judge there is; the oracle knows the answers only."""
+        p = self.profile
+        inputs = {"policy": self.teach().path, "head": self.judge().path}
+        scalars = {"problems": p.search_problems, "n": p.search_n, "beam_n": p.beam_n, "caps": p.caps}
+        run = self._open("search", inputs, **scalars, sampling=asdict(p.sampling))
+        if run.done:
+            return run
+        policy, judges = self.policy(), {"prm": self.verifier(), "oracle": AnswerKey(self.test())}
+        return self._searched(run, self._methods(policy, None), judges, policy)
+
+    def _methods(self, policy, alone) -> list[tuple]:
+        plan = super()._methods(policy, alone)
+        return [row for row in plan if row[0] == "best_of_n (oracle)" or (row[4] is policy and row[2] in (None, "prm"))]
+
+    def _lacks(self, *_, **__):
+        raise WorkbenchError(f"profile {self.profile.name} runs notebooks 03, 04 and 05: the rest needs profile nano")
+
+    flywheel = reinforce = small = training_curve = _lacks
+
+
+def tell_apart(model, tokenizer) -> None:
+    """Tags that a base has never seen all begin as its mean token. Under LoRA the table does not learn, so the model
+    could never say one and not another: each begins as the mean of its name's tokens instead."""
+    ids = tokenizer.convert_tokens_to_ids(list(TAGS))
+    for table in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
+        if len(table[ids].unique(dim=0)) < len(ids):
+            for tag, i in zip(TAGS, ids, strict=True):
+                pieces = tokenizer(tag, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+                with torch.no_grad():
+                    table[i] = table[pieces].float().mean(0).to(table.dtype)

@@ -123,6 +123,31 @@ def oracle(problem: Problem, steps: Sequence[Step]) -> list[bool]:
     return labels
 
 
+def correct(problem: Problem, steps: Sequence[Step]) -> Step:
+    """The step that a labeller would write after these right steps: the next on a way to the target, or the answer.
+
+    >>> p = parse("3 5 8=29")
+    >>> [correct(p, [Step(text) for text in done]).text for done in ([], ["3*8=24"], ["3*8=24", "5+24=29"])]
+    ['8*3=24', '24+5=29', '5+3*8']
+    """
+    numbers, target = _read(problem.prompt)
+    left: tuple[Value, ...] | None = tuple(sorted(numbers))
+    moves: list[Move] = []
+    for step in steps:
+        left = _apply(left, step.text)
+        if left is None:
+            raise WorkbenchError(f"{problem.id}: {step.text!r} is not a right step, so nothing right can follow it")
+        a, op, b, c = _STEP.fullmatch(step.text).groups()
+        moves.append((_number(a), op, _number(b), _number(c)))
+    if len(left) == 1:
+        return Step(_expression(numbers, moves), final=True)
+    ahead = _solution(left, target)
+    if not ahead:
+        raise WorkbenchError(f"{problem.id}: {target} cannot be reached from {', '.join(map(_show, left))}")
+    a, op, b, c = ahead[0]
+    return Step(f"{_show(a)}{op}{_show(b)}={_show(c)}")
+
+
 def parse(text: str) -> Problem:
     """A user's own puzzle: two to five numbers of 1-999, `=`, `->` or a word such as `to`, and a target of 0-9999.
 
