@@ -1,10 +1,10 @@
 """Two processes sample and learn a step's groups together; run as a script, this file is one of them."""
 
-import json
 import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ CONFIG = rl.RL(
     steps=2, variant="dapo", prompts=5, group=4, updates=2, refills=1, lr=1e-3, muon_lr=1e-2,
     step_tokens=8, chain_tokens=16, check_every=1,
 )  # fmt: skip
+VARIANTS = "dapo", "ppo"
 
 
 def free_port():
@@ -33,7 +34,7 @@ def digits(items):
     return rl.Earned([float(sum(c.isdigit() for s in t.steps for c in s.text)) for _, t in items])
 
 
-def train(folder):
+def train(folder, variant):
     tokenizer = character_tokenizer()
     policy = LocalPolicy(new_model("micro", tokenizer, seed=1), tokenizer)
     first = int(os.environ.get("RANK", 0)) == 0
@@ -41,14 +42,14 @@ def train(folder):
     torch.distributed.barrier() if torch.distributed.is_initialized() else None
     run = run or Run.existing(folder)
     held_out = get("arithmetic").load("valid", 4, 0)
-    history = rl.train(policy, "arithmetic", digits, CONFIG, run, held_out, progress=False)
+    history = rl.train(policy, "arithmetic", digits, replace(CONFIG, variant=variant), run, held_out, progress=False)
     return history, policy.model.state_dict()
 
 
 @pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
     """Bugs: gradients that are averaged over processes with unlike counts; a mean over a process's own tokens; groups
-    dealt to updates by each process alone; both write the files."""
+    dealt to updates by each process alone; both write the files; PPO's advantages whitened by each process alone."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     launch = [sys.executable, *"-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1".split()]
@@ -56,25 +57,25 @@ def test_two_processes_are_one(tmp_path):
     command = [*launch, __file__, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    history, weights = train(tmp_path / "one")
-    told = Run.existing(tmp_path / "two").read("history")
-    assert [row["step"] for row in told] == [0, 1, 2]
-    for one, two in zip(history, told, strict=True):
-        for key in ("proxy", "true", "uniform_groups", "tokens_per_chain", "proxy_held_out", "norm"):
-            assert two.get(key) == pytest.approx(one.get(key), abs=1e-5), key
-    for key in ("sampled", "policy_flops"):
-        assert told[1]["cost"][key] == pytest.approx(history[1]["cost"][key])
-    for rank in (0, 1):
-        theirs = load_file(tmp_path / f"{rank}.safetensors")
-        assert (
-            all(torch.allclose(theirs[k], v, atol=1e-5) for k, v in weights.items() if k in theirs) and len(theirs) > 9
-        )
+    for variant in VARIANTS:
+        history, weights = train(tmp_path / f"one-{variant}", variant)
+        told = Run.existing(tmp_path / f"two-{variant}").read("history")
+        assert [row["step"] for row in told] == [0, 1, 2]
+        for one, two in zip(history, told, strict=True):
+            for key in ("proxy", "true", "uniform_groups", "tokens_per_chain", "proxy_held_out", "norm"):
+                assert two.get(key) == pytest.approx(one.get(key), abs=1e-5), (variant, key)
+        for key in ("sampled", "policy_flops"):
+            assert told[1]["cost"][key] == pytest.approx(history[1]["cost"][key])
+        for rank in (0, 1):
+            theirs = load_file(tmp_path / f"{variant}-{rank}.safetensors")
+            alike = [torch.allclose(theirs[k], v, atol=1e-5) for k, v in weights.items() if k in theirs]
+            assert len(alike) > 9 and all(alike), variant
 
 
 if __name__ == "__main__":
     place = rl.team()
     assert place.num_processes == 2
-    history, weights = train(Path(sys.argv[1]) / "two")
-    kept = {k: v.clone() for k, v in weights.items() if k != "lm_head.weight"}
-    save_file(kept, Path(sys.argv[1]) / f"{place.process_index}.safetensors")
-    print(json.dumps(history[-1]))
+    for variant in VARIANTS:
+        history, weights = train(Path(sys.argv[1]) / f"two-{variant}", variant)
+        kept = {k: v.clone() for k, v in weights.items() if k != "lm_head.weight"}
+        save_file(kept, Path(sys.argv[1]) / f"{variant}-{place.process_index}.safetensors")
