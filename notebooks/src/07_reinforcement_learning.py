@@ -391,14 +391,12 @@ by_sum, by_min = rl.process(judge, "sum"), rl.process(judge, "min")
 def looked_at(policy):
     """{problem: (share of the honest sum, worst step, truth, steps)}, means over four chains."""
     _, chains = evaluate.samples("", series.test(), policy, 4, seed, sampling)
-    out = {}
-    for problem, traces in chains:
-        pairs = [(problem, trace) for trace in traces]
-        added, worst = by_sum(pairs).totals(), by_min(pairs).totals()
-        rows = zip(added, worst, rl.outcome(pairs).chains, (len(trace.steps) for trace in traces), strict=True)
-        means = torch.tensor(list(rows)).mean(0).tolist()
-        out[problem.id] = (means[0] / (problem.level + 1), *means[1:])
-    return out
+    pairs = [(problem, trace) for problem, traces in chains for trace in traces]
+    added, worst, right = by_sum(pairs).totals(), by_min(pairs).totals(), rl.outcome(pairs).chains
+    rows = {problem.id: [] for problem, _ in chains}
+    for (problem, trace), total, least, true in zip(pairs, added, worst, right, strict=True):
+        rows[problem.id].append((total / (problem.level + 1), least, true, float(len(trace.steps))))
+    return {name: torch.tensor(some).mean(0).tolist() for name, some in rows.items()}
 
 
 # %%
