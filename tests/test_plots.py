@@ -337,3 +337,15 @@ def test_a_log_axis_always_has_ticks(low, high):
     plots._log_ticks(fig, [low, high])
     assert len(fig.layout.xaxis.tickvals) >= 1
     assert fig.layout.xaxis.range[0] < math.log10(low) and math.log10(high) < fig.layout.xaxis.range[1]
+
+
+def test_every_line_keeps_its_name_inside_the_picture():
+    """Bug: lines that end together at the top push a name out of the range, where plotly draws nothing."""
+    together = [
+        point(name, n, 1e6 * n, n / 10) for name in ("beam", "dvts", "mcts", "majority", "hybrid") for n in (1, 9)
+    ]
+    fig = plots.accuracy_vs_flops(together)
+    low, high = fig.layout.yaxis.range
+    names = [y for t in fig.data if t.mode == "text" for y in t.y]
+    assert len(names) == 5 and low <= min(names) and max(names) <= high
+    assert min(b - a for a, b in zip(sorted(names), sorted(names)[1:], strict=False)) > 0.05 * (high - low) / 1.12

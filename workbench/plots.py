@@ -52,6 +52,12 @@ COLOURS = {
     "score": "#01665E",
     "label": "#222222",
     "ceiling": "#8C510A",
+    "optimal, own pass@1": "#C51B7D",
+    "optimal, predicted": "#4D9221",
+    "predicted, charged": "#A6761D",
+    "R = 0.16": "#1B9E77",
+    "R = 0.79": "#7570B3",
+    "R = 22": "#A50F15",
 }
 _SPARE = ("#332288", "#44AA99", "#AA4499", "#882255", "#6699CC", "#997700", "#225555", "#BB5566")
 _INK, _FAINT, _SANS = "#222222", "#8a8a8a", "Liberation Sans, Arial, Helvetica, sans-serif"
@@ -727,6 +733,11 @@ def _finish(fig: go.Figure, ends: Sequence[tuple[float, float, str]], baseline=N
         for i in range(1, len(places)):
             if (overlap := gap - (places[i] - places[i - 1])) > 1e-9 * span:
                 places[i], places[i - 1] = places[i] + overlap / 2, places[i - 1] - overlap / 2
+    top, bottom = max(values) + 0.05 * span, min(values) - 0.05 * span  # plotly draws no name outside the range
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], top - gap * (len(places) - 1 - i))
+    for i in range(len(places)):
+        places[i] = max(places[i], bottom + gap * i)
     for (x, _, name), y in zip(order, places, strict=True):
         font = dict(color=colour(name.split(" n=")[0]), size=14)
         text = dict(mode="text", text=[f"  {html.escape(name)}"], textposition="middle right", textfont=font)

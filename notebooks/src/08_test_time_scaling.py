@@ -593,7 +593,7 @@ Markdown(
     f"{last['majority']:+.3f} with the vote, and one greedy chain already has {bar:.3f}.\n"
     f"- At n = {n}, {len(_clear)} of {len(adjusted)} methods differ from the vote after Holm's correction"
     f"{': ' + ', '.join(_clear) if _clear else ''}.\n"
-    f"- Coverage reaches {ceiling[_top].value:.3f} at {_top} chains; the judge keeps {_kept.value:.3f} of that.\n"
+    f"- Coverage reaches {ceiling[_top].value:.3f} at {_top} chains; the judge ends at {_kept.value:.3f}.\n"
     f"- The best setting per bin, at a quarter of best-of-{max(limit)}'s FLOPs: best-of-n needs {factor['best_of_n']} "
     f"times as much, the vote {factor['majority']}. Snell et al. report 2–4. With a perfect judge: {unerring}.\n"
     f"- A model of one {size}th with search, less the large one's answer: {gaps[0].value:+.3f} on bins 1–3 at R = 0.16 "
