@@ -708,13 +708,3 @@ def test_a_curve_goes_through_its_records_once():
     assert len(points) == 20 and all(p.accuracy.n == 500 and p.accuracy.seeds == 20 for p in points)
     alone = scaling.accuracy([r for r in records if r.knobs == {"method": "m1", "n": 4}])
     assert next(p for p in points if (p.method, p.n) == ("m1", 4)).accuracy.low == pytest.approx(alone.low)
-
-
-def test_records_are_read_back_and_a_broken_line_is_named(tmp_path):
-    written = rows("vote", 4, 4e6, 20)
-    path = tmp_path / "records.jsonl"
-    path.write_text("".join(r.to_json() + "\n" for r in written))
-    assert recorded.read_records(path) == written
-    path.write_text(path.read_text() + '{"run": "r"}\n')
-    with pytest.raises(WorkbenchError, match="line 41, is no record"):
-        recorded.read_records(path)

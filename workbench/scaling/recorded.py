@@ -1,39 +1,13 @@
-"""Files of outcomes as records: the house's own, and three that others released."""
+"""Files of outcomes that others released, as records."""
 
 from __future__ import annotations
 
-import gc
 import json
 import re
 from pathlib import Path
 
 from ..grading import canonical
-from ..types import Record, WorkbenchError
-
-
-def read_records(path: str | Path) -> list[Record]:
-    """The records of a `records.jsonl`, one a line. Errors: a line that is no record (named).
-
-    >>> import tempfile
-    >>> from workbench.types import Cost
-    >>> file = Path(tempfile.mkdtemp()) / "records.jsonl"
-    >>> _ = file.write_text(Record("r", "p/1", 0, "5", True, Cost(sampled=7)).to_json() + "\\n")
-    >>> read_records(file)[0].cost.sampled
-    7
-    """
-    out, collecting = [], gc.isenabled()
-    gc.disable()  # nothing here is garbage, and looking for it among a million records takes as long as reading them
-    try:
-        with open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    out.append(Record.from_json(line))
-                except (ValueError, TypeError, KeyError):
-                    raise WorkbenchError(f"{path}, line {number}, is no record: {line[:60]!r}") from None
-    finally:
-        if collecting:
-            gc.enable()
-    return out
+from ..types import Record
 
 
 def game24(path: str | Path, method: str = "sampling") -> list[Record]:
