@@ -165,11 +165,22 @@ def to_json(claims: Iterable[Claim]) -> str:
     return json.dumps([claim.row() for claim in claims], indent=1, ensure_ascii=False, allow_nan=False)
 
 
-HEADS = ("claim", "verdict", "value", "95 % interval", "goal", "n", "seeds", "the source says", "what would hold")
+HEADS = (  # of the columns of every table of claims
+    "claim",
+    "verdict",
+    "value",
+    "95 % interval",
+    "goal",
+    "n",
+    "seeds",
+    "the source says",
+    "what would hold",
+    "source",
+)
 
 
 def cells(claim: Claim) -> tuple[str, ...]:
-    """What a table says of a claim under `HEADS` and, at the end, its source."""
+    """What a table says of a claim under `HEADS`."""
     e = claim.estimate
     numbers = (claim.value, claim.interval, claim.goal, str(e.n), str(getattr(e, "seeds", 1)), claim.said or "–")
     row = (claim.id, claim.verdict, *numbers, claim.text, claim.source)
@@ -183,7 +194,7 @@ def table(claims: Iterable[Claim]) -> str:
     claim  verdict  value  95 % interval   goal  n   seeds  the source says  what would hold  source
     a.b    holds    0.25   0.125 to 0.375  > 0   50  2      about .3         it works         me
     """
-    rows = [(*HEADS, "source"), *map(cells, claims)]
+    rows = [HEADS, *map(cells, claims)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
@@ -206,8 +217,8 @@ def page(claims: Iterable[Claim], profile: str, date: str) -> str:
         "",
         f"{len(rows)} claims: " + ", ".join(f"{n} {verdict}" for verdict, n in count.items()) + ".",
         "",
-        "| " + " | ".join((*HEADS, "source")) + " |",
-        "|---" * (len(HEADS) + 1) + "|",
+        "| " + " | ".join(HEADS) + " |",
+        "|---" * len(HEADS) + "|",
     ]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join(lines) + "\n"

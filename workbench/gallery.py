@@ -291,7 +291,7 @@ def _spent(status: Mapping[str, Any]) -> str:
 def _claims(runs: Path, profile: str) -> str:
     from .claims import HEADS, cells, load
 
-    lines, heads = [], (HEADS[-1], *HEADS[1:-1], "source")
+    lines, heads = [], (HEADS[-2], *HEADS[1:-2], HEADS[-1])
     for name, verdict, *numbers, text, source in map(cells, load(runs, profile)):
         row = [f'<td>{html.escape(text)}<br><span class="soft">{html.escape(name)}</span></td>']
         row.append(f'<td class="{verdict}">{verdict}</td>')
