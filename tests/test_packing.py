@@ -13,7 +13,7 @@ import torch
 from workbench.fit import Ordered
 from workbench.models import new_model
 from workbench.packing import UNKNOWN, Forest, Store, capped, collate, pack
-from workbench.types import Labelled, Problem, Step, Trace
+from workbench.types import Labelled, Problem, Step, Trace, WorkbenchError
 from workbench.verifiers import prm
 
 
@@ -173,6 +173,8 @@ def test_whole_chains_are_kept_up_to_a_cap(encoder):
         assert 1 <= len(mine := [c for c in few if c.problem.prompt == prompt]) and size(mine) <= size(CHAINS[:2])
     assert {c.problem.prompt for c in capped(CHAINS, encoder, 1)} == {"2+3", "7*8"}
     assert len(list(capped(CHAINS, encoder, 1))) == 2
+    with pytest.raises(WorkbenchError, match="a cap of -5 tokens"):
+        list(capped(CHAINS, encoder, -5))
 
 
 def test_an_outcome_is_a_chains_own(encoder):

@@ -181,8 +181,10 @@ def capped(chains: Iterable[Labelled], encoder: Encoder, cap: int, seed: int = 0
     """Whole chains, as many of each problem as fit into `cap` tokens, what they share counted once; one at least.
 
     They are drawn at random, so a few long problems can be judged in part and say the same. Chains of a problem that
-    follow one another belong together. `cap` 0 keeps all.
+    follow one another belong together. `cap` 0 keeps all. Errors: a cap below 0.
     """
+    if cap < 0:
+        raise WorkbenchError(f"a cap of {cap} tokens of a problem: 1 or more, or 0 for all of them")
     rng = random.Random(seed)
     for _, group in itertools.groupby(chains, lambda chain: chain.problem.id):
         group = list(group)
