@@ -9,7 +9,8 @@ import pytest
 
 from workbench import claims, evaluate, pipeline, series
 from workbench.pipeline import STAGES, Series, build_stage, read_records, read_traces
-from workbench.types import WorkbenchError
+from workbench.runs import Run
+from workbench.types import Cost, Record, WorkbenchError
 from workbench.verifiers import score_all
 
 
@@ -73,6 +74,24 @@ def test_a_sample_carries_what_its_judge_thinks(built, stage):
         chains = [r for r in samples if r.problem == vote.problem]
         assert sum(r.knobs["judged_flops"] for r in chains) == pytest.approx(vote.cost.verifier_flops)
         assert sum(r.cost.flops for r in chains) == pytest.approx(vote.cost.policy_flops)
+
+
+def test_early_policies_that_teaching_never_reached_are_left_out(tmp_path):
+    """Bugs: a seed that learns sooner stops the series; what the chains cost is on no bill."""
+    s = Series("micro", tmp_path, progress=False)
+    s.profile = replace(s.profile, early=(4, 99))
+    records = read_records(s.early())
+    assert {r.knobs["step"] for r in records} == {4} and len(records) == s.profile.search_problems * s.profile.early_n
+    assert s.early().summary["cost"]["sampled"] == sum(r.cost.sampled for r in records) > 0
+
+
+def test_a_row_that_is_no_record_is_named(tmp_path):
+    run, record = Run.open(tmp_path / "r", {}), Record("r", "p/1", 0, "5", True, Cost(sampled=7))
+    run.append("records", [record.to_json()])
+    assert read_records(run) == [record]
+    run.append("records", [{"run": "r"}])
+    with pytest.raises(WorkbenchError, match=r"records\.jsonl, row 2, is no record"):
+        read_records(run)
 
 
 def test_a_corrupted_stage_is_named_and_not_believed(built):

@@ -302,14 +302,13 @@ class Series:
         if run.done:
             return run
         _fresh(run, "records")
-        for step in p.early:
-            folder = taught.path / f"model-{step}"
-            if not folder.exists():
-                raise WorkbenchError(f"teaching ended before step {step}: lower `early` of profile {p.name}")
-            policy = LocalPolicy.load(folder)
+        spent = Cost()
+        for step in [step for step in p.early if step <= taught.summary["steps"]]:  # it ends once it is good enough
+            policy = LocalPolicy.load(taught.path / f"model-{step}")
             records, _ = evaluate.samples(f"early-{step}", self.test(), policy, p.early_n, self.seed, p.sampling)
             run.append("records", (replace(r, knobs={**r.knobs, "step": step}).to_json() for r in records))
-        run.finish()
+            spent = sum((r.cost for r in records), spent)
+        run.finish(cost=spent.amounts())
         return run
 
     # --- label and judge ---
@@ -438,14 +437,15 @@ class Series:
 
         problems, sampling, memos = self.test(), self.profile.sampling, {}
         for label, method, judge, knobs, who in _tqdm(plan, run.path.name, self.progress):
-            memo = memos.setdefault(id(who), Memo())
-            known = self.seed, memo, sampling, label, method == "beam"
-            evaluate.into(run, problems, method, who, judges.get(judge), *known, **knobs)
+            memo, tree = memos.setdefault(id(who), Memo()), method == "beam"
+            evaluate.into(
+                run, problems, method, who, judges.get(judge), self.seed, memo, sampling, label, tree=tree, **knobs
+            )
         _fresh(run, "samples")
         n = max(knobs["n"] for _, method, _, knobs, _ in plan if method == "weighted_vote")
         records, _ = evaluate.samples(run.path.name, problems, policy, n, self.seed, sampling)
-        known = {"seed": self.seed, "sampling": sampling, "memo": memos[id(policy)]}
-        voted = drive(problems, "weighted_vote", policy, judges["prm"], **known, n=n)  # all is in the memo
+        how = {"seed": self.seed, "sampling": sampling, "memo": memos[id(policy)]}  # where all of it is
+        voted = drive(problems, "weighted_vote", policy, judges["prm"], **how, n=n)
         run.append("samples", (r.to_json() for r in _scored(records, voted, judges["prm"])))
         run.finish(problems=len(problems))
         return run
@@ -633,7 +633,13 @@ def read_traces(run: Run) -> list[tuple[Problem, Trace, list[float]]]:
 
 
 def read_records(run: Run, name: str = "records") -> list[Record]:
-    return [Record(**{**row, "cost": Cost(**row["cost"])}) for row in run.read(name)]
+    out = []
+    for number, row in enumerate(run.read(name), 1):
+        try:
+            out.append(Record(**{**row, "cost": Cost(**row["cost"])}))
+        except (TypeError, KeyError) as error:
+            raise WorkbenchError(f"{run.path / name}.jsonl, row {number}, is no record: {error}") from None
+    return out
 
 
 def _fresh(run: Run, *names: str) -> None:

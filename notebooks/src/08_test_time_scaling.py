@@ -438,7 +438,7 @@ for _row in read_records(series.early()):
 sides = {**early, "taught": samples, "after RL": read_records(series.reinforce("outcome"))}
 few = series.profile.early_n
 voted = [r for name, rows in sides.items() for n in (1, 2, 4, 8, 16) if n <= few for r in votes(rows, n, name, few)]
-spent = {f"{step} steps": total * step / taught.summary["steps"] for step in series.profile.early} | {"taught": total}
+spent = {name: total * int(name.split()[0]) / taught.summary["steps"] for name in early} | {"taught": total}
 spent["after RL"] = total + Cost(**series.reinforce("outcome").summary["cost"]).flops
 
 # %%
@@ -729,6 +729,7 @@ assert abs(my_slope([2e6, 8e6, 32e6], [0.2, 0.2, 0.2])) < 1e-12, "flat is flat"
 
 # %%
 stages = {"teach": taught, "sample chains": series.chains(), "train the judge": series.judge()}
+stages |= {"sample early policies": series.early(), "sample small chains": series.chains(small=True)}
 stages |= {"reinforce (outcome)": series.reinforce("outcome"), "flywheel": series.flywheel()}
 stages |= {"teach the small one": series.teach(small=True), "train its judge": series.judge("small")}
 stages["search, all methods"] = sum(r.cost for r in records)
