@@ -36,7 +36,6 @@ FLOORS = (
     ("F4", "flywheel rl steiner"),
     ("F5", "evaluate"),
     ("F5", "pipeline"),
-    ("F5", "pretrained"),
     ("F6", "scaling"),
     ("F6", "judging"),
     ("F6", "claims"),
