@@ -202,7 +202,7 @@ class Run:
                 for file in _files(temporary):
                     with open(temporary / file, "r+b") as opened:
                         os.fsync(opened.fileno())
-            except BaseException:
+            except BaseException:  # also on Ctrl-C: half a folder is none
                 _remove(temporary)
                 raise
             _remove(old)
@@ -383,7 +383,7 @@ def _write(path: Path, text: str) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-        except BaseException:
+        except BaseException:  # also on Ctrl-C: the old file stays whole
             temporary.unlink(missing_ok=True)
             raise
 
