@@ -36,6 +36,7 @@ FLOORS = (
     ("F4", "flywheel rl steiner"),
     ("F5", "evaluate"),
     ("F5", "pipeline"),
+    ("F5", "pretrained"),
     ("F6", "scaling"),
     ("F6", "judging"),
     ("F6", "claims"),
@@ -50,7 +51,7 @@ FLOOR = {unit: number for number, (_, units) in enumerate(FLOORS) for unit in un
 # what runs when a figure is drawn again or a finished series is looked at must not wait for torch
 LIGHT = (
     "types format grading runs watch tasks select search trees scaling judging claims".split()
-    + "plots doctor series gallery __main__".split()
+    + "pretrained plots doctor series gallery __main__".split()
 )
 
 

@@ -113,7 +113,7 @@ def solve(args) -> int:
 
 
 def stage(args) -> int:
-    from . import pipeline, series
+    from . import pipeline, pretrained, series
 
     parent = os.getppid()
 
@@ -123,7 +123,7 @@ def stage(args) -> int:
         os._exit(1)  # killed with no chance to stop us: free the stage for whoever comes next
 
     threading.Thread(target=die_with_parent, daemon=True).start()
-    pipeline.build_stage(args.stage, args.profile, series.runs_folder(args.runs), args.seed)
+    pipeline.build_stage(args.stage, args.profile, series.runs_folder(args.runs), args.seed, pretrained.open_series)
     return 0
 
 
@@ -335,7 +335,7 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(action=action)
         if profile:
             made.add_argument(
-                "--profile", default="nano", help="nano (default), or micro to try the plumbing in seconds"
+                "--profile", default="nano", help="nano (default), micro to try the plumbing in seconds, small or gpu"
             )
         if runs:
             made.add_argument("--runs", type=Path, help="folder of all runs (default: runs/ in the project)")

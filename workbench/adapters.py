@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 
-from .format import add_tags
+from .format import TAGS, add_tags
 from .kv import core
 from .models import load_model
+from .tasks import digest
 from .types import WorkbenchError
 
 
@@ -48,7 +49,13 @@ def refuse_pickles(folder: Path) -> None:
 
 
 def prepare(model, tokenizer) -> None:
-    """The tags and a pad token, where the base lacks them; their embeddings begin as the mean of all."""
+    """The tags and a pad token, where the base lacks them; a tag that nobody has trained gets a row of its own.
+
+    An adapter leaves the embedding as it is, so a row that is the mean of all can never be the likeliest token: its
+    logit is the mean of theirs, and a policy with it would not learn to end its reasoning. So each tag's row is the
+    mean plus a direction of its own, drawn from its name, as long as rows are. A PRM only reads tags, and wants them
+    told apart too. The same base always gets the same rows; rows that differ already stay.
+    """
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     add_tags(tokenizer)
@@ -59,7 +66,22 @@ def prepare(model, tokenizer) -> None:
             for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
                 if layer is not None and layer.weight.shape[0] > old:
                     layer.weight[old:] = layer.weight[:old].float().mean(0).to(layer.weight.dtype)
+    _told_apart(model, tokenizer)
     model.config.pad_token_id = tokenizer.pad_token_id
+
+
+@torch.no_grad()
+def _told_apart(model, tokenizer) -> None:
+    ids = tokenizer.convert_tokens_to_ids(list(TAGS))
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    for table in {id(layer.weight): layer.weight for layer in tables if layer is not None}.values():
+        rows, mine = table[:: max(1, len(table) // 4096)].float(), table[ids].float()
+        mean, length = rows.mean(0), (rows - rows.mean(0)).norm(dim=1).median()
+        if (mine - mine.mean(0)).norm(dim=1).max() > 0.1 * length:
+            continue
+        for tag, i in zip(TAGS, ids, strict=True):
+            way = torch.randn(table.shape[1], generator=torch.Generator().manual_seed(digest(tag) >> 1))
+            table[i] = (mean + length * (way / way.norm()).to(mean)).to(table.dtype)
 
 
 def fast_dtype() -> torch.dtype:

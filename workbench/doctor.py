@@ -211,25 +211,27 @@ def _memory(least: int) -> Check:
 
 
 def _plan(profile: str) -> Check:
-    """Does training the profile's PRM fit: computed from the shape of its base, before anything is fetched."""
+    """Does the profile fit: computed from the shape of its base, before anything is fetched."""
     if not util.find_spec("torch"):
         return Check("memory", "unknown without torch", "missing", "make setup", True)
     import psutil
     import torch
 
     from .adapters import fast_dtype
-    from .verifiers.prm import SIZES
+    from .pretrained import needs
+    from .pretrained import profile as scalars
 
-    width = torch.finfo(fast_dtype()).bits // 8
-    need = SIZES[profile].memory(width)
+    need = needs(scalars(profile), torch.finfo(fast_dtype()).bits // 8)
+    most = max(need.values())
     if profile == "gpu" and torch.cuda.is_available():
         free, where = torch.cuda.mem_get_info()[0], "GPU"
     else:
         free, where = min([psutil.virtual_memory().available, *_container_limit()]), "main"
-    parts = ", ".join(f"{name} {size / GB:.1f}" for name, size in vars(need).items() if size >= 0.05 * GB)
-    found = f"training the PRM takes {need.total / GB:.1f} GB ({parts}); {free / GB:.1f} GB of {where} memory are free"
-    if need.total > free:
-        return Check("memory", found, "missing", "a smaller batch, checkpointing=true, or method=qlora", True)
+    parts = ", ".join(f"{name} {size / GB:.1f}" for name, size in need.items())
+    found = f"the stages take {most / GB:.1f} GB at most ({parts}); {free / GB:.1f} GB of {where} memory are free"
+    if most > free:
+        advice = "fewer at a time: changes={'teach.batch': …, 'judge.batch': …, 'rows': …}, or method qlora"
+        return Check("memory", found, "missing", advice, True)
     return Check("memory", found, needed=True)
 
 

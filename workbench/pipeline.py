@@ -10,9 +10,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from . import tasks
 from .runs import Run
@@ -182,6 +183,8 @@ def profile(name: str) -> Profile:
     if name not in PROFILES:
         near = difflib.get_close_matches(name, PROFILES, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(PROFILES)}"
+        if name in ("small", "gpu"):
+            hint = "it is for notebooks 03 to 07, `prm` and `stage`: this is for nano"
         raise WorkbenchError(f"unknown profile {name!r}: {hint}")
     return PROFILES[name]
 
@@ -205,6 +208,25 @@ class Series:
         self.task = tasks.get(self.profile.task)
 
     # --- data ---
+
+    @property
+    def exact(self) -> bool:
+        """Does the task know which steps are right? Where it does not, a chain's answer stands in: see `marks`."""
+        return hasattr(self.task, "oracle")
+
+    def marks(self, items: Sequence[tuple[Problem, Trace]]) -> list[list[float]]:
+        """A label a step: the oracle's, or, without one, for each step whether the chain's answer is right."""
+        from . import labels
+
+        if self.exact:
+            return labels.oracle(items)
+        return [[float(labels.right_answer(q, trace))] * len(trace.steps) for q, trace in items]
+
+    def truth(self, problems: Sequence[Problem]):
+        """The verifier that knows, which shows the most that a choice can reach: scores as `marks` has them."""
+        from .verifiers.oracle import Answers, Oracle
+
+        return (Oracle if self.exact else Answers)(problems)
 
     def problems(self, split: str, n: int, level: int | None = None) -> list[Problem]:
         return self.task.load(split, n, self.seed, level)
@@ -281,16 +303,20 @@ class Series:
     def policy(self, reasoning: bool = True, stage: str | None = None, small: bool = False):
         """The taught policy, its direct twin or its `small` one, or what a later stage left of it: `reinforce-…` or
         `flywheel-…`."""
-        from .policies.local import LocalPolicy
-
         if stage:
             head, _, rest = stage.partition("-")
             return (
                 self._turned(self.flywheel(rest))
                 if head == "flywheel"
-                else LocalPolicy.load(self.reinforce(rest).path / "model")
+                else self.load(self.reinforce(rest).path / "model")
             )
-        return LocalPolicy.load(self.teach(reasoning, small).path / "model", reasoning=reasoning)
+        return self.load(self.teach(reasoning, small).path / "model", reasoning=reasoning)
+
+    def load(self, folder: Path, reasoning: bool = True):
+        """A policy that a stage left in `folder`."""
+        from .policies.local import LocalPolicy
+
+        return LocalPolicy.load(folder, reasoning=reasoning)
 
     def early(self) -> Run:
         """Chains of the test problems from the policy as it was while it was taught; the knob `step` says when."""
@@ -314,11 +340,11 @@ class Series:
     # --- label and judge ---
 
     def chains(self, small: bool = False) -> Run:
-        """Chains sampled from the policy on training problems, every step with the oracle's label."""
+        """Chains sampled from the policy on training problems, every step with its label (`marks`)."""
         p, taught, stage = self.profile, self.teach(small=small), "chains-small" if small else "chains"
         run = self._open(stage, {"policy": taught.path}, problems=p.judge_problems, chains=p.judge_chains)
         if not run.done:
-            from . import evaluate, labels
+            from . import evaluate
 
             _fresh(run, "traces")
             problems = self.task.load("train", p.judge_problems, tasks.digest("judge", self.seed) >> 1)
@@ -326,12 +352,12 @@ class Series:
                 stage, problems, self.policy(small=small), p.judge_chains, self.seed, p.sampling
             )
             items = [(q, trace) for q, traces in sampled for trace in traces]
-            run.append("traces", (_row(q, t, marks) for (q, t), marks in zip(items, labels.oracle(items), strict=True)))
+            run.append("traces", (_row(q, t, marks) for (q, t), marks in zip(items, self.marks(items), strict=True)))
             run.finish(cost=sum((r.cost for r in records), Cost()).amounts(), traces=len(items))
         return run
 
     def audit(self) -> Run:
-        """Monte-Carlo labels, hard and soft, beside the oracle's, on the first chains of `chains`."""
+        """Monte-Carlo labels, hard and soft, beside those that they have, on the first chains of `chains`."""
         p, source = self.profile, self.chains()
         run = self._open("audit", {"chains": source.path}, traces=p.audit, rollouts=p.rollouts)
         if not run.done:
@@ -352,6 +378,8 @@ class Series:
         return run
 
     VERIFIERS = ("likelihood", "head", "head-rollouts", "orm", "small")
+    MAIN = "likelihood"  # the one that searches are guided by
+    JUDGES = ("likelihood", "head", "orm")  # those that searches compare
 
     def judge(self, kind: str = "likelihood") -> Run:
         """A trained verifier, always from the policy's weights.
@@ -411,22 +439,30 @@ class Series:
         # Outcome and value labels speak of the end; correctness labels are as strong as their weakest step.
         return PRM.load(folder, aggregate="min" if kind == "head" else "last")
 
+    def marked(self, split: str, results: Mapping[str, Sequence], judges: Mapping[str, Any]):
+        """({judge: [(problem, chain with its scores)]}, the chains' marks): what judges are held against.
+
+        Here the chains of `results`, which each judge scored while they were drawn, and the oracle's marks.
+        """
+        seen = {name: [(r.problem, leaf.trace) for r in rows for leaf in r.leaves] for name, rows in results.items()}
+        return seen, self.marks(next(iter(seen.values())))
+
     # --- search ---
 
     def search(self) -> Run:
         """Every method at every n on the test problems, from one set of proposals; a record a problem and setting."""
         p = self.profile
-        inputs = {"policy": self.teach().path, **{k: self.judge(k).path for k in ("likelihood", "head", "orm")}}
+        inputs = {"policy": self.teach().path, **{k: self.judge(k).path for k in self.JUDGES}}
         run = self._open("search", inputs, problems=p.search_problems, n=p.search_n, beam_n=p.beam_n, caps=p.caps)
         if run.done:
             return run
-        from .policies.local import LocalPolicy
-        from .verifiers.oracle import Oracle
+        policy, prm, alone = self.policy(), self.verifier(), None
+        judges = {"prm": prm, "oracle": self.truth(self.test()), "ORM": self.verifier("orm")}
+        if self.MAIN == "likelihood":
+            from .policies.local import LocalPolicy
 
-        policy, prm = self.policy(), self.verifier()
-        # The judge is a language model too: what it answers alone, greedily, is a baseline that must be drawn.
-        alone = LocalPolicy(prm.model, prm.encoder.tokenizer)
-        judges = {"prm": prm, "oracle": Oracle(self.test()), "head": self.verifier("head"), "ORM": self.verifier("orm")}
+            # The judge is a language model too: what it answers alone, greedily, is a baseline that must be drawn.
+            alone, judges["head"] = LocalPolicy(prm.model, prm.encoder.tokenizer), self.verifier("head")
         return self._searched(run, self._methods(policy, alone), judges, policy)
 
     def _searched(self, run: Run, plan: list[tuple], judges: dict, policy) -> Run:
@@ -453,20 +489,24 @@ class Series:
     def _methods(self, policy, alone) -> list[tuple]:
         """What `search` runs: (label, search, judge, knobs, policy); a stage that was killed goes on where it was."""
         p, min_ = self.profile, {"aggregate": "min"}
-        plan = [("greedy", "greedy", None, {}, policy), ("verifier alone", "greedy", None, {}, alone)]
+        plan = [("greedy", "greedy", None, {}, policy)]
+        if alone:
+            plan.append(("verifier alone", "greedy", None, {}, alone))
         for n in p.search_n:
             plan.append(("majority", "majority", None, {"n": n}, policy))
             plan += [(name, name, "prm", {"n": n, **min_}, policy) for name in ("best_of_n", "weighted_vote")]
             plan.append(("best_of_n (oracle)", "best_of_n", "oracle", {"n": n, **min_}, policy))
         for n in [n for n in p.search_n if n <= 16]:
-            plan.append(("best_of_n (head)", "best_of_n", "head", {"n": n, **min_}, policy))
+            if alone:
+                plan.append(("best_of_n (head)", "best_of_n", "head", {"n": n, **min_}, policy))
             plan.append(("best_of_n (ORM)", "best_of_n", "ORM", {"n": n, "aggregate": "last"}, policy))
         for n in p.beam_n:
             for name in ("beam", "lookahead", "dvts", "mcts"):
                 plan.append((name, name, "prm", {"n": n, "width": 4, **min_}, policy))
             plan += [(name, name, "prm", {"n": n, **min_}, policy) for name in ("particle", "revisions")]
             plan.append(("hybrid", "hybrid", "prm", {"n": n, "width": 4, "probe": min(4, n), **min_}, policy))
-            plan.append(("beam (oracle)", "beam", "oracle", {"n": n, "width": 4, **min_}, policy))
+            if self.exact:  # an answer that is right says nothing of a step on the way
+                plan.append(("beam (oracle)", "beam", "oracle", {"n": n, "width": 4, **min_}, policy))
         plan += [("adaptive", "adaptive", None, {"n": n}, policy) for n in p.search_n if n > 4]
         plan += [(f"budget_forcing (cap {cap})", "budget_forcing", None, {"cap": cap}, policy) for cap in p.caps]
         plan.append(("budget_forcing (extend 1)", "budget_forcing", None, {"extend": 1}, policy))
@@ -527,11 +567,8 @@ class Series:
         run.finish(cost=sum((Cost(**row["cost"]) for row in history[1:]), Cost()).amounts())
         return run
 
-    @staticmethod
-    def _turned(run: Run):
-        from .policies.local import LocalPolicy
-
-        return LocalPolicy.load(run.path / "rounds" / str(run.read("history")[-1]["round"]) / "model")
+    def _turned(self, run: Run):
+        return self.load(run.path / "rounds" / str(run.read("history")[-1]["round"]) / "model")
 
     # --- reinforce ---
 
@@ -773,11 +810,13 @@ def memory() -> int:
     return total
 
 
-def build_stage(name: str, profile_name: str = "nano", runs: str | Path = "runs", seed: int = 0) -> Run:
+def build_stage(
+    name: str, profile_name: str = "nano", runs: str | Path = "runs", seed: int = 0, opened: Callable = Series
+) -> Run:
     """Build one stage by its folder's name (and what it needs, if that is absent)."""
     if name not in STAGES:
         raise WorkbenchError(f"unknown stage {name!r}: one of {', '.join(STAGES)}")
-    series = Series(profile_name, runs, seed)
+    series = opened(profile_name, runs, seed)
     head, _, rest = name.partition("-")
     if head == "judge":
         return series.judge(rest)

@@ -27,6 +27,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from . import pretrained
 from .pipeline import PROFILES, clock, memory
 from .types import WorkbenchError
 
@@ -60,8 +61,8 @@ def runs_folder(runs: str | Path | None = None, root: Path = ROOT) -> Path:
 
 
 def check_profile(profile: str) -> str:
-    if profile not in PROFILES:
-        raise unknown("profile", profile, PROFILES)
+    if profile not in (*PROFILES, *pretrained.NAMES):
+        raise unknown("profile", profile, (*PROFILES, *pretrained.NAMES))
     return profile
 
 

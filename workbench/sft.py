@@ -61,3 +61,16 @@ def accuracy(model, data: Sequence[Row], pad: int, batch: int = 256) -> float:
 def loss(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Mean cross-entropy over response tokens."""
     return model(**batch).loss
+
+
+@torch.inference_mode()
+def mean_loss(model, data: Sequence[Row], pad: int, batch: int = 4) -> float:
+    """Mean cross-entropy over all response tokens of `data`; the model is left in training mode, where a check is."""
+    model.eval()
+    total = count = 0
+    for start in range(0, len(data), batch):
+        x = {k: v.to(model.device) for k, v in collate(data[start : start + batch], pad).items()}
+        some = (x["labels"][:, 1:] != IGNORE).sum().item()
+        total, count = total + loss(model, x).item() * some, count + some
+    model.train()
+    return total / count
