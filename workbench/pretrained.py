@@ -183,6 +183,8 @@ class Pretrained(Series):
         run = self._open("teach", self._base(), base=p.base, **about)
         if run.done:
             return run
+        import torch
+
         from . import sft
         from .adapters import fast_dtype, four_bit, prepare
         from .fit import fit, reached
@@ -195,7 +197,9 @@ class Pretrained(Series):
         compute = fast_dtype()
         model, tokenizer = load_model(p.base, dtype=compute, **(four_bit(compute) if p.method == "qlora" else {}))
         prepare(model, tokenizer)
-        model = adapted(model, Training(p.method, head="verdict", rank=p.rank))
+        with torch.random.fork_rng(devices=[]):  # adapters begin at random
+            torch.manual_seed(self.seed)
+            model = adapted(model, Training(p.method, head="verdict", rank=p.rank))
         model, encoder = model if p.method == "qlora" else placed(model), Encoder(tokenizer)
 
         def rows(problems):

@@ -8,7 +8,7 @@
 # - **You will know** what a search is (a generator that asks for steps), how beams, lookahead, tree search, particles
 #   and revisions decide, what a driver meters, and how far a good judge, a weak judge and a perfect one are apart.
 # - **Time and memory.** `nano`: 1 min and 1 GB when the earlier stages are on disk. What is missing is built here, with
-#   a progress bar.
+#   a progress bar. `small` (SmolLM2-135M on GSM8K): TIME05S; `gpu` (1.5B, QLoRA): TIME05G.
 # - **Modules.** `search`, `trees`, `verifiers`, `select`, `scaling`, `plots`, `claims`.
 
 # %% tags=["setup"]
@@ -18,9 +18,10 @@ from dataclasses import replace
 from IPython.display import Markdown
 
 from workbench import claims, plots, scaling, search, tasks, trees
-from workbench.pipeline import Series, ledger, read_records
+from workbench.pipeline import ledger, read_records
 from workbench.policies import Want
 from workbench.policies.scripted import Scripted
+from workbench.pretrained import open_series
 from workbench.search import Grow, drive
 from workbench.search.beam import beam
 from workbench.search.best_of_n import best_of_n
@@ -34,6 +35,7 @@ from workbench.verifiers.oracle import Oracle
 profile = "nano"
 runs = "runs"
 seed = 0
+changes = {}
 
 # %% [markdown]
 # ## A case small enough to check by hand
@@ -106,7 +108,7 @@ plots.show_source(beam)
 # You open the series. A stage that an earlier notebook left is found; one that is missing is built now.
 
 # %%
-series = Series(profile, runs, seed)
+series = open_series(profile, runs, seed, changes)
 run = series.search()
 records = read_records(run)
 len(records), sorted({r.knobs["method"] for r in records})
@@ -337,13 +339,14 @@ print(f"at n={n}, equal chains: {same_n}  <- the judge reads for free here")
 
 # %%
 def beside_the_vote(method):
-    ns = [point.n for point in points if point.method == method and point.x <= reach]
-    return max(ns), scaling.paired_at_equal_flops(records, method, "majority", n=max(ns))
+    """(n, the difference); None for a method that costs more than the vote's curve reaches, whatever its n."""
+    at = max((point.n for point in points if point.method == method and point.x <= reach), default=None)
+    return at and (at, scaling.paired_at_equal_flops(records, method, "majority", n=at))
 
 
 # %%
 guided = ("best_of_n", "weighted_vote", "beam", "lookahead", "dvts", "mcts", "particle", "revisions", "hybrid")
-versus = {method: beside_the_vote(method) for method in guided}
+versus = {method: _at for method in guided if (_at := beside_the_vote(method))}
 Markdown(
     "| method | n | minus the vote at equal FLOPs | FLOPs of the vote of 16 |\n|---|---|---|---|\n"
     + "\n".join(
@@ -363,11 +366,13 @@ for _method, _gap in over_greedy.items():
 
 # %% [markdown]
 # And one question spoils many a paper on judges: this judge is a language model too, taught on right and corrected
-# steps. What does it answer when *it* writes, one greedy chain, and nobody samples or votes?
+# steps. What does it answer when *it* writes, one greedy chain, and nobody samples or votes? (The judge of `small` and
+# `gpu` is a head that only scores, so there it answers nothing.)
 
 # %%
-over_judge = scaling.difference(rows("weighted_vote", n), rows("verifier alone", 1))
-print(f"the judge alone: {scaling.accuracy(rows('verifier alone', 1))}")
+solo = rows("verifier alone", 1)
+over_judge = scaling.difference(rows("weighted_vote", n), solo) if solo else None
+print(f"the judge alone: {scaling.accuracy(solo) if solo else 'it cannot write'}")
 print(f"weighted vote at n={n} minus the judge alone: {over_judge}")
 
 # %% [markdown]
@@ -432,7 +437,9 @@ for _point in [*forced, *(p for p in points if p.method == "majority" and p.n ==
 # The oracle is the ceiling.
 
 # %%
-kinds = {"language model": "best_of_n"} | {kind: f"best_of_n ({kind})" for kind in ("head", "ORM", "oracle")}
+_kinds = {"language model" if series.MAIN == "likelihood" else "PRM": "best_of_n"}
+_kinds |= {kind: f"best_of_n ({kind})" for kind in ("head", "ORM", "oracle")}
+kinds = {kind: name for kind, name in _kinds.items() if any(p.method == name for p in points)}
 most = {kind: max(p.n for p in points if p.method == name) for kind, name in kinds.items()}
 _last = {kind: scaling.accuracy(rows(name, most[kind])).value for kind, name in kinds.items()}
 _title = "best of n by judge: " + ", ".join(f"{kind} {value:.0%} at {most[kind]}" for kind, value in _last.items())
@@ -460,15 +467,18 @@ def verdict(estimate):
 # %%
 _falls = [kind for kind, gap in bend.items() if claims.decide(gap, "< 0") == "holds"]
 _best = max(versus, key=lambda method: versus[method][1].value)
+_alone = over_judge and (
+    f"- The judge alone, as a policy and greedily, is {-over_judge.value:+.3f} from the guided vote of {n} "
+    f"(guided minus alone: {verdict(over_judge)}), for a small part of its FLOPs. Where the two are close, the "
+    "judge is above all a better policy, and the search is a dear way to use it.\n"
+)
 Markdown(
     f"- At equal FLOPs (n = {n}) the judge adds {gain.value:+.3f} accuracy to the vote: {verdict(gain)}. "
     f"At equal n it looks like {same_n.value:+.3f}; the difference is the judge's own bill.\n"
     f"- Greedy, one chain, is the cheap rival: at n = {n} the vote adds {over_greedy['majority'].value:+.3f} to it "
     f"({verdict(over_greedy['majority'])}), the judge {over_greedy['weighted_vote'].value:+.3f} "
     f"({verdict(over_greedy['weighted_vote'])}).\n"
-    f"- The judge alone, as a policy and greedily, is {-over_judge.value:+.3f} from the guided vote of {n} "
-    f"(guided minus alone: {verdict(over_judge)}), for a small part of its FLOPs. Where the two are close, the "
-    "judge is above all a better policy, and the search is a dear way to use it.\n"
+    f"{_alone or ''}"
     f"- Of {len(test)} problems the judge alone finds {found['only the judge finds it']}, the vote alone "
     f"{found['only the vote finds it']}, and {found['there, and both miss it']} right chains are missed by both.\n"
     f"- Best-of-n bends down with n for: {', '.join(_falls) or 'no judge, as far as these intervals tell'}. "
@@ -619,7 +629,7 @@ for _point in sorted((p for p in main if p.x <= 1.5 * mean_flops), key=lambda p:
 
 # %%
 stages = {"teach the policy": series.teach(), "sample chains": series.chains()}
-stages |= {f"train the judge: {kind}": series.judge(kind) for kind in ("likelihood", "head", "orm")}
+stages |= {f"train the judge: {kind}": series.judge(kind) for kind in series.JUDGES}
 stages["search, all methods"] = sum(r.cost for r in records)
 Markdown(ledger(stages))
 
