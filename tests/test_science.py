@@ -451,6 +451,8 @@ def test_the_flops_of_a_model_14_times_larger(ratio, times):
     assert found.times == pytest.approx(times, rel=1e-5) and found.times == pytest.approx(saved / (2 * n * d_inf))
     chosen = {setting for choices in found.small.choices.values() for setting in choices}
     assert (("vote", 64) in chosen) == (times > 64)
+    again = scaling.flops_matched(small, rows("large", 1, 14e6, 20), BINS, size=14, ratio=ratio, passes=2.5)
+    assert again.times == pytest.approx((saved - 1.5 * 6 * n * d_pre) / (2 * n * d_inf))  # what it learnt twice is paid
 
 
 def test_a_verifier_is_paid_for_and_bins_are_paired_with_the_large_model():
@@ -466,6 +468,9 @@ def test_a_verifier_is_paid_for_and_bins_are_paired_with_the_large_model():
     for bad in (dict(size=0.5, ratio=1), dict(size=4, ratio=0)):
         with pytest.raises(WorkbenchError, match="a larger model has size"):
             scaling.flops_matched(small, large, BINS, **bad)
+    for passes in (0, 4.1):
+        with pytest.raises(WorkbenchError, match="passes=.* at most size=4"):
+            scaling.flops_matched(small, large, BINS, size=4, ratio=1, passes=passes)
     with pytest.raises(WorkbenchError, match="no records of sampling at n=1"):
         scaling.flops_matched(small, large, BINS, size=4, ratio=1, one=("sampling", 1))
 

@@ -97,8 +97,9 @@ class Profile:
     `judge_chains` sampled chains are labelled for the verifiers; `audit` of them also by `rollouts` a step. RL on
     process reward takes `process_steps` steps, which is enough to see where it goes. `wheel`: one turn of each variant
     of the flywheel, all its rounds of STaR with and without a restart. `small`: the shape of a second policy, taught
-    the same examples and searched with a judge of its own, to be held against the first one's single answer. `early`:
-    steps of teaching at which the policy is kept too, each to leave `early_n` chains of every test problem.
+    the same examples in two passes and searched with a judge of its own, to be held against the first one's single
+    answer. `early`: steps of teaching at which the policy is kept too, each to leave `early_n` chains of every test
+    problem.
     """
 
     name: str
@@ -126,7 +127,7 @@ class Profile:
     early: tuple[int, ...] = (900, 1000, 1100)
     early_n: int = 16
     small: str = "nano-14th"
-    small_teach: Schedule = field(default_factory=lambda: Schedule(1500, batch=32))
+    small_teach: Schedule = field(default_factory=lambda: Schedule(3000, batch=32, muon_lr=0.01, warmup=50))
     small_judge: Schedule = field(default_factory=lambda: Schedule(280, batch=64, lr=5e-4, muon_lr=0.003))
     small_n: tuple[int, ...] = (1, 4, 16, 64)
 
@@ -140,7 +141,7 @@ class Profile:
 _QUICK = Schedule(8, batch=16, check_every=4)
 PROFILES = {
     "nano": Profile("nano"),
-    "countdown": Profile("countdown", task="countdown"),  # another world for the searches; all steps of teaching
+    "countdown": Profile("countdown", task="countdown"),  # another world for the searches
     "micro": Profile(  # seconds, for trying the plumbing out: its models learn nothing worth reporting
         "micro",
         shape="micro",
@@ -750,7 +751,7 @@ STAGES: dict[str, tuple[tuple[str, ...], int]] = {
     "reinforce-prm-mixed": (("judge-likelihood",), 95),
     "reinforce-length": (("teach",), 60),
     "early": (("teach",), 60),
-    "teach-small": ((), 90),
+    "teach-small": ((), 180),
     "chains-small": (("teach-small",), 15),
     "judge-small": (("chains-small",), 25),
     "small": (("judge-small",), 60),
@@ -806,7 +807,7 @@ def build(
         return 0, 0
     (root / "logs").mkdir(parents=True, exist_ok=True)
     began, running, total = time.monotonic(), {}, sum(STAGES[name][1] for name in todo)
-    built, peak, looked = len(todo), 0, 0.0
+    built, peak, looked, took, thought = len(todo), 0, 0.0, 0.0, 0
     say(f"{len(todo)} stages to build, about {clock(total / lanes)} (the longest first, {lanes} at a time)")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
@@ -828,7 +829,8 @@ def build(
                     log = root / "logs" / f"{name}.log"
                     last = [line for line in log.read_text().splitlines() if line.strip()][-1:]
                     raise WorkbenchError(f"stage {name} failed ({' '.join(last)}): read {log}, then run this again")
-                left = sum(STAGES[n][1] for n in [*todo, *running])
+                took, thought = took + time.monotonic() - start, thought + STAGES[name][1]
+                left = sum(STAGES[n][1] for n in [*todo, *running]) * took / thought  # at this machine's pace
                 say(
                     f"  {name}: {clock(time.monotonic() - start)}; {clock(time.monotonic() - began)} gone, "
                     + (f"about {clock(left / lanes)} left" if left else "all built")
