@@ -569,6 +569,20 @@ def test_longer_wrong_chains_are_not_adaptive_thinking():
     assert adaptive["right"].chains + adaptive["wrong"].chains == adaptive["all"].chains == 240
 
 
+def test_a_chain_as_long_as_its_problem_is_not_adaptive_thinking():
+    """Bug: more operations are harder and take more steps, so that a policy that adapts nothing seemed to think."""
+    level = {f"p/{i:02}": i // 5 for i in range(30)}
+    hard = {p: 0.1 * at + 0.01 * (i % 5) for i, (p, at) in enumerate(level.items())}
+    copied = chains(lambda i, s, ok: 10 * (i // 5) + 20 + (i * 7 + s) % 3, lambda i, s: True)
+    assert scaling.adaptive_thinking(copied, hard)["right"].spearman.low > 0.9
+    assert scaling.adaptive_thinking(copied, hard, within=level)["right"].spearman.low < 0
+    thought = chains(lambda i, s, ok: 10 * (i // 5) + 20 + 2 * (i % 5), lambda i, s: True)
+    found = scaling.adaptive_thinking(thought, hard, within=level)["right"]
+    assert found.spearman.low > 0.9 and found.slope.value == pytest.approx(200)
+    with pytest.raises(WorkbenchError, match="no group for p/00"):
+        scaling.adaptive_thinking(copied, hard, within={p: v for p, v in level.items() if p != "p/00"})
+
+
 def test_trends_agree_with_scipy_and_missing_ones_are_none():
     rng = np.random.default_rng(0)
     hard = {f"p/{i:02}": rng.random() for i in range(30)}

@@ -572,21 +572,22 @@ class Series:
         run.finish(cost=sum((Cost(**row["cost"]) for row in history[1:]), Cost()).amounts())
         return run
 
-    def training_curve(self, stage: str) -> list[Record]:
+    def training_curve(self, stage: str, whole: bool = True) -> list[Record]:
         """Every check of a `reinforce-…` or `flywheel-…` stage: a record a held-out problem and chain, n its step.
 
-        The cost is all up to then: teaching, and what a judge's chains and training took where one is used.
+        The cost is all up to then: teaching, and what a judge's chains and training took where one is used; or with
+        `whole=False` the stage's own alone, without the start, which is free.
         """
         head, _, rest = stage.partition("-")
         run, problems = getattr(self, head)(rest), self.held_out()
-        stages = [self.teach(), *([self.chains(), self.judge()] if "verifier" in run.about["inputs"] else ())]
-        spent, history = sum((Cost(**stage.summary["cost"]) for stage in stages), Cost()), run.read("history")
+        before = [self.teach(), *([self.chains(), self.judge()] if "verifier" in run.about["inputs"] else ())]
+        spent, history = sum((Cost(**run.summary["cost"]) for run in before if whole), Cost()), run.read("history")
         checks = {row["step"]: [[right] for right in row["true"]] for row in run.read("checks")}
         out: list[Record] = []
         for number, row in enumerate(history):
             spent += Cost(**row.get("cost", {}))
-            found = checks.get(number)
-            if head == "flywheel":
+            found = checks.get(number) if spent.flops else None
+            if head == "flywheel" and spent.flops:
                 n = run.params["wheel"]["checks"]
                 found = [[i < right for i in range(n)] for right in row["held_out_right"]]
             for problem, rights in zip(problems, found or (), strict=False):

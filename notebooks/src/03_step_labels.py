@@ -522,6 +522,7 @@ claim = Claim(
     "Monte-Carlo labels are values, not truths: soft labels at .5 contradict the oracle on over 5 % of steps",
     "> 0.05",
     soft_e,
+    "a PRM from them: ProcessBench F1 .402; from people's marks .565",
 )
 claims.record(runs, profile, "03_step_labels", [claim])
 print(claims.table([claim]))

@@ -518,6 +518,7 @@ claim = Claim(
     "a learnt judge finds the first error: F1 on test chains above the published .565 (another task)",
     "> 0.565",
     f1s["likelihood"],
+    ".565",
 )
 claims.record(runs, profile, "04_a_process_reward_model", [claim])
 print(claims.table([claim]))

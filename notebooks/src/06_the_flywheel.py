@@ -258,6 +258,7 @@ found = [
         "training on one's own right chains lifts pass@1 on unseen problems by 15 points or more",
         ">= 0.15",
         gains["restart"],
+        "GSM8K: .031 prompted, .101 after (GPT-J)",
     ),
     claims.Claim(
         "flywheel.no_restart_loss",
