@@ -37,9 +37,7 @@ def _():
     from dataclasses import replace
     from math import comb, log, log10
 
-    import plotly.graph_objects as go
     from IPython.display import Markdown
-    from plotly.subplots import make_subplots
 
     from workbench import claims, evaluate, plots, scaling, select, tasks
     from workbench.pipeline import Series, ledger, read_records
@@ -57,10 +55,8 @@ def _():
         comb,
         defaultdict,
         evaluate,
-        go,
         ledger,
         log10,
-        make_subplots,
         plots,
         read_records,
         replace,
@@ -724,7 +720,7 @@ def _(plots, series):
     log_axis = {"type": "log", "title": "training FLOPs (log scale)", "dtick": 1, "exponentformat": "power"}
     _title = f"{total:.2g} FLOPs of teaching bring greedy accuracy to {lesson[-1]['accuracy']:.0%}"
     plots.learning_curve(lesson, x="FLOPs", title=_title).update_xaxes(**log_axis)
-    return lesson, log_axis, taught, total
+    return taught, total
 
 
 @app.cell(hide_code=True)
@@ -793,7 +789,7 @@ def _(Cost, defaultdict, read_records, samples, series, taught, total, votes):
     voted = [r for name, rows in sides.items() for n in (1, 2, 4, 8, 16) if n <= few for r in votes(rows, n, name, few)]
     spent = {name: total * int(name.split()[0]) / taught.summary["steps"] for name in early} | {"taught": total}
     spent["after RL"] = total + Cost(**series.reinforce("outcome").summary["cost"]).flops
-    return spent, voted
+    return early, sides, spent, voted
 
 
 @app.cell
@@ -862,32 +858,50 @@ def _(price, reached, spent, total):
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
-    The o1 picture, with numbers: training on the left (greedy, validation problems), test time on the right (test
-    problems), accuracy up.
+    The o1 picture, with numbers. On the left are policies: one sampled chain of each, against all that their training
+    took. On the right is the taught policy, which searches. The problems are the same, the test problems.
     """)
     return
 
 
 @app.cell
-def _(lesson, points):
-    drawn = [("teaching", 1, [row["FLOPs"] for row in lesson], [row["accuracy"] for row in lesson])]
-    for _m in ("majority", "weighted_vote"):
-        _line = [p for p in points if p.method == _m]
-        drawn.append((_m, 2, [p.x for p in _line], [p.accuracy.value for p in _line]))
-    return (drawn,)
+def _(Cost, replace):
+    def trained(rows, name, flops):
+        """The same chains, with what their policy's training cost in place of their own."""
+        cost = Cost(training_flops=flops)
+        return [replace(r, run=f"{r.run} {flops:.4g}", cost=cost, knobs={"method": name, "n": round(flops)}) for r in rows]
+
+    return (trained,)
 
 
 @app.cell
-def _(drawn, go, log_axis, make_subplots, plots, slopes):
-    both = make_subplots(1, 2, shared_yaxes=True, subplot_titles=("training, all questions", "test time, each question"))
-    for _name, _col, _x, _y in drawn:
-        both.add_trace(go.Scatter(x=_x, y=_y, name=_name, line_color=plots.colour(_name), mode="lines+markers"), 1, _col)
-    _title = (
-        f"A decade at test time: {slopes['majority'].value:+.2f} (majority), {slopes['weighted_vote'].value:+.2f} (judge)"
-    )
-    both.update_xaxes(**log_axis | {"title": "FLOPs (log scale)", "tickfont_size": 12})
-    both.update_yaxes(tickformat=".0%", range=[0, 1], col=1, title="accuracy")
-    both.update_layout(template="workbench", title={"text": _title, "y": 0.96}, showlegend=True, margin={"t": 90, "b": 70})
+def _(
+    Cost,
+    early,
+    read_records,
+    samples,
+    scaling,
+    series,
+    sides,
+    spent,
+    total,
+    trained,
+):
+    wheel = series.flywheel("restart")
+    spent_wheel = total + Cost(**wheel.summary["cost"]).flops
+    stops = [("teaching", early[name], spent[name]) for name in early] + [("teaching", samples, total)]
+    stops += [("reward", samples, total), ("reward", sides["after RL"], spent["after RL"])]
+    stops += [("flywheel", samples, total), ("flywheel", read_records(wheel), spent_wheel)]
+    learnt = scaling.curve([r for name, rows, flops in stops for r in trained(rows, name, flops)])
+    return (learnt,)
+
+
+@app.cell
+def _(learnt, plots, points, slopes):
+    _tops = {m: max((p for p in learnt if p.method == m), key=lambda p: p.x).accuracy.value for m in ("flywheel", "reward")}
+    _title = f"One chain: {_tops['reward']:.0%} after reward, {_tops['flywheel']:.0%} after the flywheel; "
+    _title += f"searching: a decade is worth {100 * slopes['weighted_vote'].value:+.0f} points with the judge"
+    plots.two_axes(learnt, [p for p in points if p.method in ("majority", "weighted_vote", "beam")], _title)
     return
 
 
