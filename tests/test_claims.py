@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from workbench.claims import Claim, decide, load, page, record, table, to_json
+from workbench.claims import Claim, cells, decide, load, measured, page, record, table, to_json, told
 from workbench.scaling import Estimate, Ratio, difference
 from workbench.types import Record, WorkbenchError
 
@@ -126,4 +126,17 @@ def test_an_open_ratio_is_decided_written_and_read(tmp_path):
 
 def test_the_page_counts_the_verdicts():
     said = page([claim("a"), claim("b", -1, 1)], "nano", "2026-11-01")
-    assert "2 claims: 1 holds, 0 fails, 1 undecided" in said and "2026-11-01" in said and said.count("\n| ") == 3
+    assert "2 claims: 1 holds, 1 undecided" in said and "2026-11-01" in said and said.count("\n| ") == 3
+
+
+def test_what_was_not_measured_stays_in_the_table(tmp_path, capsys):
+    """Bug: a claim without an estimate was left out, and its absence counted nowhere."""
+    assert measured(decide, Estimate(0.2, 0, 1, 9), "about 1") is None
+    assert capsys.readouterr().out.startswith("not measured: cannot read the goal 'about 1'")
+    lost = Claim("a.lost", "me", "it works", "> 0", None)
+    record(tmp_path, "nano", "04_prm", [lost, claim("b")])
+    found = load(tmp_path, "nano")
+    assert found[0] == lost and [c.verdict for c in found] == ["not measured", "holds"]
+    assert "1 holds, 1 not measured" in page(found, "nano", "2026-11-01")
+    assert cells(lost)[:7] == ("a.lost", "not measured", "–", "–", "> 0", "–", "–")
+    assert told(None, "> 0", "yes", "no", "open") == "open"

@@ -184,6 +184,17 @@ def test_numbers_of_other_runs():
     assert trace(fig, "loss held out").y == (2 / 50, 2 / 100)
 
 
+def test_rounds_of_the_flywheel(tmp_path):
+    """Bug: rows without a step were passed over, so a flywheel's picture stayed empty; "of 60", a round's steps."""
+    rows = [
+        {"round": i, "yield": 0.3 + i / 10, "held_out": 0.4, "kept": 9 * i, "dropped": {"wrong": 3}} for i in (0, 1)
+    ]
+    fig = figure(rows, keys=["yield", "held_out"], total=2)
+    assert fig.layout.title.text == "round 1 of 2" and [t.name for t in fig.data] == ["yield", "held_out"]
+    assert list(fig.data[0].x) == [0, 1] and list(fig.data[0].y) == [0.3, 0.4]
+    assert "round" not in {t.name for t in figure(rows).data}
+
+
 def test_any_number_can_be_asked_for_and_no_other():
     fig = figure([row(1), row(2, true_held_out=0.5)], keys=["norm", "kl", "true_held_out"])
     assert titles(fig) == ["norm", "KL to the reference", "true_held_out"]

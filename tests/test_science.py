@@ -451,6 +451,8 @@ def test_the_flops_of_a_model_14_times_larger(ratio, times):
     assert found.times == pytest.approx(times, rel=1e-5) and found.times == pytest.approx(saved / (2 * n * d_inf))
     chosen = {setting for choices in found.small.choices.values() for setting in choices}
     assert (("vote", 64) in chosen) == (times > 64)
+    again = scaling.flops_matched(small, rows("large", 1, 14e6, 20), BINS, size=14, ratio=ratio, passes=2.5)
+    assert again.times == pytest.approx((saved - 1.5 * 6 * n * d_pre) / (2 * n * d_inf))  # what it learnt twice is paid
 
 
 def test_a_verifier_is_paid_for_and_bins_are_paired_with_the_large_model():
@@ -466,6 +468,9 @@ def test_a_verifier_is_paid_for_and_bins_are_paired_with_the_large_model():
     for bad in (dict(size=0.5, ratio=1), dict(size=4, ratio=0)):
         with pytest.raises(WorkbenchError, match="a larger model has size"):
             scaling.flops_matched(small, large, BINS, **bad)
+    for passes in (0, 4.1):
+        with pytest.raises(WorkbenchError, match="passes=.* at most size=4"):
+            scaling.flops_matched(small, large, BINS, size=4, ratio=1, passes=passes)
     with pytest.raises(WorkbenchError, match="no records of sampling at n=1"):
         scaling.flops_matched(small, large, BINS, size=4, ratio=1, one=("sampling", 1))
 
@@ -562,6 +567,20 @@ def test_longer_wrong_chains_are_not_adaptive_thinking():
     adaptive = scaling.adaptive_thinking(chains(lambda i, s, ok: 20 + 2 * i, right))
     assert all(trend.spearman.low > 0.95 and trend.slope.low > 30 for trend in adaptive.values())
     assert adaptive["right"].chains + adaptive["wrong"].chains == adaptive["all"].chains == 240
+
+
+def test_a_chain_as_long_as_its_problem_is_not_adaptive_thinking():
+    """Bug: more operations are harder and take more steps, so that a policy that adapts nothing seemed to think."""
+    level = {f"p/{i:02}": i // 5 for i in range(30)}
+    hard = {p: 0.1 * at + 0.01 * (i % 5) for i, (p, at) in enumerate(level.items())}
+    copied = chains(lambda i, s, ok: 10 * (i // 5) + 20 + (i * 7 + s) % 3, lambda i, s: True)
+    assert scaling.adaptive_thinking(copied, hard)["right"].spearman.low > 0.9
+    assert scaling.adaptive_thinking(copied, hard, within=level)["right"].spearman.low < 0
+    thought = chains(lambda i, s, ok: 10 * (i // 5) + 20 + 2 * (i % 5), lambda i, s: True)
+    found = scaling.adaptive_thinking(thought, hard, within=level)["right"]
+    assert found.spearman.low > 0.9 and found.slope.value == pytest.approx(200)
+    with pytest.raises(WorkbenchError, match="no group for p/00"):
+        scaling.adaptive_thinking(copied, hard, within={p: v for p, v in level.items() if p != "p/00"})
 
 
 def test_trends_agree_with_scipy_and_missing_ones_are_none():

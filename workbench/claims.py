@@ -8,27 +8,27 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from .pipeline import runs_folder
 from .scaling import Estimate, Ratio
 from .types import WorkbenchError
 
-Verdict = Literal["holds", "fails", "undecided"]
+Verdict = Literal["holds", "fails", "undecided", "not measured"]
 
 _NUMBER = r"([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)"
 _GOAL = re.compile(rf"(>=|<=|>|<)\s*{_NUMBER}|in\s+{_NUMBER}\s*\.\.\s*{_NUMBER}", re.IGNORECASE)
 
 
-def decide(estimate: Estimate | Ratio, goal: str) -> Verdict:
+def decide(estimate: Estimate | Ratio | None, goal: str) -> Verdict:
     """Does the whole 95 % interval meet `goal` (holds), does all of it miss it (fails), or neither (undecided)?
 
     Goals: "> 0", ">= .1", "< 0", "<= 1e-2", "in .3..7" (ends included). An estimate without an interval is undecided,
-    whatever its value; an open end of a Ratio is as far as a ratio goes. Errors: a goal that does not read like these,
-    an empty range, an interval that is not a number.
+    whatever its value; an open end of a Ratio is as far as a ratio goes; None is not measured. Errors: a goal that does
+    not read like these, an empty range, an interval that is not a number.
 
     >>> [decide(Estimate(0.2, low, 0.3, n=50), "> 0") for low in (0.1, -0.1)], decide(Estimate(-1, -2, 0, 9), "> 0")
     (['holds', 'undecided'], 'fails')
@@ -39,6 +39,8 @@ def decide(estimate: Estimate | Ratio, goal: str) -> Verdict:
     sign, bound, start, end = match.groups()
     if start and float(start) > float(end):
         raise WorkbenchError(f"the goal {goal!r} is an empty range: put the smaller number first")
+    if estimate is None:
+        return "not measured"
     low, high = estimate.low, estimate.high
     if isinstance(estimate, Ratio):
         low, high = low or 0.0, sys.float_info.max if high is None else high
@@ -55,21 +57,33 @@ def decide(estimate: Estimate | Ratio, goal: str) -> Verdict:
     return {2: "holds", 1: "undecided", 0: "fails"}[meets(low) + meets(high)]
 
 
+def measured(question: Callable, *args, **more):
+    """What a function measures; or None, and the reason aloud: a policy that solves nothing follows no law.
+
+    >>> measured(decide, Estimate(1, 0, 2, 9), "about 1")
+    not measured: cannot read the goal 'about 1': write it like '> 0', '<= 0.1' or 'in 0.3..0.7'
+    """
+    try:
+        return question(*args, **more)
+    except WorkbenchError as error:
+        print(f"not measured: {error}")
+
+
 def told(
-    estimate: Estimate | Ratio, goal: str, yes: str, no: str, open: str = "cannot be told from these problems"
+    estimate: Estimate | Ratio | None, goal: str, yes: str, no: str, open: str = "cannot be told from these problems"
 ) -> str:
     """The words that the interval allows: `yes` where the goal holds, `no` where it fails, else `open`.
 
     >>> told(Estimate(0.2, 0.1, 0.3, n=50), "> 0", "it helps", "it does not help")
     'it helps'
     """
-    return {"holds": yes, "fails": no, "undecided": open}[decide(estimate, goal)]
+    return {"holds": yes, "fails": no}.get(decide(estimate, goal), open)
 
 
 @dataclass(frozen=True)
 class Claim:
     """One finding. `text` says what would hold, `source` who said so (paper, or the o1 report), `goal` when it does;
-    `said` is the source's own number, "" where it gives none.
+    `said` is the source's own number, "" where it gives none. An `estimate` of None says that it was not measured.
 
     The verdict is a property: it follows from the estimate and cannot be typed in, nor read from a file.
 
@@ -81,7 +95,7 @@ class Claim:
     source: str
     text: str
     goal: str
-    estimate: Estimate | Ratio
+    estimate: Estimate | Ratio | None
     said: str = ""
 
     @property
@@ -91,7 +105,7 @@ class Claim:
     def row(self) -> dict:
         """The claim as one flat JSON object."""
         rest = {"id": self.id, "source": self.source, "text": self.text, "goal": self.goal, "verdict": self.verdict}
-        return rest | {"said": self.said} | asdict(self.estimate)
+        return rest | {"said": self.said} | (asdict(self.estimate) if self.estimate else {})
 
     @property
     def interval(self) -> str:
@@ -99,11 +113,11 @@ class Claim:
         e = self.estimate
         if isinstance(e, Ratio):
             return " to ".join("open" if end is None else f"{end:.3g}" for end in (e.low, e.high))
-        return "–" if e.low is None else f"{e.low:.3g} to {e.high:.3g}"
+        return "–" if e is None or e.low is None else f"{e.low:.3g} to {e.high:.3g}"
 
     @property
     def value(self) -> str:
-        return f"{getattr(self.estimate, 'bound', '')} {self.estimate.value:.3g}".strip()
+        return f"{getattr(self.estimate, 'bound', '')} {self.estimate.value:.3g}".strip() if self.estimate else "–"
 
 
 def record(runs: str | Path, profile: str, notebook: str, claims: Iterable[Claim]) -> Path:
@@ -145,7 +159,8 @@ def load(runs: str | Path, profile: str) -> list[Claim]:
             try:
                 row = json.loads(line)
                 kind, last = (Ratio, "bound") if "bound" in row else (Estimate, "seeds")
-                estimate = kind(*(row[name] for name in ("value", "low", "high", "n", last)))
+                numbers = ("value", "low", "high", "n", last) if row["verdict"] != "not measured" else ()
+                estimate = kind(*(row[name] for name in numbers)) if numbers else None
                 claim = Claim(*(row[name] for name in ("id", "source", "text", "goal")), estimate, row.get("said", ""))
                 claim.verdict  # noqa: B018  a goal that cannot be read is found here, not at the first print
             except (ValueError, KeyError, TypeError) as error:
@@ -172,7 +187,7 @@ HEADS = (  # of the columns of every table of claims
     "95 % interval",
     "goal",
     "n",
-    "seeds",
+    "samples",
     "the source says",
     "what would hold",
     "source",
@@ -181,8 +196,8 @@ HEADS = (  # of the columns of every table of claims
 
 def cells(claim: Claim) -> tuple[str, ...]:
     """What a table says of a claim under `HEADS`."""
-    e = claim.estimate
-    numbers = (claim.value, claim.interval, claim.goal, str(e.n), str(getattr(e, "seeds", 1)), claim.said or "–")
+    on = (str(getattr(claim.estimate, name, "–")) for name in ("n", "seeds"))
+    numbers = (claim.value, claim.interval, claim.goal, *on, claim.said or "–")
     row = (claim.id, claim.verdict, *numbers, claim.text, claim.source)
     return tuple(" ".join(cell.split()) for cell in row)  # a line break in a text would break the table
 
@@ -191,8 +206,8 @@ def table(claims: Iterable[Claim]) -> str:
     """The claims as aligned plain text; a missing interval is a dash.
 
     >>> print(table([Claim("a.b", "me", "it works", "> 0", Estimate(0.25, 0.125, 0.375, 50, 2), "about .3")]))
-    claim  verdict  value  95 % interval   goal  n   seeds  the source says  what would hold  source
-    a.b    holds    0.25   0.125 to 0.375  > 0   50  2      about .3         it works         me
+    claim  verdict  value  95 % interval   goal  n   samples  the source says  what would hold  source
+    a.b    holds    0.25   0.125 to 0.375  > 0   50  2        about .3         it works         me
     """
     rows = [HEADS, *map(cells, claims)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -208,14 +223,18 @@ def page(claims: Iterable[Claim], profile: str, date: str) -> str:
     """
     where = f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}"
     rows = [cells(claim) for claim in claims]
-    count = {verdict: sum(row[1] == verdict for row in rows) for verdict in ("holds", "fails", "undecided")}
+    count = {verdict: sum(row[1] == verdict for row in rows) for verdict in get_args(Verdict)}
     lines = [
         "# What was found",
         "",
         f"Written by `make reproduce` on {date}; profile `{profile}`; {where}. A verdict follows from the interval: "
         "the whole of it meets the goal (holds), all of it misses it (fails), or neither (undecided).",
         "",
-        f"{len(rows)} claims: " + ", ".join(f"{n} {verdict}" for verdict, n in count.items()) + ".",
+        "Every model behind them was trained once: intervals are over n problems (samples: chains of each), not over "
+        f"trainings. Nothing pays for there being {len(rows)} of them: were none true, about {len(rows) / 40:.1f} "
+        "would hold by luck.",
+        "",
+        f"{len(rows)} claims: " + ", ".join(f"{n} {verdict}" for verdict, n in count.items() if n) + ".",
         "",
         "| " + " | ".join(HEADS) + " |",
         "|---" * len(HEADS) + "|",

@@ -98,8 +98,9 @@ class Profile:
     `judge_chains` sampled chains are labelled for the verifiers; `audit` of them also by `rollouts` a step. RL on
     process reward takes `process_steps` steps, which is enough to see where it goes. `wheel`: one turn of each variant
     of the flywheel, all its rounds of STaR with and without a restart. `small`: the shape of a second policy, taught
-    the same examples and searched with a judge of its own, to be held against the first one's single answer. `early`:
-    steps of teaching at which the policy is kept too, each to leave `early_n` chains of every test problem.
+    the same examples in two passes and searched with a judge of its own, to be held against the first one's single
+    answer. `early`: steps of teaching at which the policy is kept too, each to leave `early_n` chains of every test
+    problem.
     """
 
     name: str
@@ -127,7 +128,7 @@ class Profile:
     early: tuple[int, ...] = (900, 1000, 1100)
     early_n: int = 16
     small: str = "nano-14th"
-    small_teach: Schedule = field(default_factory=lambda: Schedule(1500, batch=32))
+    small_teach: Schedule = field(default_factory=lambda: Schedule(3000, batch=32, muon_lr=0.01, warmup=50))
     small_judge: Schedule = field(default_factory=lambda: Schedule(280, batch=64, lr=5e-4, muon_lr=0.003))
     small_n: tuple[int, ...] = (1, 4, 16, 64)
 
@@ -141,7 +142,7 @@ class Profile:
 _QUICK = Schedule(8, batch=16, check_every=4)
 PROFILES = {
     "nano": Profile("nano"),
-    "countdown": Profile("countdown", task="countdown"),  # another world for the searches; all steps of teaching
+    "countdown": Profile("countdown", task="countdown"),  # another world for the searches
     "micro": Profile(  # seconds, for trying the plumbing out: its models learn nothing worth reporting
         "micro",
         shape="micro",
@@ -608,21 +609,22 @@ class Series:
         run.finish(cost=sum((Cost(**row["cost"]) for row in history[1:]), Cost()).amounts())
         return run
 
-    def training_curve(self, stage: str) -> list[Record]:
+    def training_curve(self, stage: str, whole: bool = True) -> list[Record]:
         """Every check of a `reinforce-…` or `flywheel-…` stage: a record a held-out problem and chain, n its step.
 
-        The cost is all up to then: teaching, and what a judge's chains and training took where one is used.
+        The cost is all up to then: teaching, and what a judge's chains and training took where one is used; or with
+        `whole=False` the stage's own alone, without the start, which is free.
         """
         head, _, rest = stage.partition("-")
         run, problems = getattr(self, head)(rest), self.held_out()
-        stages = [self.teach(), *([self.chains(), self.judge()] if "verifier" in run.about["inputs"] else ())]
-        spent, history = sum((Cost(**stage.summary["cost"]) for stage in stages), Cost()), run.read("history")
+        before = [self.teach(), *([self.chains(), self.judge()] if "verifier" in run.about["inputs"] else ())]
+        spent, history = sum((Cost(**run.summary["cost"]) for run in before if whole), Cost()), run.read("history")
         checks = {row["step"]: [[right] for right in row["true"]] for row in run.read("checks")}
         out: list[Record] = []
         for number, row in enumerate(history):
             spent += Cost(**row.get("cost", {}))
-            found = checks.get(number)
-            if head == "flywheel":
+            found = checks.get(number) if spent.flops else None
+            if head == "flywheel" and spent.flops:
                 n = run.params["wheel"]["checks"]
                 found = [[i < right for i in range(n)] for right in row["held_out_right"]]
             for problem, rights in zip(problems, found or (), strict=False):
@@ -787,7 +789,7 @@ STAGES: dict[str, tuple[tuple[str, ...], int]] = {
     "reinforce-prm-mixed": (("judge-likelihood",), 95),
     "reinforce-length": (("teach",), 60),
     "early": (("teach",), 60),
-    "teach-small": ((), 90),
+    "teach-small": ((), 180),
     "chains-small": (("teach-small",), 15),
     "judge-small": (("chains-small",), 25),
     "small": (("judge-small",), 60),
@@ -845,7 +847,7 @@ def build(
         return 0, 0
     (root / "logs").mkdir(parents=True, exist_ok=True)
     began, running, total = time.monotonic(), {}, sum(STAGES[name][1] for name in todo)
-    built, peak, looked = len(todo), 0, 0.0
+    built, peak, looked, took, thought = len(todo), 0, 0.0, 0.0, 0
     say(f"{len(todo)} stages to build, about {clock(total / lanes)} (the longest first, {lanes} at a time)")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
@@ -867,7 +869,8 @@ def build(
                     log = root / "logs" / f"{name}.log"
                     last = [line for line in log.read_text().splitlines() if line.strip()][-1:]
                     raise WorkbenchError(f"stage {name} failed ({' '.join(last)}): read {log}, then run this again")
-                left = sum(STAGES[n][1] for n in [*todo, *running])
+                took, thought = took + time.monotonic() - start, thought + STAGES[name][1]
+                left = sum(STAGES[n][1] for n in [*todo, *running]) * took / thought  # at this machine's pace
                 say(
                     f"  {name}: {clock(time.monotonic() - start)}; {clock(time.monotonic() - began)} gone, "
                     + (f"about {clock(left / lanes)} left" if left else "all built")

@@ -110,17 +110,41 @@ def accuracy_vs_flops(
     if not points or len({point.axis for point in points}) > 1:
         raise WorkbenchError("a compute curve needs points, all over the same axis")
     unit = _UNITS.get(points[0].axis, points[0].axis)
-    fig, ends = go.Figure(), []
-    for method, line in _grouped(sorted(points, key=lambda p: p.x), lambda p: p.method).items():
-        xs = [point.x for point in line]
-        hover = [f"{method}, n={p.n}<br>{p.x:.3g} {unit}<br>accuracy {p.accuracy}" for p in line]
-        _band(fig, xs, [p.accuracy for p in line], colour(method), hover)
-        ends.append((xs[-1], line[-1].accuracy.value, method))
-    _finish(fig, ends, baseline, "{:.0%}")
+    fig = go.Figure()
+    _finish(fig, _methods(fig, points, unit), baseline, "{:.0%}")
     _log_ticks(fig, [point.x for point in points])
     fig.update_yaxes(title="accuracy", tickformat=".0%")
     estimates = [point.accuracy for point in points]
     return _frame(fig, title or _best_point(points, unit), f"{unit} (log scale)", _caption(estimates))
+
+
+def two_axes(train: Sequence[Point], test: Sequence[Point], title: str | None = None) -> go.Figure:
+    """o1's picture with numbers: accuracy against the FLOPs of all training (left) and of each question (right).
+
+    Both sides are `scaling.curve` of records, those on the left with training FLOPs as their cost, best of the same
+    problems and the same decoding. The default title has how far each side goes. Errors: no points on a side.
+
+    >>> sides = ([Point(m, 1, x, Estimate(x / 20, 0.1, 0.9, 90)) for x in (2.0, 9.0)] for m in ("teaching", "majority"))
+    >>> two_axes(*sides).layout.title.text
+    'training takes accuracy from 10% to 45%, test time from 10% to 45%'
+    """
+    if not train or not test:
+        raise WorkbenchError("two axes need points on both: curves of training, and of searches at test time")
+    names = ("training, all questions", "test time, each question")
+    fig = make_subplots(1, 2, subplot_titles=names, horizontal_spacing=0.25)
+    for note, left in zip(fig.layout.annotations, (0, 0.625), strict=True):
+        note.update(x=left, xanchor="left", font=dict(size=14))
+    found = []
+    for col, points in ((1, train), (2, test)):
+        _finish(fig, _methods(fig, points, "FLOPs", row=1, col=col), row=1, col=col)
+        _log_ticks(fig, [point.x for point in points], row=1, col=col)
+        heights = [point.accuracy.value for point in points]
+        found.append(f"from {min(heights):.0%} to {max(heights):.0%}")
+    ends = [end for axis in (fig.layout.yaxis, fig.layout.yaxis2) for end in axis.range]
+    fig.update_yaxes(range=[min(ends), max(ends)], tickformat=".0%")
+    fig.update_yaxes(title="accuracy", row=1, col=1)
+    title = title or f"training takes accuracy {found[0]}, test time {found[1]}"
+    return _frame(fig, title, "FLOPs (log scale)", _caption([p.accuracy for p in (*train, *test)]))
 
 
 def coverage(
@@ -708,6 +732,17 @@ def _histories(fig: go.Figure, rows: Sequence[Mapping], x: str, y: str, baseline
     return changes
 
 
+def _methods(fig: go.Figure, points: Sequence[Point], unit: str, **where) -> list[tuple[float, float, str]]:
+    """A line with its band for every method of a curve; where each ends."""
+    ends = []
+    for method, line in _grouped(sorted(points, key=lambda p: p.x), lambda p: p.method).items():
+        xs = [point.x for point in line]
+        hover = [f"{method}, n={p.n}<br>{p.x:.3g} {unit}<br>accuracy {p.accuracy}" for p in line]
+        _band(fig, xs, [p.accuracy for p in line], colour(method), hover, **where)
+        ends.append((xs[-1], line[-1].accuracy.value, method))
+    return ends
+
+
 def _finish(fig: go.Figure, ends: Sequence[tuple[float, float, str]], baseline=None, form="", **where) -> None:
     """Range of the y axis, baseline, and each line's name at its end, pushed apart where names would overlap."""
     drawn = [
@@ -793,7 +828,7 @@ def _band_note(rows: Sequence[Mapping], x: str, keys: Sequence[str]) -> str:
     return note + (f"Missing values, drawn as gaps: {missing}." if missing else "")
 
 
-def _log_ticks(fig: go.Figure, values: Sequence[float], plain: bool = False) -> None:
+def _log_ticks(fig: go.Figure, values: Sequence[float], plain: bool = False, **where) -> None:
     """A log x axis with ticks at 1, 2, 5 (or at decades when there are many), written as a power of ten."""
     low, high = math.log10(min(values)), math.log10(max(values))
     pad = 0.04 * (high - low) or 0.2
@@ -804,7 +839,7 @@ def _log_ticks(fig: go.Figure, values: Sequence[float], plain: bool = False) -> 
     if len(ticks) < 2:  # a narrow range between two round numbers
         ticks = sorted({min(values), max(values)})
     texts = [f"{tick:g}" if plain else _power(tick) for tick in ticks]
-    fig.update_xaxes(type="log", range=[low - pad, high + pad], tickvals=ticks, ticktext=texts)
+    fig.update_xaxes(type="log", range=[low - pad, high + pad], tickvals=ticks, ticktext=texts, **where)
 
 
 def _power(x: float) -> str:

@@ -592,7 +592,8 @@ def _(advantage, claims, pass_1, profile, runs):
         claims.Claim("sft.pass_at_1", "this series: headroom on purpose",
                      "the taught policy solves some test problems and not all", "in 0.3..0.7", pass_1),
         claims.Claim("sft.chain_over_direct", "Wei et al. 2022 (2201.11903), Lee et al. 2023 (2307.03381)",
-                     "a taught chain beats a direct answer", "> 0", advantage),
+                     "a taught chain beats a direct answer", "> 0", advantage,
+                     "GSM8K, prompted: .179 direct, .569 with a chain (PaLM 540B)"),
     ]  # fmt: skip
     _ = claims.record(runs, profile, "02_teaching_a_chain", found)
     print(claims.table(found))

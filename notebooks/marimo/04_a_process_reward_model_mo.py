@@ -45,8 +45,10 @@ def _():
 
     from workbench import claims, evaluate, labels, plots, scaling, tasks
     from workbench.claims import Claim
+    from workbench.grading import canonical
     from workbench.scaling import Estimate
     from workbench.search import Memo, drive
+    from workbench.select import aggregate_score
     from workbench.types import Cost, Record, Step, Trace
 
     return (
@@ -58,6 +60,8 @@ def _():
         Record,
         Step,
         Trace,
+        aggregate_score,
+        canonical,
         claims,
         defaultdict,
         drive,
@@ -597,11 +601,11 @@ def _(held, judges, prm, truth, tuned, valid_truth):
 
 
     items, tuning = labelled(held["head"], truth), labelled(tuned["head"], valid_truth)
-    scored = {name: [[t.scores for _, t in part[name]] for part in (held, tuned)] for name in judges}
+    scores_of = {name: [[t.scores for _, t in part[name]] for part in (held, tuned)] for name in judges}
     opinion = {judging.POLICY: (judging.policy_scores(items), judging.policy_scores(tuning))}
-    full = judging.report(items, scored["head"][0], tuning, scored["head"][1], opinion, name="head")
+    full = judging.report(items, scores_of["head"][0], tuning, scores_of["head"][1], opinion, name="head")
     print(judging.as_text(full))
-    return (full,)
+    return full, judging
 
 
 @app.cell(hide_code=True)
@@ -654,6 +658,58 @@ def _(many, picks, scaling, table):
     versus = {name: scaling.difference(records, picks["majority"]) for name, records in picks.items()}
     table([{f"best of {many} by": name, "accuracy": right[name], "minus the vote": versus[name]} for name in picks])
     return (versus,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    One N is one draw. Of the same chains `judging.best_of_n` counts every choice of N, exactly. The ceiling is
+    what the oracle would pick.
+    """)
+    return
+
+
+@app.cell
+def _(
+    aggregate_score,
+    canonical,
+    defaultdict,
+    judges,
+    judging,
+    labels,
+    plots,
+    seed,
+    test,
+):
+    def responses(name):
+        """{problem: its chains as the judge scored them: the answer, whether it is right, the weakest step's score}"""
+        out = defaultdict(list)
+        for p, t in [(r.problem, leaf.trace) for r in test[name] for leaf in r.leaves]:
+            score = aggregate_score(t, judges[name].aggregate)
+            answered = None if t.answer is None else canonical(t.answer)
+            out[p.id].append(judging.Response(answered, labels.right_answer(p, t), score))
+        return out
+
+
+    choice = judging.best_of_n(responses("head"), seed=seed)
+    plots.best_of_n(choice)
+    return (choice,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    And what the choice optimises, beside what you want: a score that rises while accuracy does not is a judge that is
+    fooled.
+    """)
+    return
+
+
+@app.cell
+def _(Markdown, choice, plots):
+    scored = all(row.reward for row in choice.rows)
+    plots.over_optimisation(choice) if scored else Markdown("No chain of these reached an answer.")
+    return
 
 
 @app.cell(hide_code=True)
@@ -794,6 +850,7 @@ def _(Claim, claims, f1s, main, profile, runs):
         "a learnt judge finds the first error: F1 on test chains above the published .565 (another task)",
         "> 0.565",
         f1s[main],
+        ".565",
     )
     claims.record(runs, profile, "04_a_process_reward_model", [claim])
     print(claims.table([claim]))

@@ -659,13 +659,23 @@ def _(names, plots, scaling, series):
     spent = [r for rows in bought.values() for r in rows]
     figure = plots.accuracy_vs_flops(scaling.curve(spent), title="Held-out accuracy against all training so far")
     figure.update_xaxes(title="training FLOPs, with what came before (log scale)")
-    return (bought,)
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    The teaching before it is the same for every point, so on that axis a run is a sliver of a decade. For the slope you
+    count reinforcement alone: from the first check to the last.
+    """)
+    return
 
 
 @app.cell
-def _(bought, scaling):
-    slope = scaling.log_slope(bought["outcome"], "reinforce-outcome")
-    print(f"outcome reward, accuracy for a decade of training FLOPs: {slope}")
+def _(claims, scaling, series):
+    alone = series.training_curve("reinforce-outcome", whole=False)
+    slope = claims.measured(scaling.log_slope, alone, "reinforce-outcome")
+    print(f"outcome reward, accuracy for a decade of its own FLOPs: {slope}")
     return (slope,)
 
 
@@ -786,10 +796,11 @@ def _(
     slope,
     wider,
 ):
+    _decade = f"{slope.value:+.3f}" if slope else "an unknown amount: the run is too short"
     _room = "Perhaps because in a chain of sums every step must change the line: padding has few places to hide."
     Markdown(
-        f"- Outcome reward changes pass@1 by {gains['outcome'].value:+.3f}; a gain of 0.1 "
-        f"{claims.told(gains['outcome'], '>= 0.1', 'is there', 'is not there')}. Sum: {gains['sum'].value:+.3f}, "
+        f"- Outcome reward changes pass@1 by {gains['outcome'].value:+.3f}; a gain of 0.2 "
+        f"{claims.told(gains['outcome'], '>= 0.2', 'is there', 'is not there')}. Sum: {gains['sum'].value:+.3f}, "
         f"min: {gains['min'].value:+.3f}, mixed: {gains['mixed'].value:+.3f} "
         f"({', '.join(f'{name} {len(rows)}' for name, rows in history.items())} steps). Min less sum: {over.value:+.3f}, "
         f"{claims.told(over, '> 0', 'the worst step is the better reward', 'it is not the better reward')}.\n"
@@ -798,7 +809,7 @@ def _(
         f"Of {len(never)} problems never solved before, it solves {fresh['outcome']} in four, and "
         f"{fresh['before']} without any training, by four more throws. The closer these are to "
         "nothing, the more reward taught it to be sure, not able.\n"
-        f"- A decade of training FLOPs, at this end of training, is worth {slope.value:+.3f}.\n"
+        f"- A decade of reinforcement's own FLOPs is worth {_decade}.\n"
         f"- Paid for length alone, the policy loses {-gains['length'].value:.3f} of its accuracy, and the alarm "
         f"{'names step ' + str(alarm.step) if alarm else 'stays quiet'}.\n"
         f"- Greedy, which has no dice to sharpen, changes by {skill.value:+.3f} "
@@ -819,9 +830,10 @@ def _(claims, gains, gap, over, profile, runs, slope, wider):
         claims.Claim(
             "rl.outcome_gain",
             "GRPO (2402.03300), DeepSeek-R1 (2501.12948)",
-            "outcome reward lifts pass@1 on unseen problems by ten points or more",
-            ">= 0.1",
+            "outcome reward lifts pass@1 on unseen problems by twenty points or more",
+            ">= 0.2",
             gains["outcome"],
+            "MATH: .468 before, .517 after (DeepSeekMath 7B)",
         ),
         claims.Claim(
             "rl.min_over_sum",
@@ -836,11 +848,12 @@ def _(claims, gains, gap, over, profile, runs, slope, wider):
             "outcome reward narrows coverage: fewer problems are solved at least once in many chains",
             "< 0",
             wider,
+            "the base overtakes at large k",
         ),
         claims.Claim(
             "scaling.train_time_slope",
-            "o1 report",
-            "accuracy rises with the logarithm of training compute",
+            "OpenAI o1 report 2024",
+            "accuracy rises with the logarithm of what reinforcement learning has spent",
             "> 0",
             slope,
         ),
@@ -850,6 +863,7 @@ def _(claims, gains, gap, over, profile, runs, slope, wider):
             "under sum-form process reward the proxy gains more than the truth",
             "> 0",
             gap["sum"],
+            "hacked within about 200 steps",
         ),
     ]
     claims.record(runs, profile, "07_reinforcement_learning", found)

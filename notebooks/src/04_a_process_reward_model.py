@@ -25,8 +25,10 @@ from IPython.display import Markdown
 
 from workbench import claims, evaluate, labels, plots, scaling, tasks
 from workbench.claims import Claim
+from workbench.grading import canonical
 from workbench.scaling import Estimate
 from workbench.search import Memo, drive
+from workbench.select import aggregate_score
 from workbench.types import Cost, Record, Step, Trace
 
 # %% tags=["parameters"]
@@ -375,9 +377,9 @@ def labelled(chains, marks):
 
 
 items, tuning = labelled(held["head"], truth), labelled(tuned["head"], valid_truth)
-scored = {name: [[t.scores for _, t in part[name]] for part in (held, tuned)] for name in judges}
+scores_of = {name: [[t.scores for _, t in part[name]] for part in (held, tuned)] for name in judges}
 opinion = {judging.POLICY: (judging.policy_scores(items), judging.policy_scores(tuning))}
-full = judging.report(items, scored["head"][0], tuning, scored["head"][1], opinion, name="head")
+full = judging.report(items, scores_of["head"][0], tuning, scores_of["head"][1], opinion, name="head")
 print(judging.as_text(full))
 
 # %% [markdown]
@@ -407,6 +409,33 @@ picks = {name: [evaluate.record("judging", r, seed, method=name, n=many) for r i
 right = {name: scaling.accuracy(records) for name, records in picks.items()}
 versus = {name: scaling.difference(records, picks["majority"]) for name, records in picks.items()}
 table([{f"best of {many} by": name, "accuracy": right[name], "minus the vote": versus[name]} for name in picks])
+
+# %% [markdown]
+# One N is one draw. Of the same chains `judging.best_of_n` counts every choice of N, exactly. The ceiling is
+# what the oracle would pick.
+
+
+# %%
+def responses(name):
+    """{problem: its chains as the judge scored them: the answer, whether it is right, the weakest step's score}"""
+    out = defaultdict(list)
+    for p, t in [(r.problem, leaf.trace) for r in test[name] for leaf in r.leaves]:
+        score = aggregate_score(t, judges[name].aggregate)
+        answered = None if t.answer is None else canonical(t.answer)
+        out[p.id].append(judging.Response(answered, labels.right_answer(p, t), score))
+    return out
+
+
+choice = judging.best_of_n(responses("head"), seed=seed)
+plots.best_of_n(choice)
+
+# %% [markdown]
+# And what the choice optimises, beside what you want: a score that rises while accuracy does not is a judge that is
+# fooled.
+
+# %%
+scored = all(row.reward for row in choice.rows)
+plots.over_optimisation(choice) if scored else Markdown("No chain of these reached an answer.")
 
 # %% [markdown]
 # Qwen's report (arXiv 2501.07301) found first-generation PRMs no better than the vote at best-of-8. Look at which of
@@ -498,6 +527,7 @@ claim = Claim(
     "a learnt judge finds the first error: F1 on test chains above the published .565 (another task)",
     "> 0.565",
     f1s[main],
+    ".565",
 )
 claims.record(runs, profile, "04_a_process_reward_model", [claim])
 print(claims.table([claim]))

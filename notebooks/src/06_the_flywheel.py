@@ -23,6 +23,7 @@ from workbench import claims, flywheel, plots, scaling
 from workbench.pipeline import Series, ledger, read_records
 from workbench.search import drive
 from workbench.types import Cost, Step, Trace
+from workbench.widgets import curves
 
 # %% tags=["parameters"]
 profile = "nano"
@@ -99,6 +100,13 @@ history = {kind: run.read("history") for kind, run in wheel.items()}
 for _row in history["restart"]:
     _kept = f"{_row['yield']:.3f} right, {_row['kept']:>5} kept" if _row["round"] else "the base"
     print(f"round {_row['round']}: {_kept}; held out {_row['held_out']:.3f}")
+
+# %% [markdown]
+# You need not wait for the end: `curves.watch_run("runs/nano/flywheel-restart")` as the last line of a cell follows the
+# rounds while another process turns them. The same picture, still:
+
+# %%
+curves.figure(history["restart"], keys=["yield", "kept", "loss", "held_out"])
 
 # %% [markdown]
 # The intervals come from the problems: you resample them, each with all its chains.
@@ -258,6 +266,7 @@ found = [
         "training on one's own right chains lifts pass@1 on unseen problems by 15 points or more",
         ">= 0.15",
         gains["restart"],
+        "GSM8K: .031 prompted, .101 after (GPT-J)",
     ),
     claims.Claim(
         "flywheel.no_restart_loss",

@@ -275,6 +275,7 @@ def flops_matched(
     *,
     size: float,
     ratio: float,
+    passes: float = 1.0,
     one: Setting = ("greedy", 1),
     x: str = "flops",
     repeats: int = 20,
@@ -283,12 +284,13 @@ def flops_matched(
     """Search with a small model against one answer of a model `size` times larger, for equal FLOPs (Snell 2024).
 
     Pre-training takes 6·N·D_pre FLOPs and inference 2·N·D_inf, so with R = `ratio` = D_inf/D_pre (the paper: 0.16,
-    0.79, 22) the small model may spend M + 3·(M − 1)/R times its own inference, M = `size`. Its own inference is what
-    its setting `one` costs on the same problems; a search's whole cost counts, the verifier's too (`Cost.flops`).
+    0.79, 22) the small model may spend M + 3·(M − P)/R times its own inference; M = `size`, and P = `passes` how many
+    times the large one's training tokens it read (the paper: once). Its own inference is what its setting `one` costs
+    on the same problems; a search's whole cost counts, the verifier's too (`Cost.flops`).
     `small`: records of its settings; `large`: of one setting. In each bin the small model's best setting within the
     budget is chosen by two folds as in `compute_optimal`; differences are paired over problems.
     A budget beyond the largest n measured is not spent: then the small model could do better than said here.
-    Errors: as `compute_optimal`; `size` under 1, a ratio of 0 or less.
+    Errors: as `compute_optimal`; `size` under 1, a ratio of 0 or less, passes that cost more than the large model's.
 
     >>> from workbench.types import Cost
     >>> def rows(method, n, right):
@@ -301,8 +303,12 @@ def flops_matched(
     """
     if size < 1 or ratio <= 0:
         raise WorkbenchError(f"size {size} and ratio {ratio}: a larger model has size >= 1, and a ratio is above 0")
+    if not 0 < passes <= size:
+        raise WorkbenchError(
+            f"passes={passes}: above 0, and at most size={size}: beyond it the training alone costs more"
+        )
     table, rival = Table(small, x), by_problem(large)
-    times = size + 3 * (size - 1) / ratio
+    times = size + 3 * (size - passes) / ratio
     own = _choose(table, bins, times * table.costs[:, table.at(*one)], repeats, seed)
     gap = paired_bootstrap(own.marks, rival, seeds=own.seeds, seed=seed)
     parts = {b: [p for p in table.problems if bins[p] == b] for b in own.choices}

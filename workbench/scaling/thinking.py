@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,15 +22,21 @@ class Trend:
 
 
 def adaptive_thinking(
-    records: Iterable[Record], difficulty: Mapping[str, float] | None = None, *, seed: int = 0
+    records: Iterable[Record],
+    difficulty: Mapping[str, float] | None = None,
+    *,
+    within: Mapping[str, Hashable] | None = None,
+    seed: int = 0,
 ) -> dict[str, Trend | None]:
     """{"all", "right", "wrong": does a chain get longer where the problem is harder}, over sampled tokens a problem.
 
     `difficulty`: {problem: 0 easy … 1 hard}, by default 1 − pass@1 of these same records. A wrong chain may simply be
     longer, and a hard problem has more of them: that alone gives "all" a trend. Right and wrong chains apart do not
-    have it. Each is a mean over a problem's chains of that kind, over the problems that have any; problems are
-    resampled. None where fewer than three problems, or no two different values, are left.
-    Errors: no difficulty for a problem, tokens not metered, whatever `by_problem` refuses.
+    have it. `within`: {problem: group}; difficulty and tokens are then taken from their group's mean, since a problem
+    of more operations is harder *and* has a longer right chain, for whoever adapts nothing. Each is a mean over a
+    problem's chains of that kind, over the problems that have any; problems are resampled. None where fewer than three
+    problems, or no two different values, are left.
+    Errors: no difficulty or no group for a problem, tokens not metered, whatever `by_problem` refuses.
 
     >>> from workbench.types import Cost
     >>> rows = [Record("r", f"p/{i}", s, "5", s >= i, Cost(sampled=10 + 5 * i)) for i in range(5) for s in range(4)]
@@ -48,14 +54,26 @@ def adaptive_thinking(
         raise WorkbenchError(f"no difficulty for {some(missing)}")
     else:
         hard = np.array([difficulty[problem] for problem in columns.problems], float)
+    if within is not None and (missing := set(columns.problems) - within.keys()):
+        raise WorkbenchError(f"no group for {some(missing)}")
+    code = {name: i for i, name in enumerate(dict.fromkeys((within or {}).values()))}
+    group = np.array([code[within[problem]] for problem in columns.problems]) if within is not None else None
     kinds = {"all": np.ones(len(tokens), bool), "right": columns.mark == 1, "wrong": columns.mark == 0}
     out = {}
     for kind, kept in kinds.items():
         here = columns.counts(kept)[:, 0]
         any_ = here > 0
         length = columns.counts(np.where(kept, tokens, 0))[any_, 0] / here[any_]
-        out[kind] = _trend(hard[any_], length, int(kept.sum()), len(columns.seeds), seed)
+        sides = (hard[any_], length)
+        if group is not None:
+            sides = (_centred(values, group[any_]) for values in sides)
+        out[kind] = _trend(*sides, int(kept.sum()), len(columns.seeds), seed)
     return out
+
+
+def _centred(values: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Each value less the mean of its group."""
+    return values - (np.bincount(group, values) / np.maximum(1, np.bincount(group)))[group]
 
 
 def _trend(hard: np.ndarray, tokens: np.ndarray, chains: int, seeds: int, seed: int) -> Trend | None:

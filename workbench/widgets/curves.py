@@ -169,7 +169,7 @@ def _picture(history, checks, keys=None, total=None, seconds=None, title=None, d
 
 
 def _panels(rows: Sequence[Mapping], keys: Sequence[str] | None) -> list[list[str]]:
-    known = [key for key in dict.fromkeys(chain.from_iterable(rows)) if key not in ("step", "alarm")]
+    known = [key for key in dict.fromkeys(chain.from_iterable(rows)) if key not in ("step", "round", "alarm")]
     if keys is not None:
         if rows and (strange := [key for key in keys if key not in known]):
             raise WorkbenchError(f"no row has a number named {strange[0]!r}: there are {', '.join(known) or 'none'}")
@@ -184,9 +184,9 @@ def _panels(rows: Sequence[Mapping], keys: Sequence[str] | None) -> list[list[st
 def _headline(rows: Sequence[Mapping], total: int | None, seconds: float | None, done: bool) -> str:
     if not rows:
         return "no row yet"
-    step = rows[-1]["step"]
-    told = [f"step {step:,}" + (f" of {total:,}" if total else "")]
-    told += [f"{seconds:,.1f} s a step" if seconds >= 1 else f"{seconds:.2g} s a step"] if seconds else []
+    step, unit = rows[-1]["step"], "round" if "round" in rows[-1] else "step"
+    told = [f"{unit} {step:,}" + (f" of {total:,}" if total else "")]
+    told += [f"{seconds:,.1f} s a {unit}" if seconds >= 1 else f"{seconds:.2g} s a {unit}"] if seconds else []
     told += [f"{duration(seconds * (total - step))} left"] if seconds and total and step < total and not done else []
     return " · ".join([*told, "finished"] if done else told)
 
@@ -206,9 +206,10 @@ def _dots(means: Sequence, sides: Sequence) -> dict[str, Any]:
 
 
 def _numbers(row: Mapping) -> dict[str, Any]:
-    """What of a row of history.jsonl can be drawn: numbers, None for unknown ones, and the alarm."""
+    """What of a row of history.jsonl can be drawn: numbers, None for unknown ones, and the alarm. A round is a step."""
     kept = {key: value for key, value in row.items() if value is None or isinstance(value, int | float)}
     kept = {key: value if value is not None and math.isfinite(value) else None for key, value in kept.items()}
+    kept |= {"step": kept["round"]} if "round" in kept else {}
     return kept | ({"alarm": row["alarm"]} if row.get("alarm") else {})
 
 
@@ -240,7 +241,7 @@ def watch_run(path: str | Path, keys: Sequence[str] | None = None, every: float 
     those that say how reinforcement learning goes, or for all of another run. A thread of its own looks, at most a
     twentieth of the time, so no cell waits; in marimo it also ends when its cell runs again. N is the one number that
     run.json has as `steps`. Errors: an unknown key, told in the picture if rows come later; a path that is a file.
-    Left out: ending with the output of a JupyterLab cell that runs again; rows of rounds instead of steps.
+    Left out: ending with the output of a JupyterLab cell that runs again.
 
     >>> import tempfile
     >>> watch_run(Path(tempfile.mkdtemp()) / "later", every=0.1).close()
@@ -309,7 +310,8 @@ if anywidget is not None:
             """Steps of the whole run, if run.json and the head of the history name one number, and seconds a step."""
             about, (head, *_) = self._run / "run.json", self._rows["history"] or [{}]
             text = about.read_text(encoding="utf-8") if about.exists() else ""
-            totals = {int(n) for n in re.findall(r'"steps": ?([1-9]\d*)', text + json.dumps(head))}
+            name = "rounds" if "round" in head else "steps"
+            totals = {int(n) for n in re.findall(rf'"{name}": ?([1-9]\d*)', text + json.dumps(head))}
             (began, first), (now, last) = (self._arrived[0], self._arrived[-1]) if self._arrived else ((0, 0), (0, 0))
             seconds = (now - began) / (last - first) if last > first and now > began else None
             return totals.pop() if len(totals) == 1 else None, seconds
