@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from workbench import doctor, pipeline, pretrained, series, tasks
+from workbench import doctor, pipeline, pretrained, tasks
+from workbench import series as books
 from workbench.adapters import prepare
 from workbench.format import TAGS
 from workbench.models import load_model, new_model
@@ -35,6 +37,13 @@ TINY = {
     "search_n": (1, 2, 4),
     "caps": (16,),
     "judged": 12,
+    "reinforce.steps": 2,
+    "reinforce.levels": (2,),
+    "reinforce.prompts": 2,
+    "reinforce.check_every": 1,
+    "process_steps": 1,
+    "wheel.problems": 4,
+    "wheel.steps": 1,
 }
 
 
@@ -168,6 +177,17 @@ def test_a_stage_killed_at_a_check_comes_out_the_same(opened, tmp_path, monkeypa
     assert steps[0] == steps[1] and len(steps[0]) > 1
 
 
+@pytest.mark.parametrize("reward", ["outcome", "prm-min"])
+def test_reward_moves_the_adapter_and_nothing_else(opened, reward):
+    series = opened()
+    run = build_stage(f"reinforce-{reward}", opened=lambda *_: series)
+    one, two = (load_file(stage.path / "model" / "adapter_model.safetensors") for stage in (series.teach(), run))
+    assert one.keys() == two.keys() and not (run.path / "model" / "model.safetensors").exists()
+    assert run.read("history")[-1]["step"] == (2 if reward == "outcome" else 1)
+    assert {r.problem for r in read_records(run)} == {p.id for p in series.test()}
+    series.policy(stage=f"reinforce-{reward}")
+
+
 def test_labels_without_an_oracle_are_the_answers(opened):
     series = opened()
     for problem, trace, marks in read_traces(series.chains()):
@@ -252,13 +272,16 @@ def test_profiles_differ_in_scalars_only():
     assert type(small) is type(gpu) and isinstance(Pretrained("gpu").profile, pretrained.Profile)
 
 
-@pytest.mark.parametrize("name", ["03_step_labels", "04_a_process_reward_model", "05_guided_search"])
+NOTEBOOKS = [name for name in books.names() if "03" <= name[:2] <= "07"]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_runs_at_profile_small(name, opened, base):
     """Its cells one after another, with the tiny base. Bug: a cell that only arithmetic can serve stops it."""
     given = {"profile": "small", "runs": str(opened().root.parent), "changes": {**TINY, "base": str(base)}}
     space: dict = {"__name__": "notebook"}
-    for cell in series.read(name).cells:
-        marks = series.tags(cell)
+    for cell in books.read(name).cells:
+        marks = books.tags(cell)
         if cell.cell_type == "code" and "mutant" not in marks:
             exec(compile(cell.source, f"{name}: {cell.source[:60]}", "exec"), space)
         if "parameters" in marks:

@@ -617,7 +617,10 @@ class Series:
         """
         head, _, rest = stage.partition("-")
         run, problems = getattr(self, head)(rest), self.held_out()
-        before = [self.teach(), *([self.chains(), self.judge()] if "verifier" in run.about["inputs"] else ())]
+        before = [self.teach()]
+        if "verifier" in run.about["inputs"]:
+            judge = self.judge()
+            before += [*([self.chains()] if "chains" in judge.about["inputs"] else ()), judge]
         spent, history = sum((Cost(**run.summary["cost"]) for run in before if whole), Cost()), run.read("history")
         checks = {row["step"]: [[right] for right in row["true"]] for row in run.read("checks")}
         out: list[Record] = []

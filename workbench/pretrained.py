@@ -74,7 +74,7 @@ SCALARS: dict[str, dict[str, Any]] = {
         caps=(48, 96),
         reinforce=Reinforce(4, (2, 3), prompts=8, group=4, updates=1, lr=1e-4, check_every=2, **_HEAT),
         process_steps=2,
-        wheel=Wheel(1, problems=48, samples=4, steps=12, batch=4, lr=2e-4, muon_lr=0.0, checks=2, strict=False),
+        wheel=Wheel(2, problems=48, samples=4, steps=12, batch=4, lr=2e-4, muon_lr=0.0, checks=2, strict=False),
     ),
     "gpu": dict(
         step_tokens=128,

@@ -105,9 +105,9 @@ plots.show_source(prm.bce)
 # PRM800K's phase 1. The fourth needs an oracle that writes the right step.
 
 # %%
-from workbench.pretrained import open_series
+from workbench import pretrained
 
-series = open_series(profile, runs, seed, changes)
+series = pretrained.open_series(profile, runs, seed, changes)
 kinds = [kind for kind in ("head", "head-rollouts", "orm", "likelihood") if kind in series.VERIFIERS]
 stages = {kind: series.judge(kind) for kind in kinds}
 heads = [{"run": kind, **row} for kind in kinds[:3] for row in stages[kind].read("history") if "loss" in row]
@@ -556,6 +556,19 @@ table(
         {"profile": name, "base": size.base, "method": size.training.method, "minutes": size.minutes, **needs(size)}
         | {"all, GB": f"{size.memory(4).total / 1e9:.1f}"}
         for name, size in prm.SIZES.items()
+    ]
+)
+
+# %% [markdown]
+# And the most that each kind of stage holds when these pages run at a profile; `python -m workbench doctor --profile
+# small` holds it against this machine.
+
+# %%
+held_at_once = {name: pretrained.needs(pretrained.profile(name), width) for name, width in (("small", 4), ("gpu", 2))}
+table(
+    [
+        {"profile": name} | {f"{stage}, GB": f"{size / 1e9:.1f}" for stage, size in needed.items()}
+        for name, needed in held_at_once.items()
     ]
 )
 
