@@ -154,7 +154,7 @@ def test_nested_and_crossed_have_the_width_that_theory_gives():
     expected = {"problems": problems, "nested": problems + own / n}
     expected["crossed"] = problems + shared + (own * m - grid.mean(0).var()) / (n * m)
     for how, variance in expected.items():
-        e = scaling.bootstrap(grid, resample=how)
+        e = scaling.bootstrap(grid, bounds=None, resample=how)
         assert e.high - e.low == pytest.approx(2 * 1.96 * math.sqrt(variance), rel=0.05), how
         assert e.value == pytest.approx(grid.mean()) and (e.n, e.seeds) == (60, 5)
 
@@ -288,10 +288,23 @@ def test_submissions_by_hand(said):
         order = sorted(groups, key=lambda v: weigh(groups[v]), reverse=True)  # stable: the first sampled of equals
         expected = [float(2 in order[:k]) for k in (1, 2, 4)]
         assert [e.value for _, e in scaling.submissions(records[::-1], [1, 2, 4], rule)] == expected
-    right = sum(value[a] == 2 for a, _ in said)
-    assert scaling.submissions(records, [3], "random")[0][1].value == pytest.approx(
-        scaling.pass_at_k(len(said), right, 3)
-    )
+    found = dict(scaling.submissions(records[::-1], [1, 2, 4], "random"))
+    answers, solved = [value[a] for a, _ in said if a is not None], {k: [] for k in found}
+    for order in set(itertools.permutations(answers)):  # equal samples are alike, so each order is as likely
+        for k in found:
+            solved[k].append(2 in list(dict.fromkeys(order))[:k])
+    for k, e in found.items():
+        assert e.value == pytest.approx(np.mean(solved[k])), "an answer submitted before is passed over"
+
+
+def test_blind_submissions_beat_samples_that_repeat_themselves():
+    """Bug: the blind rule submits one answer twice where the rules beside it submit k different ones. By hand."""
+    said = ["7", "7", "7", "8"]
+    records = [Record("r", "p", s, a, a == "8", knobs={"method": "sampling"}) for s, a in enumerate(said)]
+    once, twice = (e.value for _, e in scaling.submissions(records, [1, 2], "random"))
+    assert (once, twice) == (pytest.approx(0.25), pytest.approx(1)) and scaling.coverage(records, [2])[0][1].value == 0.5
+    many = [Record("r", "p", s, str(s % 40), s % 40 == 0) for s in range(200)]  # 40 answers, all as frequent
+    assert [e.value for _, e in scaling.submissions(many, [1, 13, 40], "random")] == pytest.approx([1 / 40, 13 / 40, 1])
 
 
 def test_submissions_refuse_what_they_cannot_rank():
@@ -693,8 +706,9 @@ def test_one_problem_alone_has_a_number_and_no_interval():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: scaling.wilson(3, 2), "0 <= right <= n"),
-        (lambda: scaling.wilson(0, 0), "n of 1 or more"),
+        (lambda: scaling.wilson(3, 2), "3 right of 2"),
+        (lambda: scaling.wilson(0, 0), "n is 0: give a whole number, 1 or more"),
+        (lambda: scaling.wilson(2.5, 4), "right is 2.5: give a whole number"),
         (lambda: scaling.mcnemar([0.5, 1], [1, 0]), "marks of 0 and 1"),
         (lambda: scaling.mcnemar({"a": 1}, {"b": 1}), "a, b on one only"),
         (lambda: scaling.holm({"x": 1.2}), "no p-value between 0 and 1: x"),
