@@ -44,10 +44,11 @@ class Columns:
         if len(odd := np.flatnonzero(~np.isnan(self.mark) & (self.mark != 0) & (self.mark != 1))):
             raise WorkbenchError(f"{what} of {records[odd[0]].problem} is {marks[odd[0]]!r}: grade it anew")
         key = (self.setting * len(self.problems) + self.problem) * len(names) + self.seed
-        found = np.unique(key) // len(names)  # the cell of each of its distinct seeds
-        cells, many = np.unique(found, return_counts=True)
+        places = np.sort(key)
+        found = places[np.diff(places, prepend=-1) > 0] // len(names)  # the cell of each of its distinct seeds
+        starts = np.flatnonzero(np.diff(found, prepend=-1))
         self.seeds = np.full(len(self.settings), len(names))
-        np.minimum.at(self.seeds, cells // len(self.problems), many)
+        np.minimum.at(self.seeds, found[starts] // len(self.problems), np.diff(starts, append=len(found)))
         self.twins = len(found) < len(key)
         if self.twins:  # unless they are of two runs
             runs, run = _codes(map(attrgetter("run"), records))

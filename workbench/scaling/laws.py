@@ -212,7 +212,8 @@ def _blindly(right: int, *wrong: int, ks: Sequence[int]) -> np.ndarray:
         stays = u**size
         before[1:] = before[1:] * stays + before[:-1] * (1 - stays)
         before[0] *= stays
-    return np.cumsum(before, 0)[np.asarray(ks) - 1] @ (weight * right * u ** (right - 1))
+    found = np.cumsum(before, 0)[np.asarray(ks) - 1] @ (weight * right * u ** (right - 1))
+    return found.round(12)  # certainty is 1, not nearly 1
 
 
 # Training against search
