@@ -1,5 +1,6 @@
 """Figures are read back as data: what is drawn, not how it looks. Each test names the mistake it pins."""
 
+import itertools
 import json
 import math
 import re
@@ -96,6 +97,49 @@ def test_a_method_has_one_colour_everywhere():
     assert re.fullmatch("#[0-9A-Fa-f]{6}", plots.colour("never heard of"))
 
 
+TOGETHER = [  # what the notebooks draw in one figure
+    ("majority", "weighted_vote (sums only)", "weighted_vote", "beam"),
+    ("chain", "direct"),
+    ("right steps", "wrong steps"),
+    ("hard labels", "soft labels"),
+    ("head", "head-rollouts", "orm"),
+    ("likelihood", "taught policy", "head", "number only"),
+    ("ceiling", "majority", "weighted_vote", "best_of_n"),
+    ("score", "label"),
+    ("greedy", "verifier alone", "majority", "best_of_n", "weighted_vote", "beam"),
+    ("majority", "adaptive", "beam", "lookahead", "dvts", "mcts", "particle", "revisions", "hybrid"),
+    ("best_of_n", "best_of_n (head)", "best_of_n (ORM)", "best_of_n (oracle)"),
+    ("base", "restart", "continued"),
+    ("outcome", "sum", "min", "mixed"),
+    ("before", "outcome"),
+    ("reinforce-outcome", "reinforce-sum", "reinforce-min", "reinforce-mixed"),
+    ("flywheel-restart", "reinforce-outcome"),
+    ("sampling", "guessing"),
+    ("sampling", "majority", "weighted_vote", "best_of_n", "best_of_n (head)"),
+    ("optimal, own pass@1", "optimal, predicted", "predicted, charged", "best_of_n", "majority", "best_of_n (oracle)"),
+    ("R = 0.16", "R = 0.79", "R = 22"),
+    ("teaching", "majority", "weighted_vote"),
+    ("right chains", "wrong chains"),
+]
+
+
+def apart(a, b):
+    """How unlike two colours look, roughly: 765 for black and white."""
+    (r, *_), (s, *_) = mixed = [[int(ink[i : i + 2], 16) for i in (1, 3, 5)] for ink in (a, b)]
+    weights = (2 + (r + s) / 512, 4, 2 + (510 - r - s) / 512)
+    return math.sqrt(sum(w * (x - y) ** 2 for w, x, y in zip(weights, *mixed, strict=True)))
+
+
+def test_no_two_lines_of_a_figure_look_alike():
+    """Bugs: two names that hash to one spare colour, a spare that a method has, two oranges side by side."""
+    for names in TOGETHER:
+        for one, other in itertools.combinations(names, 2):
+            assert apart(plots.colour(one), plots.colour(other)) > 100, (one, other)
+    assert plots.colour("reinforce-outcome") == plots.colour("outcome") != plots.colour("flywheel-restart")
+    spare = {plots.colour(f"unknown {i}") for i in range(50)}
+    assert len(spare) > 1 and not spare & set(plots.COLOURS.values())
+
+
 def test_curve_title_is_computed_at_equal_budget():
     """Bug: a title typed in; a rival credited with compute that the winner did not spend."""
     fig = plots.accuracy_vs_flops([*POINTS, point("weighted", 64, 9e11, 0.7)])
@@ -116,6 +160,25 @@ def test_a_bin_without_a_number_is_a_gap_and_counted():
     assert lines(fig) == {plots.colour("beam"): [0.9, None, 0.2]} and "Not measured: 1." in words(fig)
     with pytest.raises(WorkbenchError, match="no bin has a number"):
         plots.by_bin({"beam": {1: None}})
+
+
+def test_a_title_names_the_bins_that_each_line_has():
+    """Bug: "from bin 1 to 3" of a line that ends at 2, and of one that has a single bin."""
+    lines_ = {
+        "beam": {1: around(0.9), 2: around(0.5), 3: around(0.2)},
+        "vote": {1: around(0.8), 2: around(0.4), 3: None},
+    }
+    lines_ |= {
+        "mcts": {2: around(0.6), 3: around(0.1)},
+        "greedy": {2: around(0.3)},
+        "dvts": {1: around(0.7), 2: around(0.6)},
+    }
+    title = plots.by_bin(lines_, x="problem level").layout.title.text.replace("<br>", " ")
+    assert title == (
+        "From level 1 to 3: beam 90% to 20%; from level 1 to 2: vote 80% to 40%, dvts 70% to 60%; "
+        "from level 2 to 3: mcts 60% to 10%"
+    )
+    assert plots.by_bin({"beam": {2: around(0.3)}}).layout.title.text == "No line has two bins to compare"
 
 
 def test_the_surface_puts_each_policy_at_its_training():
@@ -144,6 +207,41 @@ def test_a_missing_value_is_a_gap():
     assert "gaps: 1" in words(fig)
     nothing = plots.learning_curve([{"step": 0, "accuracy": None}])
     assert "unmeasured" in nothing.layout.title.text
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_value_that_is_no_number_is_a_gap_and_counted(value):
+    """Bug: "loss goes from nan to 0.5"."""
+    fig = plots.learning_curve(
+        [{"step": s, "loss": v} for s, v in [(0, value), (1, 0.9), (2, value), (3, 0.5)]], y="loss"
+    )
+    (line,) = (t for t in fig.data if t.mode == "lines+markers")
+    assert list(line.y) == [None, 0.9, None, 0.5] and "gaps: 2" in words(fig)
+    assert fig.layout.title.text == "loss goes from 0.9 to 0.5 by step 3"
+    rows = [{"run": "sum", "step": s, "proxy": v, "true": 0.5} for s, v in [(0, 1.0), (1, value), (2, 3.0)]]
+    assert plots.proxy_vs_truth(rows).layout.title.text == "sum: proxy reward +2, true reward +0"
+
+
+@pytest.mark.parametrize(
+    "draw, message",
+    [
+        (lambda: plots.coverage({}), "coverage of nothing has no points"),
+        (lambda: plots.coverage({"a": [(1, around(0.3))], "b": []}), "coverage of b has no points"),
+        (lambda: plots.coverage({"a": [(0, around(0.3))]}), "a log axis starts above 0, and 0 is"),
+        (lambda: plots.surface([], {}), "a surface needs points"),
+        (lambda: plots.surface([point("early", 1, 1e6, 0.5)], {"early": 0.0}), "a log axis starts above 0, and 0.0 is"),
+        (lambda: plots.accuracy_vs_flops([point("beam", 1, 0.0, 0.5)]), "a log axis starts above 0, and 0.0 is"),
+        (lambda: plots.accuracy_vs_flops([point("beam", 1, math.nan, 0.5)]), "a log axis starts above 0, and nan is"),
+        (lambda: plots.reliability_plot([]), "no bin has a step"),
+        (lambda: plots.reliability_plot([Bin(0, 1, None, None, 0)]), "no bin has a step"),
+        (lambda: plots.learning_curve([]), "no rows of history, so no 'accuracy'"),
+        (lambda: plots.proxy_vs_truth([]), "no rows of history, so no 'proxy'"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_by_name(draw, message):
+    """Bugs: ZeroDivisionError, IndexError, math domain error, and an empty figure without a word."""
+    with pytest.raises(WorkbenchError, match=message):
+        draw()
 
 
 def test_a_missing_interval_is_a_gap_in_the_band_and_counted():

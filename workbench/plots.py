@@ -22,7 +22,7 @@ import plotly.io as pio
 from plotly.subplots import make_subplots
 
 from .judging import Choice, Depth
-from .scaling import Bin, Estimate, Point, PowerLaw, accuracy, calibration_error
+from .scaling import Bin, Estimate, Point, PowerLaw, by_level, calibration_error
 from .types import Node, Record, Trace, WorkbenchError
 
 COLOURS = {
@@ -37,13 +37,13 @@ COLOURS = {
     "weighted_vote": "#CC79A7",
     "beam": "#D55E00",
     "beam (oracle)": "#7A3A00",
-    "lookahead": "#E66100",
+    "lookahead": "#7A8B00",
     "dvts": "#1A85FF",
     "mcts": "#4B0092",
     "particle": "#D41159",
     "revisions": "#5D3A9B",
     "adaptive": "#40B0A6",
-    "hybrid": "#994F00",
+    "hybrid": "#5C3D1E",
     "outcome": "#009E73",
     "sum": "#B2182B",
     "min": "#5E3C99",
@@ -58,8 +58,31 @@ COLOURS = {
     "R = 0.16": "#1B9E77",
     "R = 0.79": "#7570B3",
     "R = 22": "#A50F15",
+    "weighted_vote (sums only)": "#7B5D6E",
+    "guessing": "#A9A9A9",
+    "base": "#4D4D4D",
+    "before": "#595959",
+    "restart": "#3A7D0A",
+    "continued": "#E0457B",
+    "rationalise": "#2F6690",
+    "mixed": "#E07B00",
+    "length": "#7F5539",
+    "teaching": "#8B6914",
+    "likelihood": "#0B5FA5",
+    "taught policy": "#C8553D",
+    "head": "#B8860B",
+    "head-rollouts": "#6A3D9A",
+    "orm": "#2A9D8F",
+    "number only": "#9E9E9E",
+    "hard labels": "#D1495B",
+    "soft labels": "#2E86AB",
+    "soft label": "#1F78B4",
+    "right steps": "#33A02C",
+    "wrong steps": "#E31A1C",
+    "right chains": "#238B45",
+    "wrong chains": "#CB181D",
 }
-_SPARE = ("#332288", "#44AA99", "#AA4499", "#882255", "#6699CC", "#997700", "#225555", "#BB5566")
+_SPARE = ("#AA4499", "#6699CC", "#225555", "#BB5566")
 _INK, _FAINT, _SANS = "#222222", "#8a8a8a", "Liberation Sans, Arial, Helvetica, sans-serif"
 _AXIS = dict(showgrid=True, gridcolor="#ececec", linecolor=_FAINT, showline=True, ticks="outside", ticklen=4)
 _AXIS |= dict(tickcolor=_FAINT, zeroline=False, tickfont=dict(size=13), automargin=True)
@@ -84,12 +107,14 @@ pio.templates["workbench"] = go.layout.Template(
 def colour(method: str) -> str:
     """The one colour of a method name, hex; a name outside COLOURS gets a spare one fixed by its spelling.
 
-    Left out: a promise that two unknown names differ. Give a method that stays its own entry in COLOURS.
+    A stage has the colour of what it varies: `reinforce-outcome` that of `outcome`. Left out: a promise that two
+    unknown names differ. Give a method that stays its own entry in COLOURS.
 
-    >>> colour("beam"), colour("something new") == colour("something new")
-    ('#D55E00', True)
+    >>> colour("beam"), colour("reinforce-min") == colour("min"), colour("something new") == colour("something new")
+    ('#D55E00', True, True)
     """
-    return COLOURS.get(method) or _SPARE[zlib.crc32(method.encode()) % len(_SPARE)]
+    known = COLOURS.get(method) or COLOURS.get(method.removeprefix("reinforce-").removeprefix("flywheel-"))
+    return known or _SPARE[zlib.crc32(method.encode()) % len(_SPARE)]
 
 
 # Curves
@@ -155,11 +180,14 @@ def coverage(
 ) -> go.Figure:
     """pass@k against k (log axis): one line a method with its band; `laws` are drawn dotted, `baseline` dashed.
 
-    `curves` come from `scaling.coverage`. The baseline is random guessing, or one sample.
+    `curves` come from `scaling.coverage`. The baseline is random guessing, or one sample. Errors: no curve, or one
+    without points.
 
     >>> coverage({"sample": [(1, Estimate(0.4, 0.3, 0.5, 9)), (8, Estimate(0.8, 0.7, 0.9, 9))]}).layout.title.text
     'sample: some right answer in 40% of problems with 1 sample, in 80% with 8'
     """
+    if not curves or (empty := [method for method, line in curves.items() if not line]):
+        raise WorkbenchError(f"coverage of {', '.join(empty) if curves else 'nothing'} has no points: measure it first")
     fig, ends, found = go.Figure(), [], []
     for method, line in curves.items():
         ks = [k for k, _ in line]
@@ -193,6 +221,7 @@ def learning_curve(
     """One number of a training history against another: one line per row["run"] (if rows have one), None as a gap.
 
     The band is row["<y>_low"] … row["<y>_high"] where given, else the range over rows of one run and x (its seeds).
+    NaN and infinity are gaps like None, and counted. Errors: no rows, rows without `x` or `y`.
 
     >>> learning_curve([{"step": s, "accuracy": a} for s, a in [(0, 0.02), (50, None), (100, 0.5)]]).layout.title.text
     'accuracy goes from 0.02 to 0.5 by step 100'
@@ -210,7 +239,7 @@ def proxy_vs_truth(history: Iterable[Mapping], title: str | None = None) -> go.F
 
     Rows: run, step, proxy, true, and optionally proxy_low, proxy_high, true_low, true_high; several rows of one run
     and step are seeds, and the band is their range. Two panels, because a proxy has its own scale (a sum of step
-    rewards grows with length). A missing value is a gap.
+    rewards grows with length). A missing value is a gap. Errors: as `learning_curve`.
 
     >>> rows = [{"run": "sum", "step": s, "proxy": p, "true": t} for s, p, t in [(0, 1.0, 0.5), (9, 3.0, 0.4)]]
     >>> proxy_vs_truth(rows).layout.title.text
@@ -234,18 +263,18 @@ def proxy_vs_truth(history: Iterable[Mapping], title: str | None = None) -> go.F
 def levels(records: Iterable[Record], title: str | None = None) -> go.Figure:
     """Accuracy by problem level, a line per method with 95 % intervals; several n of a method become several lines.
 
+    The numbers are those of `scaling.by_level`.
+
     >>> rows = [Record("r", f"p/{i}", 0, "5", i % 4 > i // 20, level=1 + i // 20, knobs={"method": "vote"})
     ...         for i in range(40)]
     >>> levels(rows).layout.title.text
     'From level 1 to 2: vote 75% to 50%'
     """
-    settings = _grouped(records, lambda r: (r.knobs.get("method", "all"), r.knobs.get("n", 1)))
-    methods = [method for method, _ in settings]
+    found = by_level(records)
+    methods = [method for method, _ in found]
     lines = {
-        method if methods.count(method) == 1 else f"{method} n={n}": {
-            level: accuracy(group) for level, group in sorted(_grouped(rows, lambda r: r.level).items())
-        }
-        for (method, n), rows in sorted(settings.items(), key=str)
+        (method or "all") if methods.count(method) == 1 else f"{method or 'all'} n={n}": line
+        for (method, n), line in found.items()
     }
     return by_bin(lines, x="problem level", y="accuracy", title=title)
 
@@ -260,7 +289,8 @@ def by_bin(
 ) -> go.Figure:
     """Any number by difficulty, level or bin: a line per name with 95 % intervals; a bin without a number is a gap.
 
-    `form`: how numbers are written. Errors: no number at all.
+    `form`: how numbers are written. The default title tells each line's first and last bin that has a number; a line
+    with one such bin is not in it. Errors: no number at all.
 
     >>> by_bin({"beam": {1: Estimate(0.9, 0.8, 1.0, 48), 2: Estimate(0.2, 0.1, 0.3, 48)}}).layout.title.text
     'From difficulty bin 1 to 2: beam 90% to 20%'
@@ -268,7 +298,7 @@ def by_bin(
     shown = sorted({at for line in lines.values() for at in line})
     if not any(e for line in lines.values() for e in line.values()):
         raise WorkbenchError("no bin has a number: nothing to draw")
-    fig, ends, found, estimates = go.Figure(), [], [], []
+    fig, ends, found, estimates = go.Figure(), [], defaultdict(list), []
     for i, (name, line) in enumerate(lines.items()):
         shift = 0.06 * (i - (len(lines) - 1) / 2)  # side by side, so that intervals do not hide one another
         here = [line.get(at) for at in shown]
@@ -291,13 +321,17 @@ def by_bin(
             hoverinfo="text",
         )
         ends.append((known[-1].value, name))
-        found.append(f"{name} {format(known[0].value, form)} to {format(known[-1].value, form)}")
+        first, *_, last = [at for at, e in zip(shown, here, strict=True) if e is not None] * 2
+        if len(known) > 1:
+            found[first, last].append(f"{name} {format(known[0].value, form)} to {format(known[-1].value, form)}")
         estimates += known
     _finish(fig, [(shown[-1] + 0.2, value, name) for value, name in ends], baseline, f"{{:{form}}}")
     fig.update_xaxes(tickvals=shown)
     fig.update_yaxes(title=y, tickformat=form)
     unit = x.split(" (")[0].removeprefix("problem ")
-    headline = f"From {unit} {shown[0]} to {shown[-1]}: " + ", ".join(found)
+    parts = [f"from {unit} {first} to {last}: {', '.join(said)}" for (first, last), said in found.items()]
+    headline = "; ".join(parts) or f"No line has two {unit.split()[-1]}s to compare"
+    headline = headline[0].upper() + headline[1:]
     gaps = len(shown) * len(lines) - len(estimates)
     note = _caption(estimates, f"a {unit.split()[-1]}", "Bars") + (f" Not measured: {gaps}." if gaps else "")
     return _frame(fig, title or headline, x, note)
@@ -308,15 +342,18 @@ def surface(points: Iterable[Point], train: Mapping[str, float], title: str | No
 
     `points` come from `scaling.curve` with a policy's name as its method; `train`: {that name: FLOPs of training}.
     Dots that lie on one line from the upper left to the lower right and are equally dark are the exchange of one
-    compute for the other. Errors: a policy whose training is not told.
+    compute for the other. Errors: no points, a policy whose training is not told, or is 0.
 
     >>> line = [Point("taught", n, 1e6 * n, Estimate(0.3 + n / 50, 0.2, 0.6, 90)) for n in (1, 4)]
     >>> surface(line, {"taught": 1e13}).layout.title.text
     'From 32% (taught, n = 1) to 38% (taught, n = 4)'
     """
     points = list(points)
+    if not points:
+        raise WorkbenchError("a surface needs points of `scaling.curve`: there are none")
     if missing := sorted({p.method for p in points} - train.keys()):
         raise WorkbenchError(f"no training FLOPs for {', '.join(missing)}")
+    _above_0(value for p in points for value in (p.x, train[p.method]))
     least, most = (f(points, key=lambda p: p.accuracy.value) for f in (min, max))
     values = [p.accuracy.value for p in points]
     fig = go.Figure()
@@ -350,7 +387,7 @@ def surface(points: Iterable[Point], train: Mapping[str, float], title: str | No
             showarrow=False,
             font=dict(size=12),
         )
-    _log_ticks(fig, list(train.values()))
+    _log_ticks(fig, [train[p.method] for p in points])
     fig.update_yaxes(type="log", title="FLOPs per problem (log scale)", dtick=1, exponentformat="power")
     low, high = (f(math.log10(p.x) for p in points) for f in (min, max))
     fig.update_yaxes(range=[low - 0.15 * (high - low) - 0.05, high + 0.25 * (high - low) + 0.05])
@@ -363,6 +400,7 @@ def reliability_plot(bins: Sequence[Bin], name: str = "verifier", title: str | N
     """Share of right steps against their mean score, a dot per bin with its number of steps; the diagonal is ideal.
 
     `bins` come from `scaling.reliability`; an empty bin has no dot. The default title gives the calibration error.
+    Errors: no bin has a step.
 
     >>> reliability_plot([Bin(0, 0.5, 0.3, 0.5, 2), Bin(0.5, 1, None, None, 0)]).layout.title.text
     'verifier scores are 20 points off on average and mostly too low'
@@ -629,6 +667,10 @@ def save(fig: go.Figure, path: str | Path, scale: float = 2.0) -> Path:
 
     Returns the path written. Where no browser can render it, that is the .html, with a warning. `scale`: pixels per
     figure pixel of a PNG. Errors: another suffix.
+
+    >>> import tempfile
+    >>> save(go.Figure(), Path(tempfile.mkdtemp()) / "figures" / "empty.html").name
+    'empty.html'
     """
     path = Path(path)
     path = path if path.suffix else path.with_suffix(".png")
@@ -711,6 +753,8 @@ def _band(fig: go.Figure, xs: Sequence, estimates: Sequence[Estimate | None], in
 def _histories(fig: go.Figure, rows: Sequence[Mapping], x: str, y: str, baseline=None, **where) -> list[tuple]:
     """Draw `y` against `x` for each run; return (run, first value, last value, last x) of what was measured."""
     ends, changes = [], []
+    if not rows:
+        raise WorkbenchError(f"no rows of history, so no {y!r} to draw: wait for the first, or name another run")
     if absent := [row for row in rows if y not in row or x not in row]:
         raise WorkbenchError(
             f"{len(absent)} history rows have no {x!r} or no {y!r}, but {', '.join(sorted(absent[0]))}"
@@ -718,7 +762,7 @@ def _histories(fig: go.Figure, rows: Sequence[Mapping], x: str, y: str, baseline
     for run, mine in _grouped(rows, lambda row: str(row.get("run", ""))).items():
         line = []
         for at, same in sorted(_grouped(mine, lambda row: row[x]).items()):
-            values = [row[y] for row in same if row[y] is not None]
+            values = [row[y] for row in same if _known(row[y])]
             low, high = same[0].get(f"{y}_low"), same[0].get(f"{y}_high")
             if len(values) > 1:
                 low, high = min(values), max(values)
@@ -808,7 +852,7 @@ def _caption(estimates: Iterable[Estimate], unit: str = "", mark: str = "Bands")
     n, seeds = span([e.n for e in estimates]), span([e.seeds for e in estimates])
     lone = sum(e.low is None for e in estimates)
     note = f"n = {n} problems{unit and ' ' + unit}, {seeds} seed{'s' * (seeds != '1')} each. "
-    return note + f"{mark}: 95 % bootstrap over problems." + (f" Points without an interval: {lone}." if lone else "")
+    return note + f"{mark}: 95 % intervals over problems." + (f" Points without an interval: {lone}." if lone else "")
 
 
 def _choice_note(choice: Choice, more: str) -> str:
@@ -818,7 +862,7 @@ def _choice_note(choice: Choice, more: str) -> str:
 
 
 def _band_note(rows: Sequence[Mapping], x: str, keys: Sequence[str]) -> str:
-    missing = sum(row[key] is None for row in rows for key in keys)
+    missing = sum(not _known(row[key]) for row in rows for key in keys)
     seeds = max((len(group) for group in _grouped(rows, lambda row: (row.get("run"), row[x])).values()), default=1)
     note = f"{len(rows)} measurements. "
     if seeds > 1:
@@ -828,8 +872,19 @@ def _band_note(rows: Sequence[Mapping], x: str, keys: Sequence[str]) -> str:
     return note + (f"Missing values, drawn as gaps: {missing}." if missing else "")
 
 
+def _known(value: float | None) -> bool:
+    """False for None, NaN and infinity, which no figure can show but as a gap."""
+    return value is not None and math.isfinite(value)
+
+
+def _above_0(values: Iterable[float]) -> None:
+    if bad := [value for value in values if not _known(value) or value <= 0]:
+        raise WorkbenchError(f"a log axis starts above 0, and {bad[0]!r} is to be drawn on it: leave that point out")
+
+
 def _log_ticks(fig: go.Figure, values: Sequence[float], plain: bool = False, **where) -> None:
     """A log x axis with ticks at 1, 2, 5 (or at decades when there are many), written as a power of ten."""
+    _above_0(values)
     low, high = math.log10(min(values)), math.log10(max(values))
     pad = 0.04 * (high - low) or 0.2
     digits = (1, 2, 5) if high - low < 2.5 else (1,)
