@@ -199,15 +199,15 @@ def _(mo):
 
 @app.cell
 def _(changes, plots, profile, runs, seed):
-    from workbench.pretrained import open_series
+    from workbench import pretrained
 
-    series = open_series(profile, runs, seed, changes)
+    series = pretrained.open_series(profile, runs, seed, changes)
     kinds = [kind for kind in ("head", "head-rollouts", "orm", "likelihood") if kind in series.VERIFIERS]
     stages = {kind: series.judge(kind) for kind in kinds}
     heads = [{"run": kind, **row} for kind in kinds[:3] for row in stages[kind].read("history") if "loss" in row]
     drop = [f"{kind} {loss:.2f}" for kind, loss in {row["run"]: row["loss"] for row in heads}.items()]
     plots.learning_curve(heads, y="loss", title=f"Three heads learn, each on its own labels: last loss {', '.join(drop)}")
-    return series, stages
+    return pretrained, series, stages
 
 
 @app.cell(hide_code=True)
@@ -886,6 +886,27 @@ def _(prm, table):
             {"profile": name, "base": size.base, "method": size.training.method, "minutes": size.minutes, **needs(size)}
             | {"all, GB": f"{size.memory(4).total / 1e9:.1f}"}
             for name, size in prm.SIZES.items()
+        ]
+    )
+    return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    And the most that each kind of stage holds when these pages run at a profile; `python -m workbench doctor --profile
+    small` holds it against this machine.
+    """)
+    return
+
+
+@app.cell
+def _(pretrained, table):
+    held_at_once = {name: pretrained.needs(pretrained.profile(name), width) for name, width in (("small", 4), ("gpu", 2))}
+    table(
+        [
+            {"profile": name} | {f"{stage}, GB": f"{size / 1e9:.1f}" for stage, size in needed.items()}
+            for name, needed in held_at_once.items()
         ]
     )
     return
