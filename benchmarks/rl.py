@@ -80,7 +80,7 @@ def gains(seeds=(0, 1, 2)) -> list[dict]:
         config = replace(p.wheel, seed=seed).config(p.sampling)
         made = open_run(asdict(config))
         flywheel.train(policy, p.task, config, made, held_out=series.held_out())
-        flywheel.put(policy.model, flywheel.weights(made.path / "rounds" / str(config.rounds) / "model"))
+        flywheel.restore(policy, made.path / "rounds" / str(config.rounds) / "model")
 
     before, rows = share(series.policy()), []
     for name, learn, goal in (("outcome reward", outcome, 0.2), ("STaR", star, 0.15)):

@@ -7,11 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from workbench import flywheel, labels, search, tasks
+from workbench.adapters import four_bit, one_base, save_adapter
 from workbench.fit import Fit
 from workbench.flywheel import Chain, Flywheel, distinct, judged, read_chains, sift, train, varied
+from workbench.models import load_model
 from workbench.policies.local import LocalPolicy
 from workbench.runs import Run
 from workbench.types import Cost, Node, Problem, ProblemError, Step, Trace, WorkbenchError
@@ -462,7 +465,97 @@ def test_weights_that_are_gone(straight, base, tmp_path):
         go(base, tmp_path / "run")
 
 
-def test_adapters_are_refused(base, tmp_path):
-    base.model.peft_config = {"default": None}
-    with pytest.raises(WorkbenchError, match="whole weights"):
+def test_four_bits_without_an_adapter_do_not_learn(base, tmp_path):
+    base.model.is_quantized = True
+    with pytest.raises(WorkbenchError, match="put a LoRA adapter on them"):
         go(base, tmp_path / "run")
+
+
+# --- adapters -----------------------------------------------------------------------------------------------------
+
+
+def adapted(folder, quantised):
+    """A policy with a LoRA adapter that already does something, on the model in `folder`."""
+    model, tokenizer = load_model(folder, dtype=torch.float32, **(four_bit(torch.float32) if quantised else {}))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        lora = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1, task_type="CAUSAL_LM")
+        model = get_peft_model(model, lora)
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(p, std=0.02)
+    return LocalPolicy(model, tokenizer)
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_an_adapter_turns_the_flywheel(micro, tokenizer, held, tmp_path, monkeypatch, quantised):
+    """Bugs: a restart from the base without its adapter; a checkpoint with the base in it, or that does not load; a
+    base that moves; a killed run that goes on otherwise."""
+    micro.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    config = replace(CONFIG, fit=replace(FIT, muon_lr=0.0, lr=2e-2))
+    policy, begun, inner = adapted(tmp_path / "base", quantised), [], flywheel.fit
+    before = state(policy.model)
+    monkeypatch.setattr(flywheel, "fit", lambda model, *a, **k: (begun.append(state(model)), inner(model, *a, **k))[1])
+    history = go(policy, tmp_path / "straight", config, held_out=held)
+    assert [same(b, before) for b in begun] == [True, True] and same(state(policy.model), before)
+    assert [p.requires_grad for p in policy.model.parameters()] == ["lora_" in name for name in before]
+    for number in "12":
+        folder = tmp_path / "straight" / "rounds" / number / "model"
+        files = {p.name for p in folder.iterdir()}
+        assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= files
+        assert not [f for f in files if f.endswith((".bin", ".pt", ".pth"))] and "model.safetensors" not in files
+        kept = load_file(folder / "adapter_model.safetensors")
+        assert len(kept) == sum("lora_" in name for name in before) and all("lora_" in name for name in kept)
+
+    loaded = LocalPolicy.load(folder)
+    assert flywheel.check(loaded, held, config)["held_out_right"] == history[2]["held_out_right"]
+    flywheel.restore(policy, folder)
+    mine, theirs = state(policy.model), state(loaded.model)
+    assert all(torch.equal(p, theirs[name]) for name, p in mine.items()) and mine.keys() == theirs.keys()
+    assert not same({n: p for n, p in mine.items() if "lora_" in n}, before)
+    assert same({n: p for n, p in mine.items() if "lora_" not in n}, before), "the base has moved"
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(flywheel, "_row", lambda chain: _die() if len(begun) == 4 else _row(chain))
+        go(adapted(tmp_path / "base", quantised), tmp_path / "killed", config, held_out=held)
+    again = go(adapted(tmp_path / "base", quantised), tmp_path / "killed", config, held_out=held)
+    assert timeless(again) == timeless(history) and on_disk(tmp_path / "killed") == on_disk(tmp_path / "straight")
+
+
+_row = flywheel._row
+
+
+def _die():
+    raise Killed
+
+
+def test_an_adapter_among_several_goes_on(micro, tokenizer, tmp_path, monkeypatch):
+    """Bugs: the adapter that is on learns, and not the policy's; without `restart` a round forgets the one before; an
+    adapter that was opened for reading does not learn."""
+    micro.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    one = adapted(tmp_path / "base", False)
+    for name in ("policy", "other"):
+        save_adapter(one.model, "default", tokenizer, tmp_path / name)
+    model, tokenizer = one_base(tmp_path / "base", {"policy": tmp_path / "policy", "other": tmp_path / "other"}, False)
+    model.set_adapter("other")
+    policy = LocalPolicy(model, tokenizer, adapter="policy")
+    before, flags = state(model), [p.requires_grad for p in model.parameters()]
+    config = replace(CONFIG, restart=False, fit=replace(FIT, muon_lr=0.0, lr=2e-2))
+    begun, inner = [], flywheel.fit
+    monkeypatch.setattr(flywheel, "fit", lambda model, *a, **k: (begun.append(state(model)), inner(model, *a, **k))[1])
+    go(policy, tmp_path / "run", config)
+    assert same(state(model), before) and [p.requires_grad for p in model.parameters()] == flags
+    flywheel.restore(policy, tmp_path / "run" / "rounds" / "1" / "model")
+    assert same(begun[0], before) and same(begun[1], state(model)) and not same(begun[1], before)
+    flywheel.restore(policy, tmp_path / "run" / "rounds" / "2" / "model")
+    moved = {name for name, p in state(model).items() if not torch.equal(p, before[name])}
+    assert moved and all("lora_" in name and ".policy." in name for name in moved)
+    model.get_input_embeddings().weight.requires_grad_(True)
+    with pytest.raises(WorkbenchError, match="embed_tokens.weight would learn beside the adapter 'policy'"):
+        go(policy, tmp_path / "more", config)
+    about = tmp_path / "policy" / "adapter_config.json"
+    about.write_text(about.read_text().replace(str(tmp_path / "base"), ""))
+    with pytest.raises(WorkbenchError, match="names no base"):
+        LocalPolicy.load(tmp_path / "policy")

@@ -763,6 +763,55 @@ def test_an_adapter_learns_and_its_base_is_the_reference(micro, tokenizer, tmp_p
     assert history[1]["kl"] < 1e-6 and history[-1]["kl"] > 1e-4, "it begins as its base, and moves away"
 
 
+@pytest.mark.parametrize("quantised", [False, True])
+def test_an_adapter_resumes_exactly(micro, tokenizer, tmp_path, quantised):
+    """Bugs: dropout's chance is not the resumed run's; the base fills the checkpoints; the adapter that happens to be
+    on learns, and not the policy's."""
+    from peft import LoraConfig, get_peft_model
+    from safetensors import safe_open
+
+    from workbench.adapters import four_bit
+    from workbench.models import load_model
+
+    micro.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    config = replace(ONE, kl=0.05, lr=1e-2, muon_lr=0.0)
+
+    def fresh():
+        more = four_bit(torch.float32) if quantised else {}
+        model = load_model(tmp_path / "base", dtype=torch.float32, **more)[0]
+        lora = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.2, task_type="CAUSAL_LM")
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = get_peft_model(model, lora, adapter_name="policy")
+            model.add_adapter("other", lora)
+        model.set_adapter("other")
+        return LocalPolicy(model, tokenizer, adapter="policy")
+
+    def dies(items, calls=[0]):  # noqa: B006
+        calls[0] += 1
+        if calls[0] == 4:
+            torch.rand(7)
+            raise Killed
+        return length(items)
+
+    with pytest.raises(Killed):
+        train(fresh(), tmp_path / "killed", dies, config)
+    with safe_open(tmp_path / "killed" / "state.safetensors", "pt") as file:
+        assert all("lora_" in name and ".policy." in name for name in file.keys())  # noqa: SIM118
+    resumed = fresh()
+    begin = {name: p.clone() for name, p in resumed.model.named_parameters()}
+    history = train(resumed, tmp_path / "killed", config=config)
+    whole = fresh()
+    assert timeless(history) == timeless(train(whole, tmp_path / "straight", config=config))
+    ends = [dict(policy.model.named_parameters()) for policy in (resumed, whole)]
+    assert all(torch.equal(p, ends[1][name]) for name, p in ends[0].items())
+    moved = {name for name, p in begin.items() if not torch.equal(p, ends[0][name])}
+    assert moved and all("lora_" in name and ".policy." in name for name in moved)
+    assert history[1]["kl"] < 1e-6 and history[-1]["kl"] > 1e-5, "it begins as its base, and moves away"
+    assert history[1]["ratio_max"] < 1e-3, "the first ratio is 1, whatever the dropout"
+
+
 def test_an_update_is_billed_for_what_it_computes(learner, sums):
     """Bug: tokens that chains share, padding or logits of the prompt are billed, or those that were made are not."""
     from workbench.models import Price

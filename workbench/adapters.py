@@ -5,11 +5,14 @@ Policy, verifier and reference are then one set of weights in memory and some pe
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from .format import TAGS, add_tags
 from .kv import core
@@ -17,12 +20,15 @@ from .models import load_model
 from .tasks import digest
 from .types import WorkbenchError
 
+WEIGHTS = "adapter_model.safetensors"
+
 
 def one_base(base: str | Path, adapters: Mapping[str, str | Path], quantised: bool = True, dtype: str = "auto"):
     """(causal language model with all `adapters`, tokenizer): name -> checkpoint folder of a LoRA adapter on `base`.
 
     Give it to `LocalPolicy(…, adapter="policy")`, `PRM(…, adapter="prm")` (of head `verdict`: a head of its own would
     make it another model) and `Implicit(…, adapter="policy")`, whose reference is the base itself. `quantised`: NF4.
+    The tokenizer is the first adapter's, or the base's where that folder has none.
     Errors: no adapter, an adapter that is no safetensors. Left out: adapters that change the embedding.
     """
     from peft import PeftModel
@@ -33,19 +39,69 @@ def one_base(base: str | Path, adapters: Mapping[str, str | Path], quantised: bo
     for folder in map(Path, adapters.values()):
         refuse_pickles(folder)
     compute = fast_dtype() if dtype == "auto" else getattr(torch, dtype)
-    model, _ = load_model(base, dtype=compute, **(four_bit(compute) if quantised else {}))
-    tokenizer = AutoTokenizer.from_pretrained(next(iter(adapters.values())))
-    prepare(model, tokenizer)
+    model, tokenizer = load_model(base, dtype=compute, **(four_bit(compute) if quantised else {}))
     (name, folder), *rest = adapters.items()
+    if (Path(folder) / "tokenizer_config.json").exists():
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    prepare(model, tokenizer)
     model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
     for name, folder in rest:
         model.load_adapter(str(folder), adapter_name=name)
     return model.eval(), tokenizer
 
 
+def save_adapter(model, name: str, tokenizer, folder: str | Path) -> None:
+    """The adapter `name` alone, as PEFT's folder (safetensors), with the tokenizer; `base.json` says how the base was
+    loaded, which PEFT leaves open."""
+    from peft import get_peft_model_state_dict
+
+    folder, inner = Path(folder), core(model)
+    config = copy.copy(inner.peft_config[name])
+    config.base_model_name_or_path = config.base_model_name_or_path or inner.name_or_path or None
+    config.inference_mode = True
+    if isinstance(config.target_modules, set):
+        config.target_modules = sorted(config.target_modules)  # the same file whatever order a set has
+    config.save_pretrained(folder)
+    state = get_peft_model_state_dict(inner, adapter_name=name, save_embedding_layers=False)
+    state = {f"base_model.model.{key}": value.detach().contiguous() for key, value in state.items()}
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    how = {"quantised": quantised(model), "dtype": str(inner.dtype).removeprefix("torch.")}
+    (folder / "base.json").write_text(json.dumps(how) + "\n")
+    tokenizer.save_pretrained(folder)
+
+
+def read_adapter(model, name: str, folder: str | Path) -> None:
+    """The weights that `save_adapter` wrote, into the adapter `name` of a model that has one of the same shape."""
+    from peft import set_peft_model_state_dict
+
+    refuse_pickles(Path(folder))
+    told = set_peft_model_state_dict(core(model), load_file(Path(folder) / WEIGHTS), adapter_name=name)
+    missing = [key for key in told.missing_keys if name in key.split(".")]
+    if missing or told.unexpected_keys:
+        wrong = [*missing, *told.unexpected_keys][0]
+        raise WorkbenchError(f"{folder} holds another adapter than {name!r} ({wrong}): delete it and its run")
+
+
+def open_adapter(folder: str | Path):
+    """(causal language model with the adapter in `folder`, its tokenizer), on the base that the folder names.
+
+    The base is loaded as it was when `save_adapter` wrote this; under an adapter from elsewhere in fp32.
+    """
+    path = Path(folder) / "base.json"
+    how = json.loads(path.read_text()) if path.exists() else {"quantised": False, "dtype": "float32"}
+    base = json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"]
+    if not base:
+        raise WorkbenchError(f"{folder} names no base: open it with adapters.one_base(base, {{'default': {folder}}})")
+    return one_base(base, {"default": folder}, **how)
+
+
+def quantised(model) -> bool:
+    return bool(getattr(core(model), "is_quantized", False))
+
+
 def refuse_pickles(folder: Path) -> None:
-    if not (folder / "adapter_model.safetensors").exists():
-        raise WorkbenchError(f"{folder} has no adapter_model.safetensors: other formats are pickles, and refused")
+    if not (folder / WEIGHTS).exists():
+        raise WorkbenchError(f"{folder} has no {WEIGHTS}: other formats are pickles, and refused")
 
 
 def prepare(model, tokenizer) -> None:
@@ -167,3 +223,26 @@ def switched(model, adapter: str | None) -> Iterator[None]:
             put(layer, names, on)
         for weight, flag in trainable:
             weight.requires_grad_(flag)
+
+
+@contextmanager
+def learning(model, adapter: str | None) -> Iterator[str | None]:
+    """A model that is trained: its adapter of this name (None: the one that is on) is on, alone, and asks for
+    gradients. Gives the adapter's name, None for a model without any, which is left as it is.
+
+    Errors: 4-bit weights without an adapter; weights that would learn beside the adapter, which no adapter's
+    checkpoint holds.
+    """
+    name = adapter_of(model, adapter)
+    if name is None:
+        if quantised(model):
+            raise WorkbenchError("4-bit weights do not learn: put a LoRA adapter on them, or load the base unquantised")
+        yield None
+        return
+    with switched(model, name):
+        learns = [n for n, p in core(model).named_parameters() if p.requires_grad]
+        if beside := [n for n in learns if name not in n.split(".")]:
+            raise WorkbenchError(
+                f"{beside[0]} would learn beside the adapter {name!r}: freeze it, or train whole weights"
+            )
+        yield name

@@ -1,7 +1,7 @@
 """The flywheel: sample chains, keep those that check out, train on them, sample again with what came of it.
 
 rounds/<r>/chains.jsonl   a row a chain that round r was trained on, see `read_chains`
-rounds/<r>/model/         the weights it left, a checkpoint
+rounds/<r>/model/         the weights it left, a checkpoint: of the adapter alone, if that is what learns
 history.jsonl             a row a round, written after the rest: a round without its row is made again
 """
 
@@ -20,8 +20,8 @@ import transformers
 from tqdm.auto import tqdm
 
 from . import search, sft, tasks
+from .adapters import adapter_of, learning, read_adapter, save_adapter
 from .fit import Fit, fit
-from .kv import core
 from .labels import right_answer
 from .models import load_model
 from .policies import Sampling, judged_whole
@@ -287,9 +287,7 @@ def turn(policy, base, asked, config: Flywheel, number: int, verifier, hint, fol
             log=log.append,
             progress=progress,
         )
-    transformers.utils.logging.disable_progress_bar()
-    policy.model.save_pretrained(folder / "model")
-    policy.encoder.tokenizer.save_pretrained(folder / "model")
+    save(policy, folder / "model")
     (folder / "chains.jsonl").write_text("".join(json.dumps(_row(chain)) + "\n" for chain in kept))
     return {
         "problems": len(asked),
@@ -346,48 +344,68 @@ def train(
     training stand apart. Every round starts from what is on the disk with a seed of its own, so a run that was killed
     goes on with the round it was in, and is the same run but for its seconds.
     Errors: a round that keeps no chain (what the rounds before it left stays); held-out problems among those learnt
-    from; a filter or search without the verifier that it needs. Left out: adapters and 4-bit weights.
+    from; a filter or search without the verifier that it needs; 4-bit weights without an adapter. With a LoRA adapter
+    that alone learns, on a base of any precision, and a restart is from the adapter as it came.
 
     >>> train("runs/nano/teach/model", "arithmetic", Flywheel(samples=8), run, held_out=valid)  # doctest: +SKIP
     """
     if config.filter == "prm" and verifier is None:
         raise WorkbenchError('the filter "prm" reads step scores: pass a verifier, or take the filter "answer"')
     policy = base if isinstance(base, LocalPolicy) else LocalPolicy.load(base)
-    if getattr(core(policy.model), "peft_config", None) or getattr(core(policy.model), "is_quantized", False):
-        raise WorkbenchError("the flywheel trains whole weights: merge the adapter, or load the base unquantised")
     asked = problems(task, config)
     tasks.refuse_overlap((p.prompt for p in asked), [p.prompt for p in held_out], "the flywheel")
-    start = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
     rounds, history = Run(run.path / "rounds", run.about), run.read("history")
     rounds.path.mkdir(exist_ok=True)
-    bar = tqdm(total=config.rounds + 1, initial=len(history), desc="flywheel", unit="round", disable=not progress)
-    try:
-        for number in range(len(history), config.rounds + 1):
-            row = {"round": number}
-            put(policy.model, start if number < 2 else weights(rounds.path / str(number - 1) / "model"))
-            if number:
-                with rounds.folder(str(number)) as folder:
-                    row |= turn(policy, start, asked, config, number, verifier, hint, folder, progress)
-            row |= check(policy, held_out, config)
-            run.append("history", [row])
-            history.append(row)
-            bar.update()
-    finally:
-        put(policy.model, start)
-        bar.close()
+    with learning(policy.model, policy.adapter) as adapter:
+        learns = policy.model.named_parameters()
+        start = {name: p.detach().clone() for name, p in learns if adapter is None or p.requires_grad}
+        bar = tqdm(total=config.rounds + 1, initial=len(history), desc="flywheel", unit="round", disable=not progress)
+        try:
+            for number in range(len(history), config.rounds + 1):
+                row = {"round": number}
+                put(policy.model, start)
+                if number > 1:
+                    restore(policy, rounds.path / str(number - 1) / "model")
+                if number:
+                    with rounds.folder(str(number)) as folder:
+                        row |= turn(policy, start, asked, config, number, verifier, hint, folder, progress)
+                row |= check(policy, held_out, config)
+                run.append("history", [row])
+                history.append(row)
+                bar.update()
+        finally:
+            put(policy.model, start)
+            bar.close()
     return history
 
 
 @torch.no_grad()
 def put(model, parameters: Mapping[str, torch.Tensor]) -> None:
-    for name, p in model.named_parameters():
-        p.copy_(parameters[name])
+    """Copy these into the model's parameters of the same names."""
+    mine = dict(model.named_parameters())
+    for name, value in parameters.items():
+        mine[name].copy_(value)
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
+def save(policy, folder: Path) -> None:
+    """A checkpoint of the policy's adapter, or of all its weights where it has none."""
+    model, tokenizer = policy.model, policy.encoder.tokenizer
+    if adapter := adapter_of(model, policy.adapter):
+        save_adapter(model, adapter, tokenizer, folder)
+        return
+    transformers.utils.logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def restore(policy, folder: Path) -> None:
+    """The weights that `save` wrote, back into the policy."""
     if not folder.is_dir():
         raise WorkbenchError(f"{folder} is gone, and the next round starts from it: delete the run and begin it again")
-    return dict(load_model(folder)[0].named_parameters())
+    if adapter := adapter_of(policy.model, policy.adapter):
+        read_adapter(policy.model, adapter, folder)
+    else:
+        put(policy.model, dict(load_model(folder)[0].named_parameters()))
 
 
 def read_chains(run: Run, number: int) -> list[Chain]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..adapters import switched
+from ..adapters import open_adapter, switched
 from ..format import Encoder
 from ..kv import Pool, Rows, core, reading
 from ..models import Price, load_model
@@ -131,7 +131,9 @@ class LocalPolicy:
 
     @classmethod
     def load(cls, folder: str | Path, **more) -> LocalPolicy:
-        return cls(*load_model(folder), **more)
+        """From a checkpoint of whole weights, or of a LoRA adapter, whose base is the one that it names."""
+        adapter = (Path(folder) / "adapter_config.json").exists()
+        return cls(*(open_adapter if adapter else load_model)(folder), **more)
 
     @cached_property
     def flops(self) -> Price:

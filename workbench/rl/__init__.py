@@ -19,7 +19,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from .. import tasks
-from ..adapters import adapter_of, switched
+from ..adapters import adapter_of, learning, switched
 from ..fit import Fit, load_state, optimiser, save_state
 from ..kv import core
 from ..labels import right_answer
@@ -240,7 +240,8 @@ def update(policy, optimizer, batch: Batch, config: RL, meter: Meter | None = No
     carry no gradient and are not read, unless a KL pulls at them.
 
     Strictly on-policy (one update, own samples) the ratio is 1 and the log-probs of sampling are the old ones, so no
-    second pass is ever made. Errors: a gradient that is not finite; the weights are then as before it.
+    second pass is ever made. The model stays in eval mode: with dropout the ratio would be chance.
+    Errors: a gradient that is not finite; the weights are then as before it.
     """
     variant, model = VARIANTS[config.variant], policy.model.train()
     meter = meter or Meter(model)
@@ -283,12 +284,10 @@ def update(policy, optimizer, batch: Batch, config: RL, meter: Meter | None = No
         sum_gradients(model)
         norm = torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], 1.0)
         if not torch.isfinite(norm):
-            model.eval()
             raise WorkbenchError("the gradient is not finite: the last checkpoint is kept; lower lr and run again")
         optimizer.step()
         stats["loss"].append(sum(gathered([total])))
         stats["norm"].append(norm.item())
-    model.eval()
     stats |= {name: gathered(stats[name]) for name in ("ratio", "clipped", "kl")}
     return {
         "loss": _mean(stats["loss"]),
@@ -347,16 +346,22 @@ def train(
 
     `run` is a runs.Run: state.safetensors every `check_every` steps, history.jsonl a row a step, checks.jsonl what
     every held-out problem's chain earned, proxy and truth. `reward` sees (problem, chain) pairs; one that learns
-    (`learn`, `save`, `load`: see `prime`) does so after each step. `reference`: the model that a KL holds to; None is
-    the policy's base without its adapters. `sampler`: another policy that writes the chains, such as a server whose
-    weights lag; the loss then counts each token by how much likelier the policy finds it, at most `truncate` times.
+    (`learn`, `save`, `load`: see `prime`) does so after each step. Where the policy has a LoRA adapter, on a base of
+    any precision, that alone learns and is kept. `reference`: the model that a KL holds to; None is the policy's base
+    without its adapters. `sampler`: another policy that writes the chains, such as a server whose weights lag; the loss
+    then counts each token by how much likelier the policy finds it, at most `truncate` times.
     All randomness is a function of (seed, step), so a resumed run is the same run; under `accelerate launch` processes
     share the groups of a step (the others than the first pass `Run.existing`). The alarm of `watch` is told once.
-    Checks are not billed. Errors: a reward that raises, that gives NaN or too few numbers; a gradient that is not
-    finite: the run stops, and the last checkpoint stays.
+    Checks are not billed. Errors: a reward that raises, that gives NaN or too few numbers; 4-bit weights without an
+    adapter; a gradient that is not finite: the run stops, and the last checkpoint stays.
 
     >>> train(policy, "arithmetic", outcome, RL(variant="dapo"), run, held_out)  # doctest: +SKIP
     """
+    with learning(policy.model, policy.adapter):
+        return _run(policy, task, reward, config, run, held_out, progress, reference, sampler)
+
+
+def _run(policy, task, reward, config, run, held_out, progress, reference, sampler) -> list[dict]:
     state, main = run.path / "state.safetensors", team().is_main_process
     if hasattr(reward, "learn") and team().num_processes > 1:
         raise WorkbenchError("a reward that learns would learn another thing in every process: use one process")
@@ -384,7 +389,7 @@ def train(
         run.append("checks", [row])
         means = {f"{name}_held_out": sum(row[name]) / len(row[name]) for name in ("true", "proxy")}
         if not warned and (found := alarm(checks)):
-            warnings.warn(str(found), stacklevel=3)
+            warnings.warn(str(found), stacklevel=4)
             means["alarm"] = str(found)
         return means
 
