@@ -5,7 +5,6 @@ import json
 import math
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as reference
 
-from workbench import scaling
+from workbench import scaling, tasks
 from workbench.scaling import recorded
 from workbench.scaling.stats import draws
 from workbench.types import Cost, Record, WorkbenchError
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
-needs_data = pytest.mark.skipif(not DATA.exists(), reason="the released data sets are not beside the project")
+PUBLIC = ("game24", "gsm8k", "rm-scored")
+DATA = next((folder for folder in tasks.folders() if all((folder / name).is_dir() for name in PUBLIC)), None)
+needs_data = pytest.mark.skipif(DATA is None, reason="the released data sets are not here: set WORKBENCH_DATA")
 quick = settings(max_examples=40, deadline=None)  # a busy machine is no failure
 
 
@@ -61,6 +61,39 @@ def test_wilson_is_wilsons_formula(case):
     expected = ((middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n))
     assert (found.low, found.high) == pytest.approx(expected, abs=1e-9)
     assert 0 <= found.low <= found.value <= found.high <= 1 and found.low < found.high
+
+
+@pytest.mark.parametrize("n", [2, 5, 48, 300])
+def test_an_interval_rises_with_what_it_is_of(n):
+    """Bug: 47 of 48 was given [.938, 1] and 48 of 48 [.926, 1], since resampling never saw a second failure."""
+    ends = [scaling.bootstrap([1.0] * right + [0.0] * (n - right)) for right in range(n + 1)]
+    for less, more in itertools.pairwise(ends):
+        assert less.low <= more.low and less.high <= more.high and less.value < more.value
+    assert all((e.low, e.high) == pytest.approx(reference_wilson(k, n)) for k, e in enumerate(ends) if 0 < k < n)
+
+
+def reference_wilson(right, n):
+    ends = reference.binomtest(right, n).proportion_ci(method="wilson")
+    return ends.low, ends.high
+
+
+@pytest.mark.parametrize("p", [0.07, 0.93])
+def test_an_interval_at_the_edge_covers_the_truth(p):
+    """Bug: 48 problems of which 7 % are right: the percentile interval had the truth 88 times in 100. Exact, by k."""
+    inside = [e.low <= p <= e.high for e in (scaling.bootstrap([1.0] * k + [0.0] * (48 - k)) for k in range(49))]
+    assert reference.binom.pmf(np.arange(49), 48, p)[inside].sum() >= 0.93
+
+
+def test_values_that_nearly_agree_are_no_surer_than_values_that_agree(few):
+    """Bug: 48 equal differences reach 7 points down, and 47 of them beside a smaller one reached one."""
+    for odd in (0.9, 1.0):
+        e, same = (scaling.bootstrap([1.0] * 47 + [last]) for last in (odd, 1.0))
+        assert e.low <= same.low and e.high <= same.high
+    a, b = ([0.5 + (i == 3) / 8 for i in range(48)], [0.5] * 48)
+    e, same = scaling.paired_bootstrap(a, b), scaling.paired_bootstrap(b, b)
+    assert same.low == pytest.approx(-0.074, abs=1e-3) and e.low == pytest.approx(same.low, abs=0.005)
+    assert e.high == pytest.approx(same.high, abs=0.005) and -1 <= e.low and e.high <= 1
+    assert scaling.paired_bootstrap(a, b, bounds=None).low >= 0, "without a range there is nothing to reach for"
 
 
 def test_wilson_covers_the_truth_as_often_as_it_says():
@@ -139,6 +172,21 @@ def test_two_points_take_thousands_of_problems():
             scaling.problems_needed(*bad)
     with pytest.raises(WorkbenchError, match="5 problems show no gap"):
         scaling.detectable_gap(5, 0.1)
+
+
+@pytest.mark.parametrize("n, discordance, power", [*itertools.product((1, 2, 3, 4, 6, 9, 30), (0.2, 1.0), (0.3, 0.8))])
+def test_a_gap_is_detectable_if_some_gap_is(n, discordance, power):
+    """Bug: 3 problems "show" a gap of .915, though a gap of 1 has a power under a half. By going through all gaps."""
+    gaps = np.linspace(1e-4, discordance, 2000)
+    seen = gaps[[scaling.power(gap, discordance, n) >= power for gap in gaps]]
+    if len(seen):
+        assert scaling.detectable_gap(n, discordance, power=power) == pytest.approx(seen[0], abs=1e-3)
+    else:
+        with pytest.raises(WorkbenchError, match=f"{n} problems show no gap"):
+            scaling.detectable_gap(n, discordance, power=power)
+
+
+def test_bad_gaps_are_refused():
     with pytest.raises(WorkbenchError, match="between 0 and 1"):
         scaling.problems_needed(0.1, 0.2, power=80)
 
@@ -154,7 +202,7 @@ def test_nested_and_crossed_have_the_width_that_theory_gives():
     expected = {"problems": problems, "nested": problems + own / n}
     expected["crossed"] = problems + shared + (own * m - grid.mean(0).var()) / (n * m)
     for how, variance in expected.items():
-        e = scaling.bootstrap(grid, resample=how)
+        e = scaling.bootstrap(grid, bounds=None, resample=how)
         assert e.high - e.low == pytest.approx(2 * 1.96 * math.sqrt(variance), rel=0.05), how
         assert e.value == pytest.approx(grid.mean()) and (e.n, e.seeds) == (60, 5)
 
@@ -236,6 +284,8 @@ def test_game_of_24_law_with_intervals():
     fit = scaling.coverage_law(records, np.unique(np.geomspace(1, 80, 20).astype(int)).tolist())
     assert (fit.a.value, fit.b.value) == pytest.approx((-3.28, -0.330), abs=0.005) and fit.law.max_error < 0.0031
     assert fit.a.low < -3.28 < fit.a.high < 0 and fit.b.low < -0.33 < fit.b.high < 0 and fit.b.n == 100
+    at = [e.value for _, e in scaling.coverage(records, range(1, 81))]
+    assert np.abs(fit.law(range(1, 81)) - at).max() < 0.0035, "between the points fitted, too"
     tree = recorded.game24(DATA / "game24" / "gpt-4_0.7_propose1_value3_greedy5_start900_end1000.json", "tot")
     assert scaling.coverage(tree, [5])[0][1].value == pytest.approx(0.69), "the rerun of its authors"
     plain = recorded.game24(DATA / "game24" / "gpt-4_0.7_naive_standard_sample_100_start900_end1000.json")
@@ -251,13 +301,43 @@ def test_gsm8k_numbers_after_the_mark_agree_with_the_released_flags():
         released = [json.loads(line) for line in lines]
     assert all(r.correct == released[int(r.problem.split("/")[-1])][r.knobs["method"]]["is_correct"] for r in records)
     marks = {m: scaling.by_problem([r for r in records if r.knobs["method"] == m]) for m in list(released[0])[2:]}
-    accuracies = [np.mean(list(values.values())) for values in marks.values()]
-    assert accuracies == pytest.approx([0.2168, 0.3904, 0.3472, 0.5625], abs=5e-5)
+    found = [scaling.bootstrap(values) for values in marks.values()]
+    assert [e.value for e in found] == pytest.approx([0.2168, 0.3904, 0.3472, 0.5625], abs=5e-5)
+    for e in found:
+        half = 1.96 * math.sqrt(e.value * (1 - e.value) / 1319)
+        assert (e.value - e.low, e.high - e.value) == pytest.approx((half, half), rel=0.07)
     small, large = marks["6b_verification"], marks["175b_finetuning"]
+    gain = scaling.paired_bootstrap(small, large)
+    assert gain.value == pytest.approx(0.0432, abs=1e-4) and 0 < gain.low < gain.value < gain.high
     found, share = scaling.mcnemar(small, large), scaling.discordance(small, large)
     assert (found.only_a - found.only_b) / 1319 == pytest.approx(0.0432, abs=1e-4) and found.p < 0.01
     assert share == pytest.approx((found.only_a + found.only_b) / 1319)
     assert scaling.problems_needed(0.02, share) > 4 * 1319 > 4 * 1000 > scaling.problems_needed(0.0432, share)
+
+
+@pytest.mark.parametrize(
+    "read, text, message",
+    [
+        (recorded.game24, '[{"idx": 1, "ys": ["a"], "accs": [1]}, {"idx": 2, "ys": ["a", "b"], "accs": [1]}]', "row 1"),
+        (recorded.game24, '[{"idx": 1', "row 0 .*JSONDecodeError"),
+        (
+            recorded.gsm8k,
+            '{"ground_truth": "A: 5", "m": {"solution": "A: 5"}}\n{"ground_truth": "A: 5", "m": {}}',
+            "row 1",
+        ),
+        (recorded.gsm8k, "7", "row 0"),
+        (recorded.scored_math, '{"idx": 0, "pred": ["5"], "score": [true]}', "row 0 .*KeyError: 'pred_score'"),
+        (recorded.scored_math, '{"idx": 0, "pred": ["5"], "score": [true], "pred_score": [0.5]}', "row 0"),
+    ],
+)
+def test_a_broken_row_of_a_released_file_is_named(tmp_path, read, text, message):
+    """Bug: KeyError: 'pred_score', of one line of thousands and of no file."""
+    path = tmp_path / "log.jsonl"
+    path.write_text(text)
+    with pytest.raises(WorkbenchError, match=rf"log\.jsonl: {message}.*fetch the file anew"):
+        read(path)
+    with pytest.raises(WorkbenchError, match=r"cannot read .*nowhere\.jsonl .*data/README"):
+        read(tmp_path / "nowhere.jsonl")
 
 
 # Submissions
@@ -288,10 +368,23 @@ def test_submissions_by_hand(said):
         order = sorted(groups, key=lambda v: weigh(groups[v]), reverse=True)  # stable: the first sampled of equals
         expected = [float(2 in order[:k]) for k in (1, 2, 4)]
         assert [e.value for _, e in scaling.submissions(records[::-1], [1, 2, 4], rule)] == expected
-    right = sum(value[a] == 2 for a, _ in said)
-    assert scaling.submissions(records, [3], "random")[0][1].value == pytest.approx(
-        scaling.pass_at_k(len(said), right, 3)
-    )
+    found = dict(scaling.submissions(records[::-1], [1, 2, 4], "random"))
+    answers, solved = [value[a] for a, _ in said if a is not None], {k: [] for k in found}
+    for order in set(itertools.permutations(answers)):  # equal samples are alike, so each order is as likely
+        for k in found:
+            solved[k].append(2 in list(dict.fromkeys(order))[:k])
+    for k, e in found.items():
+        assert e.value == pytest.approx(np.mean(solved[k])), "an answer submitted before is passed over"
+
+
+def test_blind_submissions_beat_samples_that_repeat_themselves():
+    """Bug: the blind rule submits one answer twice where the rules beside it submit k different ones. By hand."""
+    said = ["7", "7", "7", "8"]
+    records = [Record("r", "p", s, a, a == "8", knobs={"method": "sampling"}) for s, a in enumerate(said)]
+    once, twice = (e.value for _, e in scaling.submissions(records, [1, 2], "random"))
+    assert (once, twice) == (0.25, 1) and scaling.coverage(records, [2])[0][1].value == 0.5
+    many = [Record("r", "p", s, str(s % 40), s % 40 == 0) for s in range(200)]  # 40 answers, all as frequent
+    assert [e.value for _, e in scaling.submissions(many, [1, 13, 40], "random")] == pytest.approx([1 / 40, 13 / 40, 1])
 
 
 def test_submissions_refuse_what_they_cannot_rank():
@@ -507,6 +600,26 @@ def test_the_exchange_rate_is_that_of_least_squares():
     assert bent.max_error > 0.02, "saturation shows in the error of the plane"
 
 
+def test_log_odds_keep_the_draws_in_which_all_or_none_are_right():
+    """Bug: such draws have no log-odds and were dropped in silence, with them the widest part of the interval."""
+    records = [
+        row
+        for t, n in itertools.product((0, 1), (1, 2))
+        for row in rows("ab"[t], n, 10.0**n, lambda i, t=t, n=n: (7 * i) % 40 < 1 + 2 * t + n, total=40)
+    ]
+    found = scaling.exchange_rate(records, {"a": 1e9, "b": 1e10}, logit=True)
+    marks = np.array([[r.correct for r in records[j : j + 40]] for j in range(0, 160, 40)], float)
+    share = np.concatenate([counts @ marks.T / 40 for counts in draws(40, 0)])
+    assert (share == 0).any(1).mean() > 0.1, "the case at hand"
+    odds = np.log((40 * share + 0.5) / (40 - 40 * share + 0.5))
+    slope = (odds[:, 1] + odds[:, 3] - odds[:, 0] - odds[:, 2]) / 2  # by hand: two by two points, a decade apart
+    assert (found.test.low, found.test.high) == pytest.approx(tuple(np.quantile(slope, [0.025, 0.975])))
+    assert type(found.constant) is float and type(found.max_error) is float
+    none = [replace(r, correct=False) if r.knobs == {"method": "a", "n": 1} else r for r in records]
+    with pytest.raises(WorkbenchError, match=r"accuracy of \('a', 1\) is 0 or 1"):
+        scaling.exchange_rate(none, {"a": 1e9, "b": 1e10}, logit=True)
+
+
 def test_no_exchange_rate_without_slopes_in_both_directions():
     records, train = plane()
     with pytest.raises(WorkbenchError, match="two training and two test budgets"):
@@ -632,7 +745,10 @@ def broken():
     nobody = [replace(beam[0], cost=Cost(policy_flops=None)), *beam[1:]]
     noisy = [replace(r, knobs={**r.knobs, "width": 4}) for r in beam[:1]]
     other = [replace(beam[0], problem="p/999"), *beam[1:]]
-    text = [replace(beam[0], knobs={"method": "beam", "n": "2"}), *beam[1:]]
+    text, minus, truth = ([replace(beam[0], knobs={"method": "beam", "n": n}), *beam[1:]] for n in ("2", -3, True))
+    yes, two = ([replace(beam[0], correct=mark), *beam[1:]] for mark in ("yes", 2))
+    mixed = [replace(beam[0], problem=7), *beam[1:]]
+    kilo = [*beam, replace(beam[0], seed=1, cost=Cost(policy_flops=2.0))]
     one_seed = [replace(r, seed=1, cost=Cost(sampled=9)) for r in beam]  # FLOPs of one seed, tokens of the other
     ungraded = [replace(beam[0], correct=None), *beam[1:]]
     return vote, {
@@ -644,6 +760,12 @@ def broken():
         "another problem": (other, "beam at n=2 lacks 1 problems"),
         "a knob of text": (text, "the knob n is a number of samples, not '2'"),
         "not graded": (ungraded, "1 records are not graded"),
+        "a negative n": (minus, "the knob n is a number of samples, not -3"),
+        "True samples": (truth, "the knob n is a number of samples, not True"),
+        "a mark of text": (yes, "the mark `correct` (True, False or None) of p/000 is 'yes'"),
+        "a mark of 2": (two, "the mark `correct` (True, False or None) of p/000 is 2"),
+        "ids of two kinds": (mixed, "problem ids are of several kinds, int (7), str ("),
+        "two units": (kilo, "('beam', 2) on p/000 costs from 2 to 2e+06 flops: two units are mixed"),
     }
 
 
@@ -652,6 +774,7 @@ def test_bad_records_are_refused_by_name(kind):
     vote, bad = broken()
     records, message = bad[kind]
     records = [*vote, *records]
+    alone = ("a knob of text", "a negative n", "True samples")  # a method at two n, which a call may leave out
     calls = {
         "curve": lambda: scaling.curve(records),
         "equal flops": lambda: scaling.paired_at_equal_flops(records, "beam", "vote", n=2),
@@ -663,7 +786,7 @@ def test_bad_records_are_refused_by_name(kind):
     for name, call in calls.items():
         with pytest.raises(WorkbenchError) as error:
             call()
-        assert message in str(error.value) or "lacks 1 problems" in str(error.value) and kind == "a knob of text", name
+        assert message in str(error.value) or "lacks 1 problems" in str(error.value) and kind in alone, name
 
 
 def test_units_and_problems_of_two_sides_must_agree():
@@ -690,16 +813,59 @@ def test_one_problem_alone_has_a_number_and_no_interval():
     assert scaling.adaptive_thinking(rows("vote", 1, 1e6, 1, total=1)) == {"all": None, "right": None, "wrong": None}
 
 
+HARD = {f"p/{i:02}": math.nan if i == 7 else i / 30 for i in range(30)}
+
+
+def samples(run="r"):
+    return [Record(run, f"p/{i}", s, "5", s < i) for i in range(3) for s in range(4)]
+
+
+def scored(value):
+    return [Record("r", f"p/{i}", 0, "5", True, knobs={"score": value if i else 0.5}) for i in range(2)]
+
+
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: scaling.wilson(3, 2), "0 <= right <= n"),
-        (lambda: scaling.wilson(0, 0), "n of 1 or more"),
+        (lambda: scaling.wilson(3, 2), "3 right of 2"),
+        (lambda: scaling.wilson(0, 0), "n is 0: give a whole number, 1 or more"),
+        (lambda: scaling.wilson(2.5, 4), "right is 2.5: give a whole number"),
         (lambda: scaling.mcnemar([0.5, 1], [1, 0]), "marks of 0 and 1"),
         (lambda: scaling.mcnemar({"a": 1}, {"b": 1}), "a, b on one only"),
         (lambda: scaling.holm({"x": 1.2}), "no p-value between 0 and 1: x"),
         (lambda: scaling.holm({"x": math.nan}), "no p-value between 0 and 1: x"),
         (lambda: scaling.spent([]), "no records"),
+        (lambda: scaling.optimal_curve(planted(), BINS, []), "no budget: give one"),
+        (
+            lambda: scaling.optimal_curve(planted(), BINS, [8e6], charge=BINS | {"p/007": math.nan}),
+            "charge .* of p/007",
+        ),
+        (lambda: scaling.compute_optimal(planted(), BINS, 8e6, repeats=0), "repeats is 0: give a whole number, 1"),
+        (lambda: scaling.coverage(samples(), []), "no k: ask for one"),
+        (lambda: scaling.submissions(samples(), []), "no k: ask for one"),
+        (lambda: scaling.coverage(samples(), [1.5]), "a k of pass@k is 1.5: give a whole number"),
+        (lambda: scaling.submissions(samples(), [True]), "a k of pass@k is True"),
+        (
+            lambda: scaling.coverage(samples() + samples("again"), [4]),
+            r"p/0 has two records of seed 0 \(runs 'r' and 'a",
+        ),
+        (lambda: scaling.submissions(samples() + samples("again"), [4]), "p/0 has two records of seed 0"),
+        (lambda: scaling.coverage_law(samples() + samples("again")), "p/0 has two records of seed 0"),
+        (lambda: scaling.power_law([0, 1], [0.2, 0.4]), "ks above 0"),
+        (lambda: scaling.quantile_bins({"a": None, "b": 0.5}, k=1), "the pass@1 is missing or not finite of a"),
+        (lambda: scaling.quantile_bins({"a": 0.5, "b": math.nan}, k=1), "the pass@1 is missing or not finite of b"),
+        (lambda: scaling.quantile_bins({"a": 0.5, 3: 0.5}, k=1), "problem ids are of several kinds"),
+        (lambda: scaling.quantile_bins({"a": "0.5"}, k=1), "the pass@1 of a is '0.5': give a number"),
+        (lambda: scaling.mean_scores(scored("0.5")), "the knob score of p/1 is '0.5': give a number"),
+        (lambda: scaling.submissions(scored("0.5"), [1], "score"), "p/1 has no score"),
+        (lambda: scaling.between(0.5, np.full(9, math.nan), n=7), "none of 9 resamples of 7 problems"),
+        (
+            lambda: scaling.adaptive_thinking(chains(lambda i, s, ok: 9, lambda i, s: s > 0), HARD),
+            "difficulty .* of p/07",
+        ),
+        (lambda: scaling.calibration_error([]), "no bin has a step"),
+        (lambda: scaling.by_level([replace(r, level=r.seed) for r in samples()]), "p/0 has records of two levels"),
+        (lambda: scaling.detectable_gap(True, 0.5), "n is True: give a whole number"),
         (lambda: scaling.curve(steps((1, 1)), x="flop"), "no 'flop'"),
     ],
 )
@@ -711,19 +877,48 @@ def test_bad_numbers_are_refused(call, message):
 # A million records
 
 
-def test_a_curve_goes_through_its_records_once():
-    """Bug: a dictionary and a JSON text for every record, 20 times slower. 200,000 of them, processor time."""
-    costs = [Cost(policy_flops=1e6 * 2**n) for n in range(5)]
+def test_figures_go_through_a_million_records_once():
+    """Bugs: a dictionary for every record; 10,000 resamples anew for every method, n and level (23 s for a tenth)."""
+    problems, seeds, costs = 5_000, 10, [Cost(policy_flops=1e6 * 2**n) for n in range(5)]
     knobs = [{"method": f"m{m}", "n": 2**n} for m in range(4) for n in range(5)]
     records = [
-        Record("r", f"p/{i}", s, "5", (i * 7919 + s) % 13 < 4 + j % 5, costs[j % 5], knobs=knob)
-        for s in range(20)
+        Record("r", f"p/{i}", s, "5", (i * 7919 + s) % 13 < 4 + j % 5, costs[j % 5], 1 + i % 10, knob)
+        for s in range(seeds)
         for j, knob in enumerate(knobs)
-        for i in range(500)
+        for i in range(problems)
     ]
-    start = time.process_time()
-    points = scaling.curve(records)
-    assert time.process_time() - start < 2
-    assert len(points) == 20 and all(p.accuracy.n == 500 and p.accuracy.seeds == 20 for p in points)
-    alone = scaling.accuracy([r for r in records if r.knobs == {"method": "m1", "n": 4}])
-    assert next(p for p in points if (p.method, p.n) == ("m1", 4)).accuracy.low == pytest.approx(alone.low)
+    one = [r for r in records if r.knobs == {"method": "m1", "n": 4}]
+    found, spent = {}, {}
+    measures = {"curve": scaling.curve, "levels": scaling.by_level}
+    measures |= {"accuracy": lambda _: scaling.accuracy(one), "coverage": lambda _: scaling.coverage(one, [1, 10])}
+    for name, measure in measures.items():
+        start = time.process_time()
+        found[name] = measure(records)
+        spent[name] = time.process_time() - start
+    assert all(seconds < 8 for seconds in spent.values()), spent  # 2 and less on a machine that has nothing else to do
+    assert len(found["curve"]) == 20 and {p.accuracy.seeds for p in found["curve"]} == {seeds}
+    point = next(p for p in found["curve"] if (p.method, p.n) == ("m1", 4))
+    assert point.accuracy == found["accuracy"] and found["coverage"][0][1].n == problems
+    level, alone = found["levels"]["m1", 4][3], scaling.accuracy([r for r in one if r.level == 3])
+    assert (level.value, level.low, level.high) == pytest.approx((alone.value, alone.low, alone.high))
+
+
+def test_many_problems_are_resampled_as_few_are(monkeypatch):
+    """Bug: a faster resampling of another width. The same rows drawn one by one, by number and from the normal."""
+    rng = np.random.default_rng(0)
+    marks, costs = rng.binomial(4, rng.beta(0.3, 3, 3000)) / 4, rng.gamma(2, 1e6, 3000)
+    for rows_, statistic in [
+        (marks[:, None], lambda mean: mean[..., 0]),
+        (np.stack([marks, costs], 1), lambda mean: mean[..., 0] / np.log(mean[..., 1])),
+    ]:
+        ends = []
+        for limit in (2_000, 5_000):
+            monkeypatch.setattr(scaling.stats, "LARGE", limit)
+            ends.append(scaling.stats.estimate(rows_, statistic))
+        fast, slow = ends
+        assert fast != slow and fast.value == slow.value
+        width = slow.high - slow.low
+        assert (fast.low, fast.high) == (
+            pytest.approx(slow.low, abs=width / 30),
+            pytest.approx(slow.high, abs=width / 30),
+        )

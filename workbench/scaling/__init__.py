@@ -7,7 +7,7 @@ No torch.
 
 # ruff: noqa: F401
 from . import recorded
-from .curves import Point, accuracy, by_problem, curve, difference, log_slope, named, paired_at_equal_flops
+from .curves import Point, accuracy, by_level, by_problem, curve, difference, log_slope, named, paired_at_equal_flops
 from .laws import (
     CoverageLaw,
     Exchange,

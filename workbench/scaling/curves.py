@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from numbers import Integral
 from operator import attrgetter
 
 import numpy as np
 
 from ..types import Record, WorkbenchError
-from .stats import Estimate, Resample, bootstrap, estimate, interval, paired_bootstrap, resampled, some
+from .stats import Estimate, Resample, bootstrap, estimate, means, numbers, ordered, paired_bootstrap, some
+
+Setting = tuple[str, int]
+HALF = 0.5  # decades: the least that a slope per decade is read from
+UNITS = 1e4  # costs of one setting on one problem that are further apart are not of one unit
 
 
 class Columns:
     """Records gone through once: numbers for their problem and setting, and their marks (NaN: not graded) as arrays.
 
     A setting is (knobs["method"], knobs["n"]), n being 1 where there is none. Problems and settings are sorted, so
-    nothing depends on the order of the records. Errors: no records, two of one setting, run, problem and seed.
+    nothing depends on the order of the records. `seeds` [settings]: the fewest distinct seeds that a problem has.
+    Errors: no records, two of one setting, run, problem and seed, a mark that is none, an n that is no number.
     """
 
     def __init__(self, records: Iterable[Record]):
@@ -28,12 +35,22 @@ class Columns:
         self.problems, self.problem = _codes(map(attrgetter("problem"), records))
         knobs = map(attrgetter("knobs"), records)
         self.settings, self.setting = _codes((k.get("method"), k.get("n", 1)) for k in knobs)
-        if strange := [n for _, n in self.settings if not isinstance(n, int)]:
+        strange = [n for _, n in self.settings if isinstance(n, bool) or not isinstance(n, Integral) or n < 0]
+        if strange:
             raise WorkbenchError(f"the knob n is a number of samples, not {some(map(repr, strange))}")
-        self.seeds, self.seed = _codes(map(attrgetter("seed"), records))
-        self.mark = np.array([record.correct for record in records], float)
-        key = (self.setting * len(self.problems) + self.problem) * len(self.seeds) + self.seed
-        if (np.diff(np.sort(key)) == 0).any():  # twins, unless they are of two runs
+        names, self.seed = _codes(map(attrgetter("seed"), records), "seeds")
+        marks, what = [record.correct for record in records], "the mark `correct` (True, False or None)"
+        self.mark = numbers(marks, what, lambda i: records[i].problem)
+        if len(odd := np.flatnonzero(~np.isnan(self.mark) & (self.mark != 0) & (self.mark != 1))):
+            raise WorkbenchError(f"{what} of {records[odd[0]].problem} is {marks[odd[0]]!r}: grade it anew")
+        key = (self.setting * len(self.problems) + self.problem) * len(names) + self.seed
+        places = np.sort(key)
+        found = places[np.diff(places, prepend=-1) > 0] // len(names)  # the cell of each of its distinct seeds
+        starts = np.flatnonzero(np.diff(found, prepend=-1))
+        self.seeds = np.full(len(self.settings), len(names))
+        np.minimum.at(self.seeds, found[starts] // len(self.problems), np.diff(starts, append=len(found)))
+        self.twins = len(found) < len(key)
+        if self.twins:  # unless they are of two runs
             runs, run = _codes(map(attrgetter("run"), records))
             key = key * len(runs) + run
             order = np.argsort(key)
@@ -50,6 +67,19 @@ class Columns:
             what = some(self.settings)
             raise WorkbenchError(f"records of several settings (method, n) would be pooled: {what}; filter them")
 
+    def one_run(self) -> None:
+        """Each record an independent sample: the same seed of a problem in two runs is no second one."""
+        self.one_setting()
+        if self.twins:
+            order = np.lexsort((self.seed, self.problem))
+            pairs = np.diff(np.stack([self.problem, self.seed])[:, order]).any(0)
+            i, j = order[np.argmin(pairs)], order[np.argmin(pairs) + 1]
+            a, b = self.records[i], self.records[j]
+            raise WorkbenchError(
+                f"{a.problem} has two records of seed {a.seed} (runs {a.run!r} and {b.run!r}), which are no two "
+                "independent samples: give the records of one run, or other seeds to the second"
+            )
+
     def graded(self) -> None:
         if (unknown := np.isnan(self.mark)).any():
             which = some({self.problems[i] for i in self.problem[unknown]})
@@ -62,25 +92,34 @@ class Columns:
         return np.bincount(cells, weights, shape[0] * shape[1]).reshape(shape)
 
     def spent(self, x: str) -> np.ndarray:
-        """cost.`x` of every record. Errors: no such cost, one that is missing or 0 (not metered)."""
+        """cost.`x` of every record. Errors: no such cost, one that is missing or 0 (not metered), two units mixed."""
         try:
             cost = np.fromiter(map(attrgetter(f"cost.{x}"), self.records), float, len(self.records))
         except AttributeError:
             known = "choose flops, tokens, sampled, seconds or another of its numbers"
             raise WorkbenchError(f"a Cost has no {x!r}: {known}") from None
-        except TypeError:
+        except (TypeError, ValueError):
             raise WorkbenchError(f"a record has a cost without a number for {x}: it was not metered") from None
         if len(free := np.flatnonzero(~((cost > 0) & (cost < np.inf)))):
-            first = self.records[free[0]]
-            where = f"{self.settings[self.setting[free[0]]]} on {first.problem}"
-            raise WorkbenchError(f"{len(free)} records have no cost in {x}, or 0 ({where}): it was not metered")
+            raise WorkbenchError(
+                f"{len(free)} records have no cost in {x}, or 0 ({self.at(free[0])}): it was not metered"
+            )
+        if cost.max() > UNITS * cost.min():
+            cell = self.setting * len(self.problems) + self.problem
+            order = np.lexsort((cost, cell))
+            first = np.flatnonzero(np.diff(cell[order], prepend=-1))
+            least, most = cost[order][first], cost[order][np.append(first[1:], len(order)) - 1]
+            if (mixed := most > UNITS * least).any():
+                i = int(np.argmax(mixed))
+                raise WorkbenchError(
+                    f"{self.at(order[first[i]])} costs from {least[i]:.3g} to {most[i]:.3g} {x}: two units are mixed, "
+                    "or two settings have one name"
+                )
         return cost
 
-    def seeds_of(self) -> np.ndarray:
-        """[settings]: how many distinct seeds each has."""
-        found = np.zeros((len(self.settings), len(self.seeds)), bool)
-        found[self.setting, self.seed] = True
-        return found.sum(1)
+    def at(self, i: int) -> str:
+        """Of what record i is, for a message."""
+        return f"{self.settings[self.setting[i]]} on {self.problems[self.problem[i]]}"
 
 
 class Table:
@@ -104,7 +143,7 @@ class Table:
         columns.graded()
         self.marks = columns.counts(columns.mark) / count
         self.costs = columns.counts(columns.spent(x)) / count
-        self.x, self.seeds = self.costs.mean(0), columns.seeds_of()
+        self.x, self.seeds = self.costs.mean(0), columns.seeds
 
     def rows(self) -> np.ndarray:
         """[problems, marks of each setting then costs of each setting]."""
@@ -120,16 +159,16 @@ class Table:
         return self.settings.index((method, n))
 
 
-def _codes(names: Iterable) -> tuple[list, np.ndarray]:
+def _codes(names: Iterable, what: str = "problem ids") -> tuple[list, np.ndarray]:
     """(distinct names, sorted; the place of each name among them)."""
     index = defaultdict()
     index.default_factory = index.__len__
     codes = np.fromiter(map(index.__getitem__, names), np.int64)
-    known = list(index)
-    order = sorted(range(len(known)), key=lambda i: str(known[i]) if isinstance(known[i], tuple) else known[i])
+    pairs = isinstance(next(iter(index)), tuple)  # settings, which may lack a method
+    known = sorted(index, key=str) if pairs else ordered(index, what)
     rank = np.empty(len(known), np.int64)
-    rank[order] = np.arange(len(known))
-    return [known[i] for i in order], rank[codes]
+    rank[[index[name] for name in known]] = np.arange(len(known))
+    return known, rank[codes]
 
 
 def by_problem(records: Iterable[Record], *, skip_unknown: bool = False) -> dict[str, float]:
@@ -159,13 +198,13 @@ def _by_problem(columns: Columns, skip_unknown: bool = False) -> dict[str, float
 def _by_seed(records: Iterable[Record], resample: Resample) -> tuple[dict[str, list[float]], int]:
     """{problem: its mean, or with seeds resampled its marks seed by seed}, and the number of seeds."""
     columns = Columns(records)
-    means, seeds = _by_problem(columns), len(columns.seeds)
+    values, seeds = _by_problem(columns), int(columns.seeds[0])
     if resample == "problems":
-        return means, seeds
+        return values, seeds
     groups = defaultdict(list)
     for i in np.lexsort((columns.seed, columns.problem)):
         groups[columns.problems[columns.problem[i]]].append(float(columns.mark[i]))
-    if uneven := [problem for problem, marks in groups.items() if len(marks) != seeds]:
+    if uneven := [problem for problem, marks in groups.items() if len(marks) != columns.seed.max() + 1]:
         raise WorkbenchError(
             f"{some(uneven)} lack a seed or have one twice: resample={resample!r} needs the same of each"
         )
@@ -178,10 +217,41 @@ def accuracy(records: Iterable[Record], *, resample: Resample = "problems") -> E
     `resample`: as in `bootstrap`; "crossed" for seeds that every problem shares.
 
     >>> print(accuracy([Record("r", f"p/{i}", 0, "5", i % 4 > 0) for i in range(100)]))
-    0.75 [0.66 to 0.83; n=100, seeds=1]
+    0.75 [0.657 to 0.825; n=100, seeds=1]
     """
     values, seeds = _by_seed(records, resample)
     return bootstrap(values, seeds=seeds, resample=resample)
+
+
+def by_level(records: Iterable[Record]) -> dict[Setting, dict[int, Estimate]]:
+    """{(method, n): {level: `accuracy` on the problems of that level}}, all settings of a level in one resampling.
+
+    Errors: a problem of two levels, whatever `by_problem` refuses.
+
+    >>> rows = [Record("r", f"p/{i}", 0, "5", i % 4 > i // 20, level=1 + i // 20, knobs={"method": "vote"})
+    ...         for i in range(40)]
+    >>> {level: found.value for level, found in by_level(rows)["vote", 1].items()}
+    {1: 0.75, 2: 0.5}
+    """
+    columns = Columns(records)
+    columns.graded()
+    levels, level = _codes(map(attrgetter("level"), columns.records), "levels")
+    of = np.zeros(len(columns.problems), np.int64)
+    of[columns.problem] = level
+    if len(odd := np.flatnonzero(of[columns.problem] != level)):
+        raise WorkbenchError(f"{columns.records[odd[0]].problem} has records of two levels: give it one")
+    count, found = columns.counts(), {setting: {} for setting in columns.settings}
+    marks = columns.counts(columns.mark) / np.maximum(count, 1)
+    for i, name in enumerate(levels):
+        alike = defaultdict(list)  # settings that cover the same problems of this level
+        for j, there in enumerate(((count > 0) & (of == i)[:, None]).T):
+            alike[there.tobytes()].append(j)
+        for there, which in alike.items():
+            inside = np.frombuffer(there, bool)
+            estimates = means(marks[inside][:, which], columns.seeds[which]) if inside.any() else []
+            for j, e in zip(which, estimates, strict=False):
+                found[columns.settings[j]][name] = e
+    return found
 
 
 def difference(a: Iterable[Record], b: Iterable[Record], *, resample: Resample = "problems") -> Estimate:
@@ -234,10 +304,9 @@ def curve(records: Iterable[Record], x: str = "flops") -> list[Point]:
     [('vote', 1, 1000000.0, 0.375), ('vote', 2, 2000000.0, 0.75)]
     """
     table = Table(records, x)
-    drawn = resampled(table.marks, lambda mean: mean)
     points = [
-        Point(method, n, float(table.x[j]), interval(table.marks[:, j], drawn[:, j], (0, 1), int(table.seeds[j])), x)
-        for j, (method, n) in enumerate(table.settings)
+        Point(method, n, float(cost), found, x)
+        for (method, n), cost, found in zip(table.settings, table.x, means(table.marks, table.seeds), strict=True)
     ]
     return sorted(points, key=lambda point: (point.method, point.x))
 
@@ -290,7 +359,8 @@ def log_slope(records: Iterable[Record], method: str, *, x: str = "flops", seed:
     """Accuracy gained per decade of compute: least squares over a method's budgets, problems resampled.
 
     Each budget weighs the same and costs are resampled with their problems. A straight line is a summary of the
-    measured range, not a law: accuracy ends at 1. Errors: fewer than two budgets of different cost.
+    measured range, not a law: accuracy ends at 1. Errors: budgets that span less than half a decade, over which a slope
+    per decade would be extrapolated.
 
     >>> from workbench.types import Cost
     >>> def rows(n, flops, right):
@@ -301,8 +371,11 @@ def log_slope(records: Iterable[Record], method: str, *, x: str = "flops", seed:
     0.25
     """
     table = Table([record for record in records if record.knobs.get("method") == method], x)
-    if len(set(table.x.tolist())) < 2:
-        raise WorkbenchError(f"a slope of {method} needs two budgets of different cost, found {some(table.settings)}")
+    if (span := math.log10(table.x.max() / table.x.min())) < HALF:
+        raise WorkbenchError(
+            f"{method} was measured over {span:.2g} decades of {x} ({some(table.settings)}), and a slope per decade "
+            f"needs {HALF}: measure more budgets, or compare two by `difference`"
+        )
     width = len(table.settings)
 
     def slope(mean):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from ..grading import canonical
 from ..types import Record, WorkbenchError
 from .curves import Columns, Table
-from .stats import Estimate, Ratio, between, interval, ratio, resampled, some
+from .stats import Estimate, Ratio, between, means, ratio, resampled, some, whole
 
 
 def pass_at_k(n, c, k: int) -> float:
@@ -32,17 +33,24 @@ def _passes(n, c, ks: Sequence[int]) -> np.ndarray:
     n, c = np.broadcast_arrays(np.atleast_1d(n), np.atleast_1d(c))
     if np.any(c < 0) or np.any(c > n) or not n.size:
         raise WorkbenchError("pass@k needs 0 <= c <= n for every problem, and one problem or more")
-    if bad := [k for k in ks if not 1 <= k <= n.min()]:
+    if bad := [k for k in _asked(ks) if k > n.min()]:
         raise WorkbenchError(f"pass@{bad[0]} needs {bad[0]} samples of every problem; the fewest is n={n.min()}")
     i = np.arange(max(ks))[:, None]
     missed = np.cumprod(np.maximum(n - c - i, 0) / (n - i), axis=0)  # chance that the first i + 1 are all wrong
     return 1 - missed[np.asarray(ks) - 1].T
 
 
+def _asked(ks: Sequence[int]) -> list[int]:
+    if not len(ks):
+        raise WorkbenchError("no k: ask for one or more, such as ks=[1, 4]")
+    return [whole("a k of pass@k", k, 1) for k in ks]
+
+
 def coverage(records: Iterable[Record], ks: Sequence[int]) -> list[tuple[int, Estimate]]:
     """[(k, pass@k)] from records of one method, each one an independent sample, with intervals over problems.
 
-    Errors: a problem with fewer samples than max(ks), and whatever `by_problem` refuses.
+    Errors: no k, a problem with fewer samples than max(ks), two records of one seed of a problem (of two runs), and
+    whatever `by_problem` refuses.
 
     >>> rows = [Record("r", f"p/{i}", s, "5", s < i) for i in range(3) for s in range(4)]
     >>> [(k, round(estimate.value, 2)) for k, estimate in coverage(rows, ks=[1, 4])]
@@ -54,15 +62,14 @@ def coverage(records: Iterable[Record], ks: Sequence[int]) -> list[tuple[int, Es
 
 def _covered(records: Iterable[Record], ks: Sequence[int]) -> tuple[np.ndarray, int]:
     columns = Columns(records)
-    columns.one_setting()
+    columns.one_run()
     columns.graded()
     right = columns.counts(columns.mark)[:, 0].round().astype(int)
-    return _passes(columns.counts()[:, 0], right, ks), len(columns.seeds)
+    return _passes(columns.counts()[:, 0], right, ks), int(columns.seeds[0])
 
 
 def _estimates(rows: np.ndarray, ks: Sequence[int], seeds: int) -> list[tuple[int, Estimate]]:
-    drawn = resampled(rows, lambda mean: mean)
-    return [(k, interval(rows[:, j], drawn[:, j], (0, 1), seeds)) for j, k in enumerate(ks)]
+    return list(zip(ks, means(rows, seeds), strict=True))
 
 
 @dataclass(frozen=True)
@@ -81,15 +88,15 @@ def power_law(ks: Sequence[int], coverage: Sequence[float]) -> PowerLaw:
     """Fit coverage c = exp(a·k^b) (Large Language Monkeys, Brown et al. 2024): least squares of log(−log c) on log k.
 
     Space the `ks` evenly in log k, or the large ones decide the fit. Errors: fewer than two points, a coverage of 0
-    or 1 (outside the law: drop those ks), or one that does not rise with k.
+    or 1 (outside the law: drop those ks), a k that is not above 0, or a coverage that does not rise with k.
 
     >>> law = power_law([1, 10, 100], [0.05, 0.25, 0.5])
     >>> round(law.a, 2), round(law.b, 2), round(float(law(30)), 2)
     (-2.96, -0.32, 0.37)
     """
     k, c = np.asarray(ks, float), np.asarray(coverage, float)
-    if k.shape != c.shape or len(set(ks)) < 2 or not np.all((c > 0) & (c < 1)):
-        raise WorkbenchError("a power law needs two or more different ks, each with a coverage between 0 and 1")
+    if k.shape != c.shape or len(set(ks)) < 2 or not np.all((k > 0) & (k < np.inf) & (c > 0) & (c < 1)):
+        raise WorkbenchError("a power law needs two or more different ks above 0, each with a coverage between 0 and 1")
     a, b = map(float, _line(k, c))
     if b >= 0:
         raise WorkbenchError("the coverage does not rise with k: no power law with b < 0 fits")
@@ -146,42 +153,67 @@ def submissions(
 ) -> list[tuple[int, Estimate]]:
     """[(k, share of problems solved by k submissions)] where a rule picks k of a problem's N samples (o1 at the IOI).
 
-    `records`: one setting, each record a sample. `random` submits k samples blindly, which is pass@k. The others submit
-    the k best *different* answers (equal by value): with most `votes`, with the best knobs["score"], or with the
-    largest sum of scores (`weighted`). Ties go to the answer sampled first; an answer is as right as its first sample.
-    Samples without an answer are never submitted, and fewer different answers than k are all submitted.
-    Errors: fewer than k samples of a problem, a sample that has an answer and no score where the rule needs one.
+    `records`: one setting, each record a sample. Every rule submits k *different* answers (equal by value): those with
+    most `votes`, with the best knobs["score"], or with the largest sum of scores (`weighted`). `random` draws samples
+    blindly and passes over an answer that it submitted before; what it gives is the exact mean over all such draws, and
+    for k > 1 more than pass@k, which submits some answers twice (see `coverage`). Ties go to the answer sampled first;
+    an answer is as right as its first sample. Samples without an answer are never submitted, and fewer different
+    answers than k are all submitted. Errors: fewer than k samples of a problem, two of one seed, a sample that has an
+    answer and no score where the rule needs one.
 
     >>> said = [("7", 0.2, 0), ("7", 0.3, 0), ("8", 0.9, 1), ("9", 0.1, 0)]
     >>> rows = [Record("r", "p/1", s, a, bool(ok), knobs={"score": v}) for s, (a, v, ok) in enumerate(said)]
-    >>> [[e.value for _, e in submissions(rows, [1, 2], rule)] for rule in ("random", "votes", "score")]
-    [[0.25, 0.5], [0.0, 1.0], [1.0, 1.0]]
+    >>> [[round(e.value, 2) for _, e in submissions(rows, [1, 2], rule)] for rule in ("random", "votes", "score")]
+    [[0.25, 0.58], [0.0, 1.0], [1.0, 1.0]]
     """
-    if rule == "random":
-        return coverage(records, ks)
-    if rule not in ("votes", "score", "weighted"):
+    if rule not in ("random", "votes", "score", "weighted"):
         raise WorkbenchError(f"unknown rule {rule!r}: choose random, votes, score or weighted")
     columns = Columns(records)
-    columns.one_setting()
+    columns.one_run()
     columns.graded()
-    samples = columns.counts()[:, 0]
-    if not 1 <= min(ks) <= max(ks) <= samples.min():
+    samples, ks = columns.counts()[:, 0], _asked(ks)
+    if max(ks) > samples.min():
         few = columns.problems[int(samples.argmin())]
         raise WorkbenchError(f"{min(ks)} to {max(ks)} submissions of {samples.min():.0f} samples ({few}): sample more")
     groups: list[dict] = [{} for _ in columns.problems]
     for i in np.lexsort((columns.seed, columns.problem)):
         record = columns.records[i]
         if record.answer is not None:
-            weight = 1.0 if rule == "votes" else record.knobs.get("score")
-            if weight is None or math.isnan(weight):
+            weight = 1.0 if rule in ("random", "votes") else record.knobs.get("score")
+            if not isinstance(weight, Real) or math.isnan(weight):
                 raise WorkbenchError(f"a sample of {record.problem} has no score: {rule} needs knobs['score'] of each")
             groups[columns.problem[i]].setdefault(canonical(record.answer), (record.correct, []))[1].append(weight)
-    combine = max if rule == "score" else math.fsum
-    first = np.full(len(groups), np.inf)  # the place of the first right answer
-    for p, answers in enumerate(groups):
+    rows, combine = [], max if rule == "score" else math.fsum
+    for answers in groups:
         ranked = sorted(answers.values(), key=lambda group: -combine(group[1]))
-        first[p] = next((place for place, (right, _) in enumerate(ranked, 1) if right), np.inf)
-    return _estimates((first[:, None] <= np.asarray(ks)).astype(float), ks, len(columns.seeds))
+        if rule == "random":
+            sizes = [sum(len(group) for ok, group in ranked if ok), *(len(group) for ok, group in ranked if not ok)]
+            rows.append(_blindly(*sizes, ks=ks))
+        else:
+            first = next((place for place, (right, _) in enumerate(ranked, 1) if right), math.inf)
+            rows.append([float(first <= k) for k in ks])
+    return _estimates(np.array(rows), ks, int(columns.seeds[0]))
+
+
+def _blindly(right: int, *wrong: int, ks: Sequence[int]) -> np.ndarray:
+    """Chance that a right answer is among the first k different ones, samples drawn in random order, for each k.
+
+    `right` samples are right; of each wrong answer there are so many. Give every sample a random moment u in 0–1, and
+    draw from 1 down: the first right one comes at u with density right·u^(right−1), and before it came a wrong answer
+    of size w with chance 1 − u^w, each on its own. The integral over u is that of a polynomial: Gauss's rule is exact.
+    """
+    if not right:
+        return np.zeros(len(ks))
+    u, weight = np.polynomial.legendre.leggauss((right + sum(wrong) + 1) // 2)
+    u, weight = (u + 1) / 2, weight / 2
+    before = np.zeros((max(ks), len(u)))  # chance that so many different wrong answers came before
+    before[0] = 1
+    for size in wrong:
+        stays = u**size
+        before[1:] = before[1:] * stays + before[:-1] * (1 - stays)
+        before[0] *= stays
+    found = np.cumsum(before, 0)[np.asarray(ks) - 1] @ (weight * right * u ** (right - 1))
+    return found.round(12)  # certainty is 1, not nearly 1
 
 
 # Training against search
@@ -209,8 +241,10 @@ def exchange_rate(
 
     `records`: methods of `train` {method: its training FLOPs}, each at several n, on the same problems; their cost is
     what the *test* took. Least squares over (method, n) points, fitted again in every resample of problems, with the
-    costs. `logit` fits log-odds instead of accuracy. Errors: fewer than two training or two test budgets for a method,
-    points on one line, training FLOPs inside a record's cost, accuracy that does not rise with search (no rate).
+    costs. `logit` fits log-odds instead of accuracy: log((c + 1/2)/(n − c + 1/2)) of c right among n problems (Haldane,
+    Anscombe 1956), which exists for a draw with all right or all wrong, too. Errors: fewer than two training or two
+    test budgets for a method, points on one line, with `logit` a point at 0 or 1 (named), training FLOPs inside a
+    record's cost, accuracy that does not rise with search (no rate).
     Left out: saturation. Both axes flatten near 0 and 1, where a plane does not hold: read `max_error`, and drop points
     there. Jones fits strength in games, which has no ceiling, and finds about 1.2 decades for one.
 
@@ -225,12 +259,15 @@ def exchange_rate(
     if charged := {record.knobs["method"] for record in records if record.cost.training_flops}:
         raise WorkbenchError(f"{some(charged)} has training FLOPs in its records' cost: give them in `train` alone")
     table = Table(records, x)
-    width, t = len(table.settings), np.log10([train[method] for method, _ in table.settings])
-    t = t - t.mean()
+    width, n = len(table.settings), len(table.problems)
+    where = np.log10([train[method] for method, _ in table.settings])
+    t = where - where.mean()
+    if logit and (flat := [table.settings[j] for j, y in enumerate(table.marks.mean(0)) if y in (0, 1)]):
+        raise WorkbenchError(f"the accuracy of {some(flat)} is 0 or 1, where log-odds end: drop these records")
 
     def plane(mean):
         y, u = mean[..., :width], np.log10(mean[..., width:])
-        y, middle = np.log(y / (1 - y)) if logit else y, u.mean(-1, keepdims=True)
+        y, middle = np.log((n * y + 0.5) / (n * (1 - y) + 0.5)) if logit else y, u.mean(-1, keepdims=True)
         tt, uu, tu = (t * t).sum(), ((u - middle) ** 2).sum(-1), (t * (u - middle)).sum(-1)
         ty, uy = (t * y).sum(-1), ((u - middle) * y).sum(-1)
         flat = tt * uu - tu**2
@@ -242,12 +279,12 @@ def exchange_rate(
         a, b, constant, error = plane(table.rows().mean(0)).tolist()
     enough = len(set(t.tolist())) > 1 and len(set(table.x.tolist())) > 1
     if not enough or not math.isfinite(a + b):
-        raise WorkbenchError("an exchange rate needs two training and two test budgets or more, and accuracies in 0-1")
+        raise WorkbenchError("an exchange rate needs two training and two test budgets or more, not all on one line")
     if b <= 0:
         raise WorkbenchError(f"accuracy does not rise with search ({b:.3g} a decade): training replaces nothing here")
-    drawn, n, seeds = resampled(table.rows(), plane, seed), len(table.problems), int(table.seeds.min())
+    drawn, seeds = resampled(table.rows(), plane, seed), int(table.seeds.min())
     with np.errstate(all="ignore"):
         rates = np.where(drawn[:, 1] > 0, drawn[:, 0] / drawn[:, 1], np.inf)
-    constant -= a * np.log10([train[method] for method, _ in table.settings]).mean()
+    constant -= a * float(where.mean())
     two = (between(value, drawn[:, j], n, seeds) for j, value in enumerate((a, b)))
     return Exchange(ratio(a / b, rates, rates, n), *two, constant, error)

@@ -11,11 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..types import Record, WorkbenchError
-from .curves import Columns, Point, Table, by_problem
-from .stats import Estimate, Ratio, bootstrap, paired_bootstrap, ratio, resampled, some
-
-Setting = tuple[str, int]
-
+from .curves import Columns, Point, Setting, Table, by_problem
+from .stats import Estimate, Ratio, bootstrap, column, numbers, ordered, paired_bootstrap, ratio, resampled, some, whole
 
 # Difficulty
 
@@ -25,28 +22,32 @@ def quantile_bins(pass1: Mapping[str, float], k: int = 5) -> dict[str, int]:
 
     Bins differ in size by one at most: equal pass@1 is ordered by problem id. Estimate pass@1 from other samples than
     those you then measure, or the bins follow their noise. Predicted difficulty, which needs no gold answers, is
-    `quantile_bins(mean_scores(records))`, and costs `spent(records)`. Errors: fewer problems than bins.
+    `quantile_bins(mean_scores(records))`, and costs `spent(records)`. Errors: fewer problems than bins, a pass@1 that
+    is missing or NaN (named).
 
     >>> quantile_bins({"a": 0.9, "b": 0.1, "c": 0.5, "d": 0.5}, k=2)
     {'a': 1, 'c': 1, 'd': 2, 'b': 2}
     """
-    if not 1 <= k <= len(pass1):
+    if whole("the number of bins", k, 1) > len(pass1):
         raise WorkbenchError(f"cannot cut {len(pass1)} problems into {k} bins")
-    order = sorted(pass1, key=lambda problem: (-pass1[problem], problem))
+    column(pass1, "the pass@1")
+    order = sorted(ordered(pass1), key=lambda problem: -pass1[problem])
     return {problem: 1 + rank * k // len(order) for rank, problem in enumerate(order)}
 
 
 def mean_scores(records: Iterable[Record]) -> dict[str, float]:
     """{problem: mean verifier score of its records}, from knobs["score"]; no gold answer is read.
 
-    A record without a score is left out and counted aloud. Errors: a problem without any score, two settings.
+    A record without a score is left out and counted aloud. Errors: a problem without any score, a score that is no
+    number, two settings.
 
     >>> mean_scores([Record("r", "p/1", s, "5", None, knobs={"score": s / 2}) for s in range(3)])
     {'p/1': 0.5}
     """
     columns = Columns(records)
     columns.one_setting()
-    scores = np.array([record.knobs.get("score") for record in columns.records], float)
+    given = [record.knobs.get("score") for record in columns.records]
+    scores = numbers(given, "the knob score", lambda i: columns.records[i].problem)
     known = ~np.isnan(scores)
     count, total = columns.counts(known)[:, 0], columns.counts(np.where(known, scores, 0))[:, 0]
     if unknown := [columns.problems[i] for i in np.flatnonzero(count == 0)]:
@@ -88,7 +89,7 @@ class Optimal:
         mean = [sum(n * share for (_, n), share in chosen.items()) for chosen in self.choices.values()]
         if charge is not None and not self.costs.keys() <= charge.keys():
             raise WorkbenchError(f"no charge for {some(self.costs.keys() - charge.keys())}")
-        extra = np.mean([charge[problem] for problem in self.costs]) if charge is not None else 0.0
+        extra = column({p: charge[p] for p in self.costs}, "the charge").mean() if charge is not None else 0.0
         x = float(np.mean(list(self.costs.values())) + extra)
         return Point(method, round(np.mean(mean)), x, bootstrap(self.marks, seeds=self.seeds), self.axis)
 
@@ -137,10 +138,19 @@ def optimal_curve(
 ) -> list[Point]:
     """`compute_optimal` at each budget, as points for a figure; `charge` {problem: cost} moves them to the right.
 
-    A budget that pays for no setting in some bin has no point: it is left out and counted aloud. Errors: all budgets
-    are too small, and as `compute_optimal`. See there for an example.
+    A budget that pays for no setting in some bin has no point: it is left out and counted aloud. Errors: no budget, all
+    are too small, and as `compute_optimal`.
+
+    >>> from workbench.types import Cost
+    >>> rows = [Record("r", f"p/{i}", 0, "5", i % 4 < n, Cost(policy_flops=n), knobs={"method": "vote", "n": n})
+    ...         for n in (1, 3) for i in range(20)]
+    >>> line = optimal_curve(rows, {f"p/{i}": 1 for i in range(20)}, [1, 8], charge={f"p/{i}": 0.5 for i in range(20)})
+    >>> [(point.n, round(point.x, 9), point.accuracy.value) for point in line]
+    [(1, 1.5, 0.25), (3, 3.5, 0.75)]
     """
     table, points = Table(records, x), []
+    if not len(budgets):
+        raise WorkbenchError("no budget: give one or more, such as the costs of `curve`")
     for budget in budgets:
         try:
             chosen = _choose(table, bins, np.full(len(table.problems), float(budget)), repeats, seed)
@@ -162,6 +172,7 @@ class _TooSmall(WorkbenchError):
 def _choose(table: Table, bins: Mapping[str, int], budget: np.ndarray, repeats: int, seed: int) -> Optimal:
     if bins.keys() != set(table.problems):
         raise WorkbenchError(f"bins and records cover different problems: {some(bins.keys() ^ set(table.problems))}")
+    whole("repeats", repeats, 1)
     rng, each = np.random.default_rng(seed), np.array([bins[problem] for problem in table.problems])
     marks, costs, choices = np.zeros(len(each)), np.zeros(len(each)), {}
     for b in sorted(set(bins.values())):

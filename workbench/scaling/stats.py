@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -12,6 +14,7 @@ import numpy as np
 from ..types import WorkbenchError
 
 DRAWS = 10_000  # bootstrap resamples: the ends of a 95 % interval then wobble by about 1 % of its width
+LARGE, FEW = 2_000, 256  # more problems than LARGE are not drawn one by one; see `resampled`
 Resample = Literal["problems", "nested", "crossed"]
 
 
@@ -19,7 +22,7 @@ Resample = Literal["problems", "nested", "crossed"]
 class Estimate:
     """A measured number with its 95 % interval; `low` and `high` are None where the data give none.
 
-    `n` counts problems (the resampled unit), `seeds` the distinct seeds averaged inside each.
+    `n` counts problems (the resampled unit), `seeds` the distinct seeds averaged inside each (the fewest of any).
     """
 
     value: float
@@ -56,14 +59,19 @@ class Ratio:
 
 
 def between(value: float, draws: np.ndarray, n: int, seeds: int = 1) -> Estimate:
-    """`value` with the middle 95 % of those `draws` that are finite; none if they do not vary.
+    """`value` with the middle 95 % of those `draws` that are finite; no interval if they do not vary.
+
+    Errors: no draw is finite.
 
     >>> print(between(0.5, np.arange(101.0), n=7)), print(between(0.5, np.ones(9), n=1))
     0.5 [2.5 to 97.5; n=7, seeds=1]
     0.5 [no interval; n=1, seeds=1]
     (None, None)
     """
-    low, high = np.quantile(draws[np.isfinite(draws)], [0.025, 0.975])
+    known = draws[np.isfinite(draws)]
+    if not len(known):
+        raise WorkbenchError(f"none of {len(draws)} resamples of {n} problems has a value: measure more problems")
+    low, high = np.quantile(known, [0.025, 0.975])
     some = high - low >= 1e-12  # one problem, or all alike: a zero width would claim certainty
     return Estimate(float(value), *((float(low), float(high)) if some else (None, None)), int(n), seeds)
 
@@ -87,9 +95,11 @@ def bootstrap(values, *, bounds=(0.0, 1.0), seeds: int = 1, seed: int = 0, resam
     `resample`: "problems" is right for seeds that are independent samples: a problem's mean carries their noise.
     "crossed" draws problems and seeds (Owen 2007), for seeds that all problems share, such as training seeds: with few
     of them still too narrow. "nested" draws problems and, inside each, seeds anew: it counts the noise of a seed twice.
-    `bounds`: the range a value can take, None if it has none. When all values are equal resampling says nothing, and
-    the interval is the exact one: with 97.5 % confidence a share of at most 1 − .025^(1/n) of problems differs, by as
-    much as `bounds` allow. One problem alone, or equal values without bounds, has no interval (None).
+    `bounds`: the range a value can take, None if it has none. Resampling never sees a problem that is unlike those at
+    hand, so with bounds it is not trusted alone: with 97.5 % confidence a share of at most 1 − .025^(1/n) of all
+    problems is unlike them, by as much as `bounds` allow, and the interval reaches at least that far (all of it where
+    values are equal). Values that are all 0 or 1, and not equal, have `wilson`'s interval: nothing is drawn.
+    One problem alone, or equal values without bounds, has no interval (None).
     Errors: no values, a value that is not finite or outside `bounds`. Left out: BCa correction (below about 20
     problems the interval is somewhat narrow).
 
@@ -97,6 +107,8 @@ def bootstrap(values, *, bounds=(0.0, 1.0), seeds: int = 1, seed: int = 0, resam
     0.5 [0.125 to 0.875; n=4, seeds=1]
     >>> print(bootstrap([1.0] * 40))
     1 [0.912 to 1; n=40, seeds=1]
+    >>> print(bootstrap([1.0] * 39 + [0.0]))
+    0.975 [0.871 to 0.996; n=40, seeds=1]
     >>> print(bootstrap({f"p/{i}": [1, 1, 0, i % 2] for i in range(40)}, resample="crossed"))
     0.625 [0.237 to 1; n=40, seeds=4]
     """
@@ -106,12 +118,10 @@ def bootstrap(values, *, bounds=(0.0, 1.0), seeds: int = 1, seed: int = 0, resam
     if bounds and not (bounds[0] <= values.min() and values.max() <= bounds[1]):
         raise WorkbenchError(f"values outside {bounds}: give their range as bounds=, or None for no range")
     if resample == "problems":
-        drawn = resampled(values[:, None], lambda mean: mean, seed)[:, 0]
-    elif grid is None or resample not in ("nested", "crossed"):
+        return means(values[:, None], seeds, bounds, seed)[0]
+    if grid is None or resample not in ("nested", "crossed"):
         raise WorkbenchError(f"resample={resample!r} needs one value a seed, and is problems, nested or crossed")
-    else:
-        drawn = _with_seeds(grid, resample, seed)
-    return interval(values, drawn, bounds, seeds)
+    return _interval(values, lambda: _with_seeds(grid, resample, seed), bounds, seeds)
 
 
 def paired_bootstrap(
@@ -125,7 +135,7 @@ def paired_bootstrap(
     problems (named).
 
     >>> print(paired_bootstrap({"x": 1.0, "y": 0.5, "z": 0.25}, {"z": 0.0, "y": 0.0, "x": 0.5}))
-    0.417 [0.25 to 0.5; n=3, seeds=1]
+    0.417 [-0.586 to 0.829; n=3, seeds=1]
     """
     a, b = paired(a, b)
     return bootstrap(a - b, bounds=bounds, seeds=seeds, seed=seed, resample=resample)
@@ -141,9 +151,19 @@ def draws(n: int, seed: int, width: int = 1) -> Iterator[np.ndarray]:
 
 
 def resampled(rows: np.ndarray, statistic: Callable, seed: int = 0) -> np.ndarray:
-    """`statistic` of the column means [draws, columns] of resampled `rows` [problems, columns]."""
+    """`statistic` of the column means [draws, columns] of resampled `rows` [problems, columns].
+
+    Of more than LARGE problems only the number of each *different* row is drawn (multinomial: the same bootstrap), and
+    where more than FEW differ the means themselves, which are normal by then.
+    """
     with np.errstate(all="ignore"):
-        return np.concatenate([statistic(counts @ rows / len(rows)) for counts in draws(len(rows), seed)])
+        if len(rows) <= LARGE:
+            return np.concatenate([statistic(counts @ rows / len(rows)) for counts in draws(len(rows), seed)])
+        rng, (different, times) = np.random.default_rng(seed), np.unique(rows, axis=0, return_counts=True)
+        if len(different) <= FEW:
+            return statistic(rng.multinomial(len(rows), times / len(rows), DRAWS) @ different / len(rows))
+        spread = np.atleast_2d(np.cov(rows, rowvar=False, bias=True)) / len(rows)
+        return statistic(rng.multivariate_normal(rows.mean(0), spread, DRAWS, check_valid="ignore"))
 
 
 def estimate(rows: np.ndarray, statistic: Callable, seeds: int = 1, seed: int = 0) -> Estimate:
@@ -154,13 +174,39 @@ def estimate(rows: np.ndarray, statistic: Callable, seeds: int = 1, seed: int = 
     return between(value, resampled(rows, statistic, seed), n, seeds)
 
 
-def interval(values: np.ndarray, drawn: np.ndarray, bounds, seeds: int) -> Estimate:
-    """The mean of `values` with its interval from `drawn` means, or the exact one where all values are equal."""
-    n = len(values)
-    if bounds and n > 1 and np.ptp(values) == 0:
-        value, unseen = float(values[0]), 1 - 0.025 ** (1 / n)
-        return Estimate(value, value - unseen * (value - bounds[0]), value + unseen * (bounds[1] - value), n, seeds)
-    return between(values.mean(), drawn, n, seeds)
+def means(rows: np.ndarray, seeds: int | Sequence[int] = 1, bounds=(0.0, 1.0), seed: int = 0) -> list[Estimate]:
+    """`bootstrap` of each column of `rows` [problems, columns], all from one resampling; `seeds`: one for all, or each.
+
+    >>> print(*means(np.array([[0, 0.5], [1, 1], [1, 0], [1, 0.5]]), [1, 2]), sep="; ")
+    0.75 [0.301 to 0.954; n=4, seeds=1]; 0.5 [0.125 to 0.875; n=4, seeds=2]
+    """
+    same, drawn = lambda mean: mean, None
+
+    def column_of(j):
+        nonlocal drawn
+        if len(rows) > LARGE:  # one column has few different values, all together have many
+            return resampled(rows[:, [j]], same, seed)[:, 0]
+        drawn = resampled(rows, same, seed) if drawn is None else drawn
+        return drawn[:, j]
+
+    each = np.broadcast_to(seeds, rows.shape[1]).tolist()
+    return [_interval(rows[:, j], lambda j=j: column_of(j), bounds, each[j]) for j in range(rows.shape[1])]
+
+
+def _interval(values: np.ndarray, draw: Callable, bounds, seeds: int) -> Estimate:
+    """The mean of `values` with its interval, see `bootstrap`; `draw()` gives the means of resampled problems."""
+    n, alike = len(values), np.ptp(values) == 0
+    mean = float(values[0] if alike else values.mean())
+    if not bounds or n == 1:
+        return between(mean, draw(), n, seeds)
+    if not alike and tuple(bounds) == (0, 1) and np.isin(values, (0, 1)).all():
+        return replace(wilson(int(values.sum()), n), seeds=seeds)
+    unseen = 1 - 0.025 ** (1 / n)
+    low, high = mean - unseen * (mean - bounds[0]), mean + unseen * (bounds[1] - mean)
+    seen = None if alike else between(mean, draw(), n, seeds)
+    if seen and seen.low is not None:
+        low, high = max(bounds[0], min(low, seen.low)), min(bounds[1], max(high, seen.high))
+    return Estimate(mean, low, high, n, seeds)
 
 
 def _with_seeds(grid: np.ndarray, resample: str, seed: int) -> np.ndarray:
@@ -180,17 +226,19 @@ def _with_seeds(grid: np.ndarray, resample: str, seed: int) -> np.ndarray:
 def wilson(right: int, n: int) -> Estimate:
     """The share right/n with its 95 % Wilson score interval (1927): good for small n and for shares near 0 or 1.
 
-    For n independent marks of 0 and 1. Several seeds of one problem are not independent: use `bootstrap`.
+    For n independent marks of 0 and 1, and what `bootstrap` gives for them. Several seeds of one problem are not
+    independent: use `bootstrap`. Errors: what is no whole number, or not 0 <= right <= n.
 
     >>> print(wilson(9, 10))
     0.9 [0.596 to 0.982; n=10, seeds=1]
     """
-    from scipy.stats import binomtest
-
-    if not 0 <= right <= n or n < 1:
-        raise WorkbenchError(f"{right} right of {n}: a share needs 0 <= right <= n, and n of 1 or more")
-    ends = binomtest(right, n).proportion_ci(method="wilson")
-    return Estimate(right / n, float(ends.low), float(ends.high), n)
+    right, n = whole("right", right, 0), whole("n", n, 1)
+    if right > n:
+        raise WorkbenchError(f"{right} right of {n}: a share needs right <= n")
+    z, p = NormalDist().inv_cdf(0.975), right / n
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
+    low, high = ((middle + side * half) / (1 + z * z / n) for side in (-1, 1))
+    return Estimate(p, max(0.0, low) if right else 0.0, min(1.0, high) if right < n else 1.0, n)
 
 
 @dataclass(frozen=True)
@@ -287,9 +335,14 @@ def detectable_gap(n: int, discordance: float, *, power: float = 0.8, alpha: flo
     0.04
     """
     za, zb = _z(alpha, power)
-    root = max(0.0, n + zb**2 - za**2)
-    gap = math.sqrt(discordance) * (za * math.sqrt(n) + zb * math.sqrt(root)) / (n + zb**2)
-    if gap**2 > discordance**2 or not 0 < discordance <= 1:
+    n = whole("n", n, 1)
+    if not 0 < discordance <= 1:
+        raise WorkbenchError(f"a discordance of {discordance}: it is above 0, and at most 1")
+    # g·√n = za·√d + zb·√(d − g²), squared and solved for g. Squaring adds a root of the wrong sign where n < za² and
+    # zb > 0: not even a gap of 1 is seen with a power over a half. There is no root at all where n < za² − zb².
+    seen = n >= za**2 - min(zb, 0) ** 2
+    gap = math.sqrt(discordance) * (za * math.sqrt(n) + zb * math.sqrt(n + zb**2 - za**2)) / (n + zb**2) if seen else 2
+    if gap > discordance:
         raise WorkbenchError(f"{n} problems show no gap at a discordance of {discordance:.3g}: measure more of them")
     return gap
 
@@ -310,19 +363,60 @@ def _possible(gap: float, discordance: float) -> None:
 # Parts that the package shares
 
 
-def column(values) -> np.ndarray:
-    """Values [problems] or [problems, seeds] as floats, a mapping in the order of its keys; none may be missing."""
-    if isinstance(values, Mapping):
-        values = [values[problem] for problem in sorted(values)]
+def column(values, what: str = "a value") -> np.ndarray:
+    """Values [problems] or [problems, seeds] as floats, a mapping in the order of its keys; none may be missing.
+
+    `what` a value is, for messages. Errors: no values, one that is no number, is missing or not finite (named).
+    """
+    names = ordered(values) if isinstance(values, Mapping) else None
+    values = [values[name] for name in names] if names is not None else values
     if len(values) == 0:
         raise WorkbenchError("no values: nothing to measure")
-    try:
-        found = np.asarray(values, float)
-    except ValueError:
-        raise WorkbenchError("every problem needs a number, or equally many numbers, one a seed") from None
-    if not np.isfinite(found).all():
-        raise WorkbenchError("a value is missing or not finite: leave its problem out on purpose, it is not 0")
+    found = numbers(values, what, names and names.__getitem__)
+    if len(unknown := np.flatnonzero(~np.isfinite(found.reshape(len(found), -1)).all(1))):
+        who = f" of {some(names[i] for i in unknown)}" if names is not None else ""
+        raise WorkbenchError(f"{what} is missing or not finite{who}: leave its problem out on purpose, it is not 0")
     return found
+
+
+def numbers(values, what: str, name: Callable | None = None) -> np.ndarray:
+    """`values` as floats, None as NaN. Errors: text or anything else, told with the `name` of its place.
+
+    >>> numbers([True, None, 0.5], "a mark").tolist()
+    [1.0, nan, 0.5]
+    """
+    if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
+        return values.astype(float)
+    found = np.asarray(values, object)
+    strange = {kind for kind in set(map(type, found.flat)) if not issubclass(kind, Real | np.bool_ | type(None))}
+    if strange:
+        i, value = next((i, value) for i, value in enumerate(found.flat) if type(value) in strange)
+        who = f" of {name(i * len(found) // found.size)}" if name else ""
+        raise WorkbenchError(f"{what}{who} is {value!r}: give a number, or equally many of each problem, one a seed")
+    return found.astype(float)
+
+
+def whole(what: str, value, least: int) -> int:
+    """A whole number of `least` or more. Errors: anything else, True among it.
+
+    >>> whole("repeats", np.int64(3), 1)
+    3
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise WorkbenchError(f"{what} is {value!r}: give a whole number, {least} or more")
+    return int(value)
+
+
+def ordered(names: Iterable, what: str = "problem ids") -> list:
+    """Sorted `names`. Errors: numbers and texts mixed, which have no order."""
+    names = list(names)
+    try:
+        return sorted(names)
+    except TypeError:
+        kinds = some(
+            f"{kind.__name__} ({next(n for n in names if type(n) is kind)!r})" for kind in set(map(type, names))
+        )
+        raise WorkbenchError(f"{what} are of several kinds, {kinds}: write all of them alike") from None
 
 
 def paired(a, b) -> tuple[np.ndarray, np.ndarray]:

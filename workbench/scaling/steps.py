@@ -165,12 +165,14 @@ def ece(scores: Sequence[float], labels: Sequence[int], bins: int = 10) -> float
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
-    """`ece` of bins already made.
+    """`ece` of bins already made. Errors: no bin has a step.
 
     >>> calibration_error([Bin(0, 0.5, None, None, 0), Bin(0.5, 1, 0.75, 0.5, 4)])
     0.25
     """
-    return sum(b.count * abs(b.rate - b.score) for b in bins if b.count) / sum(b.count for b in bins)
+    if not (total := sum(b.count for b in bins)):
+        raise WorkbenchError("no bin has a step: nothing to calibrate, score some steps first")
+    return sum(b.count * abs(b.rate - b.score) for b in bins if b.count) / total
 
 
 def _scored(scores, labels) -> tuple[np.ndarray, np.ndarray]:

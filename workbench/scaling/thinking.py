@@ -9,7 +9,7 @@ import numpy as np
 
 from ..types import Record, WorkbenchError
 from .curves import Columns, Table
-from .stats import Estimate, between, bootstrap, draws, estimate, some
+from .stats import Estimate, between, bootstrap, column, draws, estimate, some
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def adaptive_thinking(
     of more operations is harder *and* has a longer right chain, for whoever adapts nothing. Each is a mean over a
     problem's chains of that kind, over the problems that have any; problems are resampled. None where fewer than three
     problems, or no two different values, are left.
-    Errors: no difficulty or no group for a problem, tokens not metered, whatever `by_problem` refuses.
+    Errors: no difficulty (or NaN) or no group for a problem, tokens not metered, whatever `by_problem` refuses.
 
     >>> from workbench.types import Cost
     >>> rows = [Record("r", f"p/{i}", s, "5", s >= i, Cost(sampled=10 + 5 * i)) for i in range(5) for s in range(4)]
@@ -53,13 +53,13 @@ def adaptive_thinking(
     elif missing := set(columns.problems) - difficulty.keys():
         raise WorkbenchError(f"no difficulty for {some(missing)}")
     else:
-        hard = np.array([difficulty[problem] for problem in columns.problems], float)
+        hard = column({problem: difficulty[problem] for problem in columns.problems}, "the difficulty")
     if within is not None and (missing := set(columns.problems) - within.keys()):
         raise WorkbenchError(f"no group for {some(missing)}")
     code = {name: i for i, name in enumerate(dict.fromkeys((within or {}).values()))}
     group = np.array([code[within[problem]] for problem in columns.problems]) if within is not None else None
     kinds = {"all": np.ones(len(tokens), bool), "right": columns.mark == 1, "wrong": columns.mark == 0}
-    out = {}
+    seeds, out = int(columns.seeds[0]), {}
     for kind, kept in kinds.items():
         here = columns.counts(kept)[:, 0]
         any_ = here > 0
@@ -67,7 +67,7 @@ def adaptive_thinking(
         sides = (hard[any_], length)
         if group is not None:
             sides = (_centred(values, group[any_]) for values in sides)
-        out[kind] = _trend(*sides, int(kept.sum()), len(columns.seeds), seed)
+        out[kind] = _trend(*sides, int(kept.sum()), seeds, seed)
     return out
 
 
