@@ -125,8 +125,6 @@ def test_the_policy_is_an_adapter_and_only_that_is_kept(opened):
     folder = opened().teach().path / "model"
     assert (folder / "adapter_model.safetensors").exists() and not (folder / "model.safetensors").exists()
     one, two = opened().policy(), opened().policy()
-    learns = [name for name, p in one.model.named_parameters() if p.requires_grad]
-    assert learns and all("lora_" in name for name in learns), "nothing to go on from"
     how = {"sampling": opened().profile.sampling}
     from workbench.search import drive
 
@@ -272,7 +270,8 @@ def test_profiles_differ_in_scalars_only():
     assert type(small) is type(gpu) and isinstance(Pretrained("gpu").profile, pretrained.Profile)
 
 
-NOTEBOOKS = [name for name in books.names() if "03" <= name[:2] <= "07"]
+NOTEBOOKS = [name for name in books.names() if "03" <= name[:2] <= "05"]
+NOTEBOOKS += [pytest.param(name, marks=pytest.mark.slow) for name in books.names() if name[:2] in ("06", "07")]
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -590,7 +590,7 @@ class Series:
         run = self._open(f"reinforce-{reward}", inputs, reward=reward, rl=asdict(scalars))
         if run.done:
             return run
-        from . import evaluate, rl
+        from . import evaluate, flywheel, rl
 
         policy = self.policy()
         credit = rl.outcome if reward == "outcome" else rl.length(p.chain_tokens)
@@ -600,7 +600,8 @@ class Series:
             credit = rl.mixture((1.0, credit), (1.0, rl.outcome)) if form == "mixed" else credit
         config = scalars.config(p.sampling)
         rl.train(policy, p.task, credit, config, run, self.held_out(), self.progress)
-        _save(run, "model", policy.model, policy.encoder.tokenizer)
+        with run.folder("model") as folder:
+            flywheel.save(policy, folder)
         _fresh(run, "records")
         n = max(p.search_n) if reward == "outcome" else 4  # as many as the start has, to see what coverage does
         records, _ = evaluate.samples(f"reinforce-{reward}", self.test(), policy, n, self.seed, p.sampling)

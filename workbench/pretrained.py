@@ -186,7 +186,7 @@ class Pretrained(Series):
         import torch
 
         from . import sft
-        from .adapters import fast_dtype, four_bit, prepare
+        from .adapters import fast_dtype, four_bit, prepare, save_adapter
         from .fit import fit, reached
         from .format import Encoder
         from .models import load_model, placed
@@ -219,8 +219,7 @@ class Pretrained(Series):
             progress=self.progress,
         )
         with run.folder("model") as folder:
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            save_adapter(model, "default", tokenizer, folder)
         run.finish(steps=p.teach.steps, cost=cost.amounts())
         return run
 
@@ -233,15 +232,13 @@ class Pretrained(Series):
         return {"base": Path(self.profile.base)} if Path(self.profile.base).is_dir() else {}
 
     def load(self, folder: Path, reasoning: bool = True):
-        """The base with the adapter in `folder`, which may be trained on."""
+        """The base with the adapter in `folder`; the flywheel and RL train on it."""
         from .adapters import one_base
         from .models import placed
         from .policies.local import LocalPolicy
 
         p = self.profile
         model, tokenizer = one_base(p.base, {"default": folder}, quantised=p.method == "qlora")
-        for name, weight in model.named_parameters():
-            weight.requires_grad_("lora_" in name)
         return LocalPolicy(model if p.method == "qlora" else placed(model), tokenizer, reasoning, batch=p.rows)
 
     # --- judge ---
