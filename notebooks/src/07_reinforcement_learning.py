@@ -445,8 +445,10 @@ for _name, _more in longer.items():
 # ## What you saw
 
 # %%
-_decade = f"{slope.value:+.3f}" if slope else "an unknown amount: the run is too short"
-_room = "Perhaps because in a chain of sums every step must change the line: padding has few places to hide."
+decade = f"{slope.value:+.3f}" if slope else "an unknown amount: the run is too short"
+room = "Perhaps because in a chain of sums every step must change the line: padding has few places to hide."
+
+# %%
 Markdown(
     f"- Outcome reward changes pass@1 by {gains['outcome'].value:+.3f}; a gain of 0.2 "
     f"{claims.told(gains['outcome'], '>= 0.2', 'is there', 'is not there')}. Sum: {gains['sum'].value:+.3f}, "
@@ -458,7 +460,7 @@ Markdown(
     f"Of {len(never)} problems never solved before, it solves {fresh['outcome']} in four, and "
     f"{fresh['before']} without any training, by four more throws. The closer these are to "
     "nothing, the more reward taught it to be sure, not able.\n"
-    f"- A decade of reinforcement's own FLOPs is worth {_decade}.\n"
+    f"- A decade of reinforcement's own FLOPs is worth {decade}.\n"
     f"- Paid for length alone, the policy loses {-gains['length'].value:.3f} of its accuracy, and the alarm "
     f"{'names step ' + str(alarm.step) if alarm else 'stays quiet'}.\n"
     f"- Greedy, which has no dice to sharpen, changes by {skill.value:+.3f} "
@@ -468,7 +470,7 @@ Markdown(
     f"Chains change by {longer['sum'].value:+.2f} steps: "
     f"{claims.told(longer['sum'], '> 0', 'they grow', 'they do not grow', 'no clear growth')}.\n"
     "- PURE saw the sum form hacked within about 200 steps of training a large model on mathematics. "
-    f"Here a run has {len(history['sum'])} steps. {claims.told(gap['sum'], '> 0', '', _room, _room)}"
+    f"Here a run has {len(history['sum'])} steps. {claims.told(gap['sum'], '> 0', '', room, room)}"
 )
 
 # %%
