@@ -834,7 +834,7 @@ def _(
 
 
 @app.cell
-def _(claims, gains, gap, over, profile, runs, slope, wider):
+def _(claims, gains, over, wider):
     found = [
         claims.Claim(
             "rl.outcome_gain",
@@ -859,6 +859,13 @@ def _(claims, gains, gap, over, profile, runs, slope, wider):
             wider,
             "the base overtakes at large k",
         ),
+    ]
+    return (found,)
+
+
+@app.cell
+def _(claims, found, gap, profile, runs, slope):
+    rest = [
         claims.Claim(
             "scaling.train_time_slope",
             "OpenAI o1 report 2024",
@@ -875,8 +882,8 @@ def _(claims, gains, gap, over, profile, runs, slope, wider):
             "hacked within about 200 steps",
         ),
     ]
-    claims.record(runs, profile, "07_reinforcement_learning", found)
-    print(claims.table(found))
+    claims.record(runs, profile, "07_reinforcement_learning", found + rest)
+    print(claims.table(found + rest))
     return
 
 

@@ -498,6 +498,10 @@ found = [
         wider,
         "the base overtakes at large k",
     ),
+]
+
+# %%
+rest = [
     claims.Claim(
         "scaling.train_time_slope",
         "OpenAI o1 report 2024",
@@ -514,8 +518,8 @@ found = [
         "hacked within about 200 steps",
     ),
 ]
-claims.record(runs, profile, "07_reinforcement_learning", found)
-print(claims.table(found))
+claims.record(runs, profile, "07_reinforcement_learning", found + rest)
+print(claims.table(found + rest))
 
 # %% [markdown]
 # ### Exercise 1: advantages
