@@ -243,7 +243,7 @@ def update(policy, optimizer, batch: Batch, config: RL, meter: Meter | None = No
     second pass is ever made. The model stays in eval mode: with dropout the ratio would be chance.
     Errors: a gradient that is not finite; the weights are then as before it.
     """
-    variant, model = VARIANTS[config.variant], policy.model.train()
+    variant, model = VARIANTS[config.variant], policy.model.eval()
     meter = meter or Meter(model)
     high = config.clip_high or variant.high or config.clip
     weight = token_weights(batch.lengths, variant.mean, config.chain_tokens, *_counts(batch))
