@@ -823,7 +823,7 @@ def _caption(estimates: Iterable[Estimate], unit: str = "", mark: str = "Bands")
 def _choice_note(choice: Choice, more: str) -> str:
     note = f"n = {choice.problems} problems, {choice.responses:,} responses ({choice.unscored:,} not scored, "
     note += f"{choice.unfinished:,} without an answer); means over choices of N; {more}. "
-    return note + "Bands: 95 % bootstrap over problems."
+    return note + "Bands: 95 % intervals over problems."
 
 
 def _band_note(rows: Sequence[Mapping], x: str, keys: Sequence[str]) -> str:
