@@ -536,8 +536,8 @@ def test_the_page_needs_no_network_and_is_shipped():
 
 def test_the_colours_are_those_of_the_figures():
     style = (FOLDER / "labeller.css").read_text()
-    wrong, _, right = (ink for _, ink in plots._SCALE)
-    for name, ink in {"ink": plots._INK, "right": right, "wrong": wrong, "now": plots.colour("majority")}.items():
+    wrong, _, right = (ink for _, ink in plots.SCALE)
+    for name, ink in {"ink": plots.INK, "right": right, "wrong": wrong, "now": plots.colour("majority")}.items():
         assert re.search(rf"--wl-{name}: {ink};", style, re.IGNORECASE), name
 
 

@@ -432,7 +432,7 @@ def test_save_falls_back_to_html_aloud(tmp_path, monkeypatch):
 @pytest.mark.parametrize("low, high", [(1, 64), (3e6, 4e6), (2e9, 3e12)])
 def test_a_log_axis_always_has_ticks(low, high):
     fig = go.Figure()
-    plots._log_ticks(fig, [low, high])
+    plots.curves._log_ticks(fig, [low, high])
     assert len(fig.layout.xaxis.tickvals) >= 1
     assert fig.layout.xaxis.range[0] < math.log10(low) and math.log10(high) < fig.layout.xaxis.range[1]
 

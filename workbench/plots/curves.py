@@ -1,123 +1,22 @@
-"""Figures for records, curves, histories, trees and traces: each returns an object and never shows it.
-
-House rules, kept here in one place: one colour per method name, compute on a log axis, 95 % bands, n and seeds in the
-caption, lines labelled where they end, a title computed from the data, and a missing value drawn as a gap.
-"""
+"""Numbers against compute, samples, steps, levels and depth."""
 
 from __future__ import annotations
 
 import html
-import inspect
 import math
-import re
-import textwrap
-import warnings
-import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 
 import plotly.graph_objects as go
-import plotly.io as pio
 from plotly.subplots import make_subplots
 
-from .judging import Choice, Depth
-from .scaling import Bin, Estimate, Point, PowerLaw, by_level, calibration_error
-from .types import Node, Record, Trace, WorkbenchError
+from ..judging import Choice, Depth
+from ..scaling import Bin, Estimate, Point, PowerLaw, by_level, calibration_error
+from ..types import Record, WorkbenchError
+from .frame import FAINT, INK, colour, frame, grouped, rgb
 
-COLOURS = {
-    "greedy": "#666666",
-    "sampling": "#56B4E9",
-    "verifier alone": "#882255",
-    "majority": "#0072B2",
-    "best_of_n": "#E69F00",
-    "best_of_n (head)": "#997700",
-    "best_of_n (ORM)": "#44AA99",
-    "best_of_n (oracle)": "#332288",
-    "weighted_vote": "#CC79A7",
-    "beam": "#D55E00",
-    "beam (oracle)": "#7A3A00",
-    "lookahead": "#7A8B00",
-    "dvts": "#1A85FF",
-    "mcts": "#4B0092",
-    "particle": "#D41159",
-    "revisions": "#5D3A9B",
-    "adaptive": "#40B0A6",
-    "hybrid": "#5C3D1E",
-    "outcome": "#009E73",
-    "sum": "#B2182B",
-    "min": "#5E3C99",
-    "chain": "#117733",
-    "direct": "#999933",
-    "score": "#01665E",
-    "label": "#222222",
-    "ceiling": "#8C510A",
-    "optimal, own pass@1": "#C51B7D",
-    "optimal, predicted": "#4D9221",
-    "predicted, charged": "#A6761D",
-    "R = 0.16": "#1B9E77",
-    "R = 0.79": "#7570B3",
-    "R = 22": "#A50F15",
-    "weighted_vote (sums only)": "#7B5D6E",
-    "guessing": "#A9A9A9",
-    "base": "#4D4D4D",
-    "before": "#595959",
-    "restart": "#3A7D0A",
-    "continued": "#E0457B",
-    "rationalise": "#2F6690",
-    "mixed": "#E07B00",
-    "length": "#7F5539",
-    "teaching": "#8B6914",
-    "likelihood": "#0B5FA5",
-    "taught policy": "#C8553D",
-    "head": "#B8860B",
-    "head-rollouts": "#6A3D9A",
-    "orm": "#2A9D8F",
-    "number only": "#9E9E9E",
-    "hard labels": "#D1495B",
-    "soft labels": "#2E86AB",
-    "soft label": "#1F78B4",
-    "right steps": "#33A02C",
-    "wrong steps": "#E31A1C",
-    "right chains": "#238B45",
-    "wrong chains": "#CB181D",
-}
-_SPARE = ("#AA4499", "#6699CC", "#225555", "#BB5566")
-_INK, _FAINT, _SANS = "#222222", "#8a8a8a", "Liberation Sans, Arial, Helvetica, sans-serif"
-_AXIS = dict(showgrid=True, gridcolor="#ececec", linecolor=_FAINT, showline=True, ticks="outside", ticklen=4)
-_AXIS |= dict(tickcolor=_FAINT, zeroline=False, tickfont=dict(size=13), automargin=True)
-_AXIS |= dict(title=dict(standoff=10, font=dict(size=14)))
-
-pio.templates["workbench"] = go.layout.Template(
-    layout=dict(
-        font=dict(family=_SANS, size=14, color=_INK),
-        title=dict(x=0, xref="container", xanchor="left", pad=dict(l=14), yanchor="top", font=dict(size=17)),
-        plot_bgcolor="white",
-        paper_bgcolor="white",
-        showlegend=False,
-        hoverlabel=dict(font=dict(family=_SANS), align="left"),
-        xaxis=_AXIS,
-        yaxis=_AXIS,
-        width=760,
-        height=460,
-    )
-)
-
-
-def colour(method: str) -> str:
-    """The one colour of a method name, hex; a name outside COLOURS gets a spare one fixed by its spelling.
-
-    A stage has the colour of what it varies: `reinforce-outcome` that of `outcome`. Left out: a promise that two
-    unknown names differ. Give a method that stays its own entry in COLOURS.
-
-    >>> colour("beam"), colour("reinforce-min") == colour("min"), colour("something new") == colour("something new")
-    ('#D55E00', True, True)
-    """
-    known = COLOURS.get(method) or COLOURS.get(method.removeprefix("reinforce-").removeprefix("flywheel-"))
-    return known or _SPARE[zlib.crc32(method.encode()) % len(_SPARE)]
-
-
-# Curves
+_UNITS = {"flops": "FLOPs per problem", "tokens": "tokens per problem", "sampled": "sampled tokens per problem"}
+_UNITS |= {"seconds": "seconds per problem"}
 
 
 def accuracy_vs_flops(
@@ -140,7 +39,7 @@ def accuracy_vs_flops(
     _log_ticks(fig, [point.x for point in points])
     fig.update_yaxes(title="accuracy", tickformat=".0%")
     estimates = [point.accuracy for point in points]
-    return _frame(fig, title or _best_point(points, unit), f"{unit} (log scale)", _caption(estimates))
+    return frame(fig, title or _best_point(points, unit), f"{unit} (log scale)", _caption(estimates))
 
 
 def two_axes(train: Sequence[Point], test: Sequence[Point], title: str | None = None) -> go.Figure:
@@ -169,7 +68,7 @@ def two_axes(train: Sequence[Point], test: Sequence[Point], title: str | None = 
     fig.update_yaxes(range=[min(ends), max(ends)], tickformat=".0%")
     fig.update_yaxes(title="accuracy", row=1, col=1)
     title = title or f"training takes accuracy {found[0]}, test time {found[1]}"
-    return _frame(fig, title, "FLOPs (log scale)", _caption([p.accuracy for p in (*train, *test)]))
+    return frame(fig, title, "FLOPs (log scale)", _caption([p.accuracy for p in (*train, *test)]))
 
 
 def coverage(
@@ -200,14 +99,14 @@ def coverage(
         )
         if laws and method in laws:
             grid = [ks[0] * (ks[-1] / ks[0]) ** (i / 60) for i in range(61)]
-            dots = dict(color=_INK, dash="dot", width=1.5)
+            dots = dict(color=INK, dash="dot", width=1.5)
             fig.add_scatter(x=grid, y=laws[method](grid), mode="lines", line=dots, hoverinfo="skip")
     _finish(fig, ends, baseline, "{:.0%}")
     _log_ticks(fig, [k for line in curves.values() for k, _ in line], plain=True)
     fig.update_yaxes(title="pass@k", tickformat=".0%")
     note = _caption([e for line in curves.values() for _, e in line])
     note += "".join(f" Dotted: {m}, exp({law.a:.2f}·k<sup>{law.b:.2f}</sup>)." for m, law in (laws or {}).items())
-    return _frame(fig, title or "; ".join(found), "samples k (log scale)", note)
+    return frame(fig, title or "; ".join(found), "samples k (log scale)", note)
 
 
 def learning_curve(
@@ -231,7 +130,7 @@ def learning_curve(
     changes = _histories(fig, rows, x, y, baseline)
     fig.update_yaxes(title=y)
     found = [f"from {a:.2g} to {b:.2g} by {x} {at}{name and f' ({name})'}" for name, a, b, at in changes]
-    return _frame(fig, title or f"{y} goes {', '.join(found) or 'unmeasured'}", x, _band_note(rows, x, [y]))
+    return frame(fig, title or f"{y} goes {', '.join(found) or 'unmeasured'}", x, _band_note(rows, x, [y]))
 
 
 def proxy_vs_truth(history: Iterable[Mapping], title: str | None = None) -> go.Figure:
@@ -257,7 +156,7 @@ def proxy_vs_truth(history: Iterable[Mapping], title: str | None = None) -> go.F
         for name in change[0]
         if name in change[1]
     ]
-    return _frame(fig, title or "; ".join(found), "step", _band_note(rows, "step", ["proxy", "true"]))
+    return frame(fig, title or "; ".join(found), "step", _band_note(rows, "step", ["proxy", "true"]))
 
 
 def levels(records: Iterable[Record], title: str | None = None) -> go.Figure:
@@ -334,7 +233,7 @@ def by_bin(
     headline = headline[0].upper() + headline[1:]
     gaps = len(shown) * len(lines) - len(estimates)
     note = _caption(estimates, f"a {unit.split()[-1]}", "Bars") + (f" Not measured: {gaps}." if gaps else "")
-    return _frame(fig, title or headline, x, note)
+    return frame(fig, title or headline, x, note)
 
 
 def surface(points: Iterable[Point], train: Mapping[str, float], title: str | None = None) -> go.Figure:
@@ -357,7 +256,7 @@ def surface(points: Iterable[Point], train: Mapping[str, float], title: str | No
     least, most = (f(points, key=lambda p: p.accuracy.value) for f in (min, max))
     values = [p.accuracy.value for p in points]
     fig = go.Figure()
-    for method, line in _grouped(points, lambda p: p.method).items():
+    for method, line in grouped(points, lambda p: p.method).items():
         fig.add_scatter(
             x=[train[method]] * len(line),
             y=[p.x for p in line],
@@ -369,11 +268,11 @@ def surface(points: Iterable[Point], train: Mapping[str, float], title: str | No
                 colorscale="Blues",
                 cmin=min(values) - 0.3 * (max(values) - min(values)),
                 cmax=max(values),
-                line=dict(color=_FAINT, width=1),
+                line=dict(color=FAINT, width=1),
             ),
             text=[f"{100 * p.accuracy.value:.0f}" for p in line],
             textfont=dict(
-                size=12, color=["white" if p.accuracy.value > sum(values) / len(values) else _INK for p in line]
+                size=12, color=["white" if p.accuracy.value > sum(values) / len(values) else INK for p in line]
             ),
             hovertext=[f"{method}, n={p.n}<br>{p.x:.3g} FLOPs a problem<br>accuracy {p.accuracy}" for p in line],
             hoverinfo="text",
@@ -393,7 +292,7 @@ def surface(points: Iterable[Point], train: Mapping[str, float], title: str | No
     fig.update_yaxes(range=[low - 0.15 * (high - low) - 0.05, high + 0.25 * (high - low) + 0.05])
     said = [f"{p.accuracy.value:.0%} ({p.method}, n = {p.n})" for p in (least, most)]
     note = "Numbers: accuracy in per cent. " + _caption([p.accuracy for p in points], mark="Intervals (hover)")
-    return _frame(fig, title or f"From {said[0]} to {said[1]}", "training FLOPs (log scale)", note)
+    return frame(fig, title or f"From {said[0]} to {said[1]}", "training FLOPs (log scale)", note)
 
 
 def reliability_plot(bins: Sequence[Bin], name: str = "verifier", title: str | None = None) -> go.Figure:
@@ -409,7 +308,7 @@ def reliability_plot(bins: Sequence[Bin], name: str = "verifier", title: str | N
     error, total = calibration_error(bins), sum(b.count for b in bins)
     bias = sum(b.count * (b.score - b.rate) for b in full) / total
     fig = go.Figure()
-    fig.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line=dict(color=_FAINT, dash="dash", width=1), hoverinfo="skip")
+    fig.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line=dict(color=FAINT, dash="dash", width=1), hoverinfo="skip")
     fig.add_scatter(
         x=[b.score for b in full],
         y=[b.rate for b in full],
@@ -418,7 +317,7 @@ def reliability_plot(bins: Sequence[Bin], name: str = "verifier", title: str | N
         marker=dict(size=[6 + 24 * math.sqrt(b.count / total) for b in full], opacity=1),
         text=[f"{b.count:,}" for b in full],
         textposition=["bottom right" if b.rate < b.score else "top left" for b in full],  # away from the diagonal
-        textfont=dict(size=11, color=_FAINT),
+        textfont=dict(size=11, color=FAINT),
         hovertext=[f"{b.count} steps scored {b.low:.2g}–{b.high:.2g}<br>{b.rate:.1%} are right" for b in full],
         hoverinfo="text",
         cliponaxis=False,
@@ -429,7 +328,7 @@ def reliability_plot(bins: Sequence[Bin], name: str = "verifier", title: str | N
     found = f"{name} scores are {100 * error:.0f} points off on average and {side}"
     note = f"{total:,} steps in {len(bins)} bins, {len(bins) - len(full)} of them empty; dot area grows with the count."
     fig.update_layout(width=560, height=560)
-    return _frame(fig, title or found, "mean score of the bin", note + " Dashed: perfect calibration.")
+    return frame(fig, title or found, "mean score of the bin", note + " Dashed: perfect calibration.")
 
 
 def score_by_depth(
@@ -467,7 +366,7 @@ def score_by_depth(
     note = f"{sum(d.count for d in full):,} steps, {first.count:,} at the first depth and {last.count:,} at the last. "
     if thin := [d for d in depths if d.count and d not in full]:
         note += f"Not drawn: {sum(d.count for d in thin):,} steps at {len(thin)} depths of under {least} problems. "
-    return _frame(fig, title or found, x, note + _caption([e for d in full for e in (d.score, d.label)], "a depth"))
+    return frame(fig, title or found, x, note + _caption([e for d in full for e in (d.score, d.label)], "a depth"))
 
 
 def best_of_n(choice: Choice, title: str | None = None) -> go.Figure:
@@ -491,7 +390,7 @@ def best_of_n(choice: Choice, title: str | None = None) -> go.Figure:
     fig.update_yaxes(title="accuracy", tickformat=".0%")
     best, vote, some = (f"{e.value:.0%}" for e in (last.best_of_n, last.majority, last.ceiling))
     found = f"Of {last.n}, the highest score is right in {best}, the vote in {vote}, any response in {some}"
-    return _frame(fig, title or found, "responses N (log scale)", _choice_note(choice, "ceiling: pass@N"))
+    return frame(fig, title or found, "responses N (log scale)", _choice_note(choice, "ceiling: pass@N"))
 
 
 def over_optimisation(choice: Choice, title: str | None = None) -> go.Figure:
@@ -534,186 +433,7 @@ def over_optimisation(choice: Choice, title: str | None = None) -> go.Figure:
         f"({100 * last.gap.value:.0f} under the ceiling), "
         + (f"clear fall on the way to N={', '.join(map(str, falls))}" if falls else "no clear fall")
     )
-    return _frame(fig, title or found, "responses N (log scale)", _choice_note(choice, "ceiling: pass@N"))
-
-
-# Trees and traces
-
-
-def labelled_tree(nodes: Iterable[Node], title: str | None = None) -> go.Figure:
-    """A search tree from left (root) to right, nodes coloured by score and labelled with their step.
-
-    A node through which no finished chain passes is faded: it was pruned, or never finished. A score of None is a
-    hollow node; a finished chain ends in a square. The full step is in the hover text. Left out: labels on trees with
-    more than 32 leaves.
-
-    >>> from workbench.types import Step
-    >>> tree = [Node(), Node((0,), (Step("5", True, score=0.9),), "answer"), Node((1,), (Step("2+", score=0.1),))]
-    >>> labelled_tree(tree).layout.title.text
-    '3 nodes, 1 finished chain; the best-scored ends in 5 (0.90)'
-    """
-    found = {node.path: node for node in nodes}
-    if not found:
-        raise WorkbenchError("no nodes: there is no tree to draw")
-    paths = sorted({path[:depth] for path in found for depth in range(len(path) + 1)})
-    children = _grouped([path for path in paths if path], lambda path: path[:-1])
-    alive = {path[:d] for path, node in found.items() if node.finished for d in range(len(path) + 1)}
-    height, leaves = {}, 0
-    for path in reversed(paths):  # children come before their parent, the last leaf first
-        if path in children:
-            height[path] = sum(height[child] for child in children[path]) / len(children[path])
-        else:
-            height[path], leaves = leaves, leaves + 1
-    texts = {path: " ".join(node.steps[-1].text.split()) if node.steps else "" for path, node in found.items()}
-    labelled, depth = leaves <= 32, max(map(len, paths))
-    room = min(24, max(map(len, texts.values())) + 1)  # characters of 6.6 pixels on the way from parent to child
-    unit = max(60, 6.6 * room + 36) if labelled else 90
-    fig = go.Figure()
-    for faded in (True, False):  # the living are drawn over the pruned
-        shown = [path for path in paths if (path not in alive) == faded]
-        edges = [(path, len(path) - 1, height[path[:-1]]) for path in shown if path]
-        fig.add_scatter(
-            x=[x for path, left, _ in edges for x in (left, left + 14 / unit, left + 14 / unit, len(path), None)],
-            y=[y for path, _, start in edges for y in (start, start, height[path], height[path], None)],
-            mode="lines",
-            line=dict(color="#d4d4d4" if faded else _INK, width=1 if faded else 1.4),
-            hoverinfo="skip",
-        )
-        fig.add_scatter(
-            x=[len(path) for path in shown],
-            y=[height[path] for path in shown],
-            mode="markers",
-            marker=dict(
-                size=13 if labelled else 9,
-                symbol=["square" if path in found and found[path].finished else "circle" for path in shown],
-                color=[_shade(found[path].score if path in found else None, faded) for path in shown],
-                line=dict(color="#cfcfcf" if faded else _FAINT, width=1.2),
-                opacity=1,
-            ),
-            hovertext=[_hover(path, found.get(path)) for path in shown],
-            hoverinfo="text",
-            cliponaxis=False,
-        )
-        if labelled:
-            fig.add_scatter(
-                x=[len(path) - 10 / unit for path in shown],
-                y=[height[path] for path in shown],
-                mode="text",
-                text=[_cut(texts.get(path, ""), room) for path in shown],
-                textposition="top left",
-                textfont=dict(size=11, color="#a8a8a8" if faded else _INK, family="Liberation Mono, monospace"),
-                hoverinfo="skip",
-            )
-    bar = dict(
-        title=dict(text="score<br>", side="top", font=dict(size=12)),
-        tickfont=dict(size=12),
-        thickness=10,
-        lenmode="pixels",
-        len=130,
-        tickvals=[0, 0.5, 1],
-    )
-    scale = dict(colorscale=_SCALE, cmin=0, cmax=1, showscale=True, colorbar=bar | dict(outlinewidth=0), color=[0])
-    fig.add_scatter(x=[None], y=[None], mode="markers", marker=scale, hoverinfo="skip")
-    fig.update_xaxes(range=[-20 / unit, depth + 20 / unit], tickvals=list(range(depth + 1)), showgrid=False)
-    fig.update_yaxes(visible=False, range=[-0.7, leaves - 0.1])
-    tall = 150 + (34 if labelled else 14) * leaves
-    fig.update_layout(width=max(600, 72 + 110 + unit * depth), height=max(300, tall), margin_r=110)
-    ended = [node for node in found.values() if node.finished]
-    headline = f"{len(found)} nodes, {len(ended)} finished chain{'s' * (len(ended) != 1)}"
-    if scored := [node for node in ended if node.score is not None and node.trace.answer is not None]:
-        top = max(scored, key=lambda node: node.score)
-        headline += f"; the best-scored ends in {html.escape(top.trace.answer)} ({top.score:.2f})"
-    note = "Square: finished. Hollow: not scored. Faded: no finished chain passes through."
-    return _frame(fig, title or headline, "step", note)
-
-
-def show_steps(*traces: Trace):
-    """Traces as an HTML table each, for a notebook: number, step, score and a bar; all text is escaped.
-
-    An unknown score is a dash without a bar. Returns an IPython HTML object.
-
-    >>> from workbench.types import Step
-    >>> "2 &lt; 3" in show_steps(Trace((Step("2 < 3", score=0.5), Step("yes", final=True)))).data
-    True
-    """
-    from IPython.display import HTML
-
-    return HTML("".join(_steps_table(trace) for trace in traces))
-
-
-def show_source(obj: Callable):
-    """The source of a package function or class, highlighted, so that a notebook shows it without a pasted copy.
-
-    Returns an IPython HTML object. Errors: an object that has no Python source.
-
-    >>> "zlib" in show_source(colour).data
-    True
-    """
-    from IPython.display import HTML
-    from pygments import highlight
-    from pygments.formatters import HtmlFormatter
-    from pygments.lexers import PythonLexer
-
-    try:
-        source = textwrap.dedent(inspect.getsource(obj))
-    except (TypeError, OSError) as error:
-        raise WorkbenchError(f"{obj!r} has no source to show: give a function, class or module") from error
-    # styles inline: IPython's own Code object relies on a class name that JupyterLab and marimo do not have
-    return HTML(highlight(source, PythonLexer(), HtmlFormatter(noclasses=True)))
-
-
-def save(fig: go.Figure, path: str | Path, scale: float = 2.0) -> Path:
-    """Write a figure as its suffix says: .png (also where there is none), .svg, .pdf, or .html, which needs no network.
-
-    Returns the path written. Where no browser can render it, that is the .html, with a warning. `scale`: pixels per
-    figure pixel of a PNG. Errors: another suffix.
-
-    >>> import tempfile
-    >>> save(go.Figure(), Path(tempfile.mkdtemp()) / "figures" / "empty.html").name
-    'empty.html'
-    """
-    path = Path(path)
-    path = path if path.suffix else path.with_suffix(".png")
-    if path.suffix not in (".png", ".svg", ".pdf", ".html"):
-        raise WorkbenchError(f"{path.name}: a figure is written as .png, .svg, .pdf or .html")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".html":
-        fig.write_html(path, include_plotlyjs=True)
-        return path
-    try:
-        import kaleido  # noqa: F401  plotly would report its absence as a ValueError, like a broken figure
-
-        fig.write_image(path, scale=scale)
-    except (ImportError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        kind, path = path.suffix[1:].upper(), path.with_suffix(".html")
-        fig.write_html(path, include_plotlyjs=True)
-        warnings.warn(f"wrote {path.name}: a {kind} needs kaleido and chromium installed ({reason})", stacklevel=2)
-    return path
-
-
-# Parts shared by the above
-
-_UNITS = {"flops": "FLOPs per problem", "tokens": "tokens per problem", "sampled": "sampled tokens per problem"}
-_UNITS |= {"seconds": "seconds per problem"}
-_SCALE = [[0, "#b2182b"], [0.5, "#f4e3b2"], [1, "#1b7837"]]  # wrong, unsure, right
-
-
-def _frame(fig: go.Figure, title: str, x: str, caption: str) -> go.Figure:
-    """Title above, x title and caption below, margins to fit: the same on every figure."""
-    width, height = fig.layout.width or 760, fig.layout.height or 460
-    head, foot = wrap(title, width / 8.6), wrap(caption, (width - 90) / 5.8)
-    more = head.count("<br>")
-    top = 52 + 22 * more + 20 * ("xaxis2" in fig.layout)  # panels have titles of their own
-    fig.update_layout(
-        template="workbench",
-        title=dict(text=head, y=1 - (16 + 12 * more) / height),  # plotly moves a title up by half its further lines
-        margin=dict(l=72, r=fig.layout.margin.r or 30, t=top, b=66 + 16 * (foot.count("<br>") + 1)),
-    )
-    fig.update_xaxes(title=x)
-    note = dict(xref="paper", yref="paper", x=0, y=0, xanchor="left", yanchor="top", yshift=-52, showarrow=False)
-    fig.add_annotation(text=foot, align="left", font=dict(size=12, color="#666666"), **note)
-    return fig
+    return frame(fig, title or found, "responses N (log scale)", _choice_note(choice, "ceiling: pass@N"))
 
 
 def _band(fig: go.Figure, xs: Sequence, estimates: Sequence[Estimate | None], ink: str, hover=None, **where) -> None:
@@ -759,16 +479,16 @@ def _histories(fig: go.Figure, rows: Sequence[Mapping], x: str, y: str, baseline
         raise WorkbenchError(
             f"{len(absent)} history rows have no {x!r} or no {y!r}, but {', '.join(sorted(absent[0]))}"
         )
-    for run, mine in _grouped(rows, lambda row: str(row.get("run", ""))).items():
+    for run, mine in grouped(rows, lambda row: str(row.get("run", ""))).items():
         line = []
-        for at, same in sorted(_grouped(mine, lambda row: row[x]).items()):
+        for at, same in sorted(grouped(mine, lambda row: row[x]).items()):
             values = [row[y] for row in same if _known(row[y])]
             low, high = same[0].get(f"{y}_low"), same[0].get(f"{y}_high")
             if len(values) > 1:
                 low, high = min(values), max(values)
             mean = sum(values) / len(values) if values else None
             line.append((at, Estimate(mean, low, high, len(values)) if values else None))
-        _band(fig, [at for at, _ in line], [e for _, e in line], colour(run) if run else _INK, **where)
+        _band(fig, [at for at, _ in line], [e for _, e in line], colour(run) if run else INK, **where)
         if measured := [(at, e.value) for at, e in line if e is not None]:
             ends.append((*measured[-1], run))
             changes.append((run, measured[0][1], measured[-1][1], measured[-1][0]))
@@ -779,7 +499,7 @@ def _histories(fig: go.Figure, rows: Sequence[Mapping], x: str, y: str, baseline
 def _methods(fig: go.Figure, points: Sequence[Point], unit: str, **where) -> list[tuple[float, float, str]]:
     """A line with its band for every method of a curve; where each ends."""
     ends = []
-    for method, line in _grouped(sorted(points, key=lambda p: p.x), lambda p: p.method).items():
+    for method, line in grouped(sorted(points, key=lambda p: p.x), lambda p: p.method).items():
         xs = [point.x for point in line]
         hover = [f"{method}, n={p.n}<br>{p.x:.3g} {unit}<br>accuracy {p.accuracy}" for p in line]
         _band(fig, xs, [p.accuracy for p in line], colour(method), hover, **where)
@@ -858,12 +578,12 @@ def _caption(estimates: Iterable[Estimate], unit: str = "", mark: str = "Bands")
 def _choice_note(choice: Choice, more: str) -> str:
     note = f"n = {choice.problems} problems, {choice.responses:,} responses ({choice.unscored:,} not scored, "
     note += f"{choice.unfinished:,} without an answer); means over choices of N; {more}. "
-    return note + "Bands: 95 % bootstrap over problems."
+    return note + "Bands: 95 % intervals over problems."
 
 
 def _band_note(rows: Sequence[Mapping], x: str, keys: Sequence[str]) -> str:
     missing = sum(not _known(row[key]) for row in rows for key in keys)
-    seeds = max((len(group) for group in _grouped(rows, lambda row: (row.get("run"), row[x])).values()), default=1)
+    seeds = max((len(group) for group in grouped(rows, lambda row: (row.get("run"), row[x])).values()), default=1)
     note = f"{len(rows)} measurements. "
     if seeds > 1:
         note += f"Bands: range over {seeds} seeds. "
@@ -904,72 +624,5 @@ def _power(x: float) -> str:
     return f"{float(digits):g}·10<sup>{int(power)}</sup>".removeprefix("1·")
 
 
-def _steps_table(trace: Trace) -> str:
-    rows = []
-    for i, step in enumerate(trace.steps, 1):
-        if step.score is None:
-            score, bar = "–", ""
-        else:
-            width = 100 * min(max(step.score, 0), 1)
-            score = f"{step.score:.2f}"
-            bar = f'<div style="width:{width:.0f}px;height:10px;background:{_shade(step.score)}"></div>'
-        text = html.escape(step.text)
-        text = f"<b>{text}</b>" if step.final else text
-        cell = "text-align:left;padding:2px 10px;"
-        rows.append(
-            f'<tr><td style="{cell}color:#888">{"answer" if step.final else i}</td>'
-            f'<td style="{cell}font-family:monospace;white-space:pre-wrap">{text}</td>'
-            f'<td style="{cell}">{score}</td><td style="{cell}width:110px">{bar}</td></tr>'
-        )
-    why = {"answer": "", "length": "out of tokens", "cut": "cut off"}[trace.stop]
-    if trace.answer is None:
-        rows.append(f'<tr><td></td><td colspan="3" style="color:#888">no answer{why and f": {why}"}</td></tr>')
-    return f'<table style="border-collapse:collapse;margin:4px 0 12px">{"".join(rows)}</table>'
-
-
-def _hover(path: tuple[int, ...], node: Node | None) -> str:
-    text = html.escape(node.steps[-1].text) if node and node.steps else "root" if not path else "not recorded"
-    score = "not scored" if node is None or node.score is None else f"score {node.score:.3f}"
-    return f"{text}<br>{score}" + (f"<br>{node.stop}" if node and node.stop else "")
-
-
-def _shade(score: float | None, faded: bool = False) -> str:
-    """The colour of a score on _SCALE, as plotly itself would mix it; white for an unknown one."""
-    if score is None:
-        return "#ffffff"
-    score = min(max(score, 0.0), 1.0)
-    (a, start), (b, end) = _SCALE[:2] if score < 0.5 else _SCALE[1:]
-    mixed = (s + (score - a) / (b - a) * (e - s) for s, e in zip(_rgb(start), _rgb(end), strict=True))
-    return f"rgb({','.join(str(round(m + 0.6 * faded * (255 - m))) for m in mixed)})"
-
-
 def _tint(ink: str, alpha: float) -> str:
-    return f"rgba({','.join(map(str, _rgb(ink)))},{alpha})"
-
-
-def _rgb(ink: str) -> tuple[int, ...]:
-    return tuple(int(ink[i : i + 2], 16) for i in (1, 3, 5))
-
-
-def _cut(text: str, room: int) -> str:
-    text = " ".join(text.split())
-    return html.escape(text if len(text) <= room else text[: room - 1] + "…")
-
-
-def wrap(text: str, width: float) -> str:
-    """Break lines at `width` characters as seen: tags count nothing."""
-    lines, used = [[]], 0
-    for word in text.split():
-        seen = len(re.sub(r"<[^>]*>|&\w+;", "", word)) + 1
-        if used + seen > width and lines[-1]:
-            lines, used = [*lines, []], 0
-        lines[-1].append(word)
-        used += seen
-    return "<br>".join(" ".join(line) for line in lines)
-
-
-def _grouped(things: Iterable, key: Callable) -> dict:
-    groups = defaultdict(list)
-    for thing in things:
-        groups[key(thing)].append(thing)
-    return dict(groups)
+    return f"rgba({','.join(map(str, rgb(ink)))},{alpha})"
