@@ -158,7 +158,7 @@ PROFILES = {
         process_steps=2,
         wheel=Wheel(rounds=2, problems=12, samples=4, steps=4, batch=8, checks=2, strict=False),
         search_problems=12,
-        search_n=(1, 2, 4),
+        search_n=(1, 2, 4, 8),  # a slope needs half a decade
         beam_n=(4,),
         early=(4,),
         early_n=4,
