@@ -840,7 +840,8 @@ def _(
     versus,
 ):
     _falls = [kind for kind, gap in bend.items() if claims.decide(gap, "< 0") == "holds"]
-    _best = max(versus, key=lambda method: versus[method][1].value)
+    _by_value = sorted(versus, key=lambda method: -versus[method][1].value)
+    _best = "".join(f"; the best of them by value is {m}, {versus[m][1].value:+.3f}" for m in _by_value[:1])
     _alone = over_judge and (
         f"- The judge alone, as a policy and greedily, is {-over_judge.value:+.3f} from the guided vote of {n} "
         f"(guided minus alone: {verdict(over_judge)}), for a small part of its FLOPs. Where the two are close, the "
@@ -858,7 +859,7 @@ def _(
         f"- Best-of-n bends down with n for: {', '.join(_falls) or 'no judge, as far as these intervals tell'}. "
         "Lightman et al. (arXiv 2305.20050) report their best at n = 1860, Cobbe et al. peak near 400: judges differ.\n"
         f"- Of {len(versus)} guided methods {sum(claims.decide(gap, '> 0') == 'holds' for _, gap in versus.values())} beat "
-        f"the vote at equal FLOPs beyond doubt; the best of them by value is {_best}, {versus[_best][1].value:+.3f}.\n"
+        f"the vote at equal FLOPs beyond doubt{_best}.\n"
         f"- Budget forcing: {max(p.accuracy.value for p in forced):.0%} at most, {forced[-1].accuracy.value:.0%} for the "
         "dearest. A policy must *learn* to stop early, or to go on from a marker.\n"
         "- Training the judge is in the ledger below and in no curve; it is paid once."

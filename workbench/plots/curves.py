@@ -607,7 +607,7 @@ def _log_ticks(fig: go.Figure, values: Sequence[float], plain: bool = False, **w
     _above_0(values)
     low, high = math.log10(min(values)), math.log10(max(values))
     pad = 0.04 * (high - low) or 0.2
-    digits = (1, 2, 5) if high - low < 2.5 else (1,)
+    digits = (1, 2, 5) if high - low < (1.2 if where else 2.5) else (1,)  # a panel has half the room
     powers = range(math.floor(low) - 1, math.ceil(high) + 1)
     ticks = [digit * 10.0**power for power in powers for digit in digits]
     ticks = [tick for tick in ticks if low - pad <= math.log10(tick) <= high + pad]
