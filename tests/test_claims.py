@@ -140,3 +140,6 @@ def test_what_was_not_measured_stays_in_the_table(tmp_path, capsys):
     assert "1 holds, 1 not measured" in page(found, "nano", "2026-11-01")
     assert cells(lost)[:7] == ("a.lost", "not measured", "–", "–", "> 0", "–", "–")
     assert told(None, "> 0", "yes", "no", "open") == "open"
+    path = next((tmp_path / "nano" / "claims").iterdir())
+    path.write_text(path.read_text().replace('"holds"', '"not measured"'))
+    assert load(tmp_path, "nano")[1].verdict == "holds", "a verdict cannot be typed in"

@@ -203,7 +203,7 @@ def test_judges_are_held_against_peoples_marks(opened):
     ids = {split: {p.id for p, _ in seen["head"]} for split, (seen, _) in parts.items()}
     assert ids["valid"] and ids["test"] and not ids["valid"] & ids["test"]
     seen, marks = parts["test"]
-    assert len(seen["head"]) == len(marks) == TINY["judged"]
+    assert len(seen["head"]) == len(marks) == TINY["judged"] == len(ids["test"]), "a problem's chains stand together"
     assert {tuple(m) for m in marks} == {(1.0, 1.0), (1.0, 0.0)}
     for (problem, trace), row in zip(seen["head"], marks, strict=True):
         assert len(trace.steps) == len(row) and problem.answer is None
@@ -230,6 +230,10 @@ def test_rows_that_are_not_here_are_named(opened, tmp_path):
         ({"teach.lr.x": 3}, "unknown scalar"),
         ({"audit": "3"}, "audit='3': it is of type int"),
         ({"judge.method": "dora"}, "one of full, lora, qlora"),
+        ({"search_n": ["a"]}, r"search_n=\('a',\): one or more of type int"),
+        ({"search_n": []}, "one or more of type int"),
+        ({"task": "countdown"}, "profile small has no use for task, or is named by it"),
+        ({"head.steps": 3, "teach.target": 0.5}, "no use for head.steps, teach.target"),
     ],
 )
 def test_unknown_changes_are_refused(tmp_path, changes, complaint):
@@ -247,6 +251,18 @@ def test_changes_serve_every_profile(tmp_path):
         pipeline.profile("small")
 
 
+def test_a_change_opens_a_run_of_its_own(tmp_path):
+    """Bug: chains of 96 tokens served a series of 64, and records of 8 problems one of 12."""
+    for kind, change in (("chains", "chain_tokens"), ("flywheel", "search_problems"), ("teach", "held_out")):
+        keys = []
+        for value in (24, 32):
+            series = open_series("micro", tmp_path / kind, changes={"teach.steps": 2, change: value}, progress=False)
+            run = getattr(series, kind)()
+            keys.append(run.about["key"])
+            assert run.done
+        assert len(set(keys)) == 2, kind
+
+
 def test_what_a_profile_has_not_is_said(opened):
     series = opened()
     for ask in (lambda: series.policy(reasoning=False), series.small, series.early, lambda: series.judge("likelihood")):
@@ -258,7 +274,7 @@ def test_what_a_profile_has_not_is_said(opened):
 def test_the_planner_knows_what_grows(name):
     p = pretrained.profile(name)
     need = pretrained.needs(p, 2)
-    assert need.keys() == {"teach", "judge", "search", "reinforce"} and max(need.values()) < 22e9
+    assert need.keys() == {"teach", "judge", "search", "flywheel", "reinforce"} and max(need.values()) < 22e9
     more = replace(p, teach=replace(p.teach, batch=2 * p.teach.batch), rows=2 * p.rows)
     assert all(pretrained.needs(more, 2)[stage] > need[stage] for stage in ("teach", "search", "reinforce"))
     assert doctor._plan(name).found.startswith("the stages take ")

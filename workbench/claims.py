@@ -159,7 +159,7 @@ def load(runs: str | Path, profile: str) -> list[Claim]:
             try:
                 row = json.loads(line)
                 kind, last = (Ratio, "bound") if "bound" in row else (Estimate, "seeds")
-                numbers = ("value", "low", "high", "n", last) if row["verdict"] != "not measured" else ()
+                numbers = ("value", "low", "high", "n", last) if "value" in row else ()
                 estimate = kind(*(row[name] for name in numbers)) if numbers else None
                 claim = Claim(*(row[name] for name in ("id", "source", "text", "goal")), estimate, row.get("said", ""))
                 claim.verdict  # noqa: B018  a goal that cannot be read is found here, not at the first print

@@ -72,6 +72,8 @@ class Wheel:
     cap: int = 2
     steps: int = 60
     batch: int = 64
+    accumulate: int = 1
+    checkpointing: bool = False
     lr: float = 2e-4
     muon_lr: float = 1e-3
     gain_lr: float = 3e-2
@@ -84,7 +86,9 @@ class Wheel:
         from .flywheel import Flywheel
 
         scalars = asdict(self)
-        rates = {k: scalars.pop(k) for k in ("steps", "batch", "lr", "muon_lr", "gain_lr")}
+        rates = {
+            k: scalars.pop(k) for k in ("steps", "batch", "accumulate", "checkpointing", "lr", "muon_lr", "gain_lr")
+        }
         given = scalars | changes
         fit = Fit(**rates, warmup=max(1, self.steps // 10))
         return Flywheel(**given, fit=fit, step_tokens=sampling.step_tokens, chain_tokens=sampling.chain_tokens)
@@ -243,7 +247,9 @@ class Series:
     # --- teach ---
 
     def _open(self, stage: str, inputs: dict | None = None, **params) -> Run:
-        run = Run.open(self.root / stage, {"seed": self.seed, "task": self.profile.task, **params}, inputs or {})
+        p = self.profile
+        about = {"seed": self.seed, "task": p.task, "tokens": [p.step_tokens, p.chain_tokens]}
+        run = Run.open(self.root / stage, about | params, inputs or {})
         if not run.done:
             print(f"{self.profile.name}: building {stage}", flush=True)
         return run
@@ -255,6 +261,7 @@ class Series:
         schedule = p.small_teach if small else p.teach if reasoning else replace(p.teach, target=None)
         shape = p.small if small else p.shape
         params = {"shape": shape, "reasoning": reasoning, "easy": p.easy, "teach": asdict(schedule)}
+        params["held_out"] = p.held_out
         if reasoning and not small:
             params["early"] = p.early
         run = self._open("teach-small" if small else "teach" if reasoning else "direct", **params)
@@ -325,7 +332,7 @@ class Series:
         from .policies.local import LocalPolicy
 
         p, taught = self.profile, self.teach()
-        run = self._open("early", {"policy": taught.path}, steps=p.early, n=p.early_n)
+        run = self._open("early", {"policy": taught.path}, steps=p.early, n=p.early_n, problems=p.search_problems)
         if run.done:
             return run
         _fresh(run, "records")
@@ -378,6 +385,7 @@ class Series:
             run.finish(cost=cost.amounts(), rollouts=p.rollouts)
         return run
 
+    FIXED = {"name", "task"}  # what names a profile, and cannot be changed
     VERIFIERS = ("likelihood", "head", "head-rollouts", "orm", "small")
     MAIN = "likelihood"  # the one that searches are guided by
     JUDGES = ("likelihood", "head", "orm")  # those that searches compare
@@ -552,7 +560,8 @@ class Series:
         changes = dict(self.FLYWHEELS[kind])
         if kind == "search":  # as many chains as the others draw, in trees of four
             changes |= {"samples": 4, "problems": max(1, p.wheel.problems * p.wheel.samples // 4)}
-        run = self._open(f"flywheel-{kind}", inputs, kind=kind, wheel=asdict(p.wheel), **changes)
+        used = {"held_out": p.held_out, "tested": p.search_problems}
+        run = self._open(f"flywheel-{kind}", inputs, kind=kind, wheel=asdict(p.wheel), **used, **changes)
         if run.done:
             return run
         from . import evaluate, flywheel
@@ -587,7 +596,9 @@ class Series:
         if judging:
             inputs["verifier"] = self.judge().path
         scalars = p.reinforce if reward == "outcome" else replace(p.reinforce, steps=p.process_steps)
-        run = self._open(f"reinforce-{reward}", inputs, reward=reward, rl=asdict(scalars))
+        n = max(p.search_n) if reward == "outcome" else 4  # as many as the start has, to see what coverage does
+        used = {"held_out": p.held_out, "tested": p.search_problems, "n": n}
+        run = self._open(f"reinforce-{reward}", inputs, reward=reward, rl=asdict(scalars), **used)
         if run.done:
             return run
         from . import evaluate, flywheel, rl
@@ -603,7 +614,6 @@ class Series:
         with run.folder("model") as folder:
             flywheel.save(policy, folder)
         _fresh(run, "records")
-        n = max(p.search_n) if reward == "outcome" else 4  # as many as the start has, to see what coverage does
         records, _ = evaluate.samples(f"reinforce-{reward}", self.test(), policy, n, self.seed, p.sampling)
         run.append("records", (r.to_json() for r in records))
         history = run.read("history")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,18 @@ SCALARS: dict[str, dict[str, Any]] = {
         rows=256,
         reinforce=Reinforce(60, (2, 3, 4, 5), prompts=16, group=8, updates=1, lr=2e-5, check_every=10, **_HEAT),
         process_steps=12,
-        wheel=Wheel(2, problems=500, samples=4, steps=60, batch=8, lr=1e-4, muon_lr=0.0, checks=2),
+        wheel=Wheel(
+            2,
+            problems=500,
+            samples=4,
+            steps=60,
+            batch=1,
+            accumulate=8,
+            checkpointing=True,
+            lr=1e-4,
+            muon_lr=0.0,
+            checks=2,
+        ),
     ),
 }
 
@@ -120,7 +132,10 @@ def open_series(
     >>> open_series("micro", changes={"audit": 3, "teach.steps": 4}).profile.teach.steps
     4
     """
-    series = (Pretrained if name in NAMES else Series)(name, runs, seed, progress)
+    kind = Pretrained if name in NAMES else Series
+    series = kind(name, runs, seed, progress)
+    if idle := sorted({key for key in changes or {} if key.partition(".")[0] in kind.FIXED or key in kind.FIXED}):
+        raise WorkbenchError(f"profile {name} has no use for {', '.join(idle)}, or is named by it: leave it out")
     series.profile = changed(series.profile, changes or {})
     return series
 
@@ -147,6 +162,9 @@ def changed(config, changes: Mapping[str, Any]):
             value = tuple(value)
         elif isinstance(old, float) and type(value) is int:
             value = float(value)
+        kinds = {type(each) for each in old} if isinstance(old, tuple) else set()
+        if isinstance(value, tuple) and kinds and (not value or {type(each) for each in value} != kinds):
+            raise WorkbenchError(f"{name}={value!r}: one or more of type {kinds.pop().__name__}, such as {list(old)}")
         if type(value) is not type(old) and old is not None:
             raise WorkbenchError(f"{name}={value!r}: it is of type {type(old).__name__}, such as {old!r}")
         config = replace(config, **{head: value})
@@ -157,13 +175,16 @@ class Pretrained(Series):
     """All stages of `small` or `gpu` under one runs folder, built when they are asked for.
 
     Left out: the twins and the early policies of nano, the language-model judge, for whose lessons an oracle must write
-    the right step. Judge problems are drawn from GSM8K's training part, as the taught ones are.
+    the right step. What judges, flywheel and reinforcement learn from is drawn from all of GSM8K's training part, the
+    problems of which a worked solution was taught among them.
     Errors: rows that are not here (`tasks.Missing`); a PRM that would learn from a problem it is reported on.
 
     >>> policy = Pretrained("small").policy()  # teaches it the first time  # doctest: +SKIP
     """
 
     VERIFIERS = ("head", "head-rollouts", "orm")
+    FIXED = {*Series.FIXED, "shape", "easy", "head", "extra_layers", "early", "early_n", "teach.target"}
+    FIXED |= {"small", "small_teach", "small_judge", "small_n"}
     MAIN = "head"
     JUDGES = ("head", "orm")
 
@@ -305,19 +326,26 @@ class Pretrained(Series):
     def marked(self, split: str, results: Mapping, judges: Mapping[str, Any]):
         """As in Series, on chains that people marked (PRM800K phase 1, test), scored now; `results` are not looked at.
 
-        `split`: valid is a quarter of the problems, test the others. A chain ends at its last mark; those with a step
-        before it that nobody marked are left out.
+        `split`: valid is a quarter of the problems, test the others, as evenly as there are chains. A chain ends at its
+        last mark; those with a step before it that nobody marked are left out.
         """
         from .verifiers import score_all
 
         most = self.profile.judged // (2 if split == "valid" else 1)
-        items, marks = [], []
+        found: dict[str, list] = {}
         for problem, trace, labels in self.rows(self.profile.reported):
             known = [x for x in labels if x is not None]
             held = tasks.digest("tuning", problem.id) % 4 == 0
-            if len(items) < most and held == (split == "valid") and tuple(known) == labels[: len(known)]:
-                items.append((problem.blind(), replace(trace, steps=trace.steps[: len(known)])))
-                marks.append([float(x > 0) for x in known])
+            if held == (split == "valid") and tuple(known) == labels[: len(known)]:
+                item = (problem.blind(), replace(trace, steps=trace.steps[: len(known)]))
+                found.setdefault(problem.id, []).append((item, [float(x > 0) for x in known]))
+        for pairs in found.values():  # in no order that means anything
+            pairs.sort(key=lambda pair: tasks.digest("chain", *(step.text for step in pair[0][1].steps)))
+        turns = zip_longest(*found.values())  # a chain of every problem, then another: rows of one stand together
+        chosen = [pair for turn in turns for pair in turn if pair is not None][:most]
+        items, marks = [item for item, _ in chosen], [known for _, known in chosen]
+        problems = len({problem.id for problem, _ in items})
+        print(f"{split}: {len(items)} marked chains of {problems} problems (asked for {most})")
         seen = {}
         for name, judge in judges.items():
             trees = getattr(judge, "score_trees", None)
@@ -335,10 +363,12 @@ class Pretrained(Series):
 
 
 def needs(p: Profile, width: int) -> dict[str, float]:
-    """Bytes that each kind of stage holds at most, `width` bytes a number of the base: teach, judge, search, reinforce.
+    """Bytes that each kind of stage holds at most, `width` bytes a number of the base: teach, judge, search, flywheel,
+    reinforce.
 
-    Reckoned from the base's shape, before anything is fetched (`models.memory`). Search holds policy and judge, keys
-    and values of all chains that are written at a time, and two pools of half a GB and a quarter.
+    Reckoned from the base's shape, before anything is fetched (`models.memory`). Search holds policy and judges, each
+    on a base of its own, keys and values of all chains that are written at a time, and two pools of half a GB and a
+    quarter. Reinforcement learns from 1,024 tokens at a time with a judge beside it, and keeps all activations.
     """
     from types import SimpleNamespace
 
@@ -350,18 +380,20 @@ def needs(p: Profile, width: int) -> dict[str, float]:
     longest = 2 * p.chain_tokens  # the question beside the chain
     logits = 4 * 4.0 * shape.vocab_size  # bytes a token: fp32 numbers, a copy, their softmax and its gradient
 
-    def train(t, rows: int, tokens: int) -> float:
-        need = memory(shape, p.method, rows, tokens, p.rank, width, t.checkpointing)
+    def train(rows: int, tokens: int, checkpointing: bool) -> float:
+        need = memory(shape, p.method, rows, tokens, p.rank, width, checkpointing)
         return need.total + rows * tokens * logits
 
     held = memory(shape, p.method, 1, 1, p.rank, width)
     judge = memory(shape, p.judge.method, 1, 1, p.judge.rank, width)
+    judges = len(Pretrained.JUDGES) * (judge.weights + judge.adapters)
     heads = shape.num_key_value_heads * shape.head_dim
     keys = 2 * shape.num_hidden_layers * heads * width * p.rows * longest
-    search = sum(n.weights + n.adapters for n in (held, judge)) + held.program + keys + 0.75 * 2**30
+    search = held.weights + held.adapters + judges + held.program + keys + 0.75 * 2**30
     return {
-        "teach": train(p.teach, p.teach.batch, longest),
+        "teach": train(p.teach.batch, longest, p.teach.checkpointing),
         "judge": size.memory(width).total,
         "search": search + p.rows * logits,
-        "reinforce": train(p.teach, 1, 1024) + keys,
+        "flywheel": max(train(p.wheel.batch, longest, p.wheel.checkpointing), search + p.rows * logits),
+        "reinforce": train(1, 1024, False) + keys + judges / len(Pretrained.JUDGES),
     }

@@ -311,7 +311,8 @@ if anywidget is not None:
             about, (head, *_) = self._run / "run.json", self._rows["history"] or [{}]
             text = about.read_text(encoding="utf-8") if about.exists() else ""
             name = "rounds" if "round" in head else "steps"
-            totals = {int(n) for n in re.findall(rf'"{name}": ?([1-9]\d*)', text + json.dumps(head))}
+            found = re.findall(rf'"{name}": ?([1-9]\d*)', text + json.dumps(head))
+            totals = {int(n) for n in (found[-1:] if name == "rounds" else found)}  # a variant's own stand last
             (began, first), (now, last) = (self._arrived[0], self._arrived[-1]) if self._arrived else ((0, 0), (0, 0))
             seconds = (now - began) / (last - first) if last > first and now > began else None
             return totals.pop() if len(totals) == 1 else None, seconds
