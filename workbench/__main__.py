@@ -335,7 +335,9 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(action=action)
         if profile:
             made.add_argument(
-                "--profile", default="nano", help="nano (default), micro to try the plumbing in seconds, small or gpu"
+                "--profile",
+                default="nano",
+                help="nano (default); micro: the plumbing in seconds; for `run` 03-07 and `stage` also small or gpu",
             )
         if runs:
             made.add_argument("--runs", type=Path, help="folder of all runs (default: runs/ in the project)")

@@ -732,6 +732,7 @@ def _(mo):
 
     Qwen's report (arXiv 2501.07301) keeps a chain only if rollouts and a judge point at the same first error. Here the
     judge is the one that knows, so you see the most that a consensus can mend, and what share of the chains it costs.
+    (Where no oracle knows the steps, a wrong answer counts as wrong from the first step on, and the share means little.)
     """)
     return
 
@@ -895,7 +896,7 @@ def _(Claim, claims, profile, runs, series, soft_e):
         "Qwen, Lessons of Developing PRMs (arXiv 2501.07301)",
         "Monte-Carlo labels are values, not truths: soft labels at .5 contradict the oracle on over 5 % of steps",
         "> 0.05",
-        soft_e,
+        soft_e if soft_e.n else None,
         "a PRM from them: ProcessBench F1 .402; from people's marks .565",
     )
     if series.exact:

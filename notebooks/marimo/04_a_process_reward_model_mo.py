@@ -849,7 +849,7 @@ def _(Claim, claims, f1s, main, profile, runs):
         "Qwen, Lessons of Developing PRMs (arXiv 2501.07301): PRM800K on ProcessBench",
         "a learnt judge finds the first error: F1 on test chains above the published .565 (another task)",
         "> 0.565",
-        f1s[main],
+        f1s[main] if f1s[main].n else None,
         ".565",
     )
     claims.record(runs, profile, "04_a_process_reward_model", [claim])
