@@ -389,6 +389,8 @@ def coerce(name: str, value: Any, default: Any) -> Any:
 
     >>> coerce("rate", "1e-5", 0.1), coerce("n", "3", 1), coerce("fast", "false", True), coerce("sizes", "[1, 2]", [])
     (1e-05, 3, False, [1, 2])
+    >>> coerce("changes", "{'search_n': (1, 2)}", {})
+    {'search_n': [1, 2]}
     """
     kind = type(default)
     if kind is str:
@@ -401,6 +403,8 @@ def coerce(name: str, value: Any, default: Any) -> Any:
             pass  # stays text, which the type test below refuses
     if kind is float and type(value) is int:
         value = float(value)
+    if isinstance(value, dict | list | tuple):
+        value = json.loads(json.dumps(value))  # papermill hands a tuple inside on as its text
     if default is not None and value is not None and type(value) is not kind:
         raise WorkbenchError(f"parameter {name}={value!r} should be of type {kind.__name__}, like {default!r}")
     return value
