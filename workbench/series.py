@@ -403,7 +403,7 @@ def coerce(name: str, value: Any, default: Any) -> Any:
             pass  # stays text, which the type test below refuses
     if kind is float and type(value) is int:
         value = float(value)
-    if isinstance(value, dict | list | tuple):
+    if kind in (dict, list) and isinstance(value, kind):
         value = json.loads(json.dumps(value))  # papermill hands a tuple inside on as its text
     if default is not None and value is not None and type(value) is not kind:
         raise WorkbenchError(f"parameter {name}={value!r} should be of type {kind.__name__}, like {default!r}")
