@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain as chained
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..kv import core
+from ..tape import Tape
+
+CELLS = 1 << 20  # of a table of logits that are gone through at a time, so that they stay in the cache
 
 
 @dataclass(frozen=True)
 class Row:
     """A trie of tokens. `ids`, `place` (the position in its own chain): (width,). `sees`: (width, width), true where a
     token may look. `chains` stand in it: for all their response tokens, end to end, `before` is where the token before
-    it stands and `tokens` what it is."""
+    it stands and `tokens` what it is. `slots`: of its tokens on a tape, if they are there."""
 
     ids: np.ndarray
     place: np.ndarray
@@ -24,14 +30,19 @@ class Row:
     chains: list[int]
     before: np.ndarray
     tokens: np.ndarray
+    slots: np.ndarray | None
 
 
 def lay(
-    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], which: Sequence[int], capacity: int = 512
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    which: Sequence[int],
+    capacity: int = 512,
+    tape: Tape | None = None,
 ) -> list[Row]:
     """Chains `which` -> rows of one prompt each, at most `capacity` tokens wide unless one chain alone is longer.
 
-    A chain's last token is a target only, so nobody reads it.
+    A chain's last token is a target only, so nobody reads it. With a `tape`, all of them are on it.
 
     >>> row, = lay([[1, 2]] * 2, [[3, 4, 5], [3, 4, 6]], [0, 1])
     >>> row.ids.tolist(), row.before.tolist(), row.tokens.tolist(), row.chains
@@ -46,7 +57,7 @@ def lay(
         if open_ is None or open_.prompt != prompt or open_.width + len(read) - open_.shared(read) > capacity:
             open_ = _Open(prompt)
             rows.append(open_)
-        open_.add(i, read, response)
+        open_.add(i, read, response, tape and tape.chains[prompt + response])
     return [row.closed() for row in rows]
 
 
@@ -55,6 +66,7 @@ class _Open:
         self.prompt, self.last, self.path = prompt, (), np.zeros(0, np.int64)
         self.ids: list[int] = []
         self.place: list[int] = []
+        self.slots: list[int] = []
         self.branches: list[tuple[np.ndarray, int]] = []  # a path, and from where on it is new
         self.chains: list[int] = []
         self.before: list[np.ndarray] = []
@@ -69,11 +81,12 @@ class _Open:
             (n for n, (a, b) in enumerate(zip(read, self.last, strict=False)) if a != b), min(len(read), len(self.last))
         )
 
-    def add(self, i: int, read: tuple[int, ...], response: tuple[int, ...]) -> None:
+    def add(self, i: int, read: tuple[int, ...], response: tuple[int, ...], slots: np.ndarray | None) -> None:
         n, at = self.shared(read), self.width
         self.path = np.concatenate([self.path[:n], np.arange(at, at + len(read) - n)])
         self.ids += read[n:]
         self.place += range(n, len(read))
+        self.slots += [] if slots is None else slots[n:].tolist()
         if len(read) > n:
             self.branches.append((self.path, n))
         self.chains.append(i)
@@ -89,15 +102,15 @@ class _Open:
             sees[new, new] = np.tri(len(path) - n, dtype=bool)
         return Row(
             np.array(self.ids), np.array(self.place), sees, self.chains, np.concatenate(self.before),
-            np.array(list(chained(*self.tokens))),
+            np.array(list(chained(*self.tokens))), np.array(self.slots) if self.slots else None,
         )  # fmt: skip
 
 
 def batches(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
-    """Rows of like width together, at most about `tokens` tokens at a time."""
+    """Rows as they come, at most `tokens` tokens at a time unless one row alone is wider."""
     part: list[Row] = []
-    for row in sorted(rows, key=lambda row: len(row.ids)):
-        if part and (len(part) + 1) * len(row.ids) > tokens:
+    for row in rows:
+        if part and sum(len(r.ids) for r in part) + len(row.ids) > tokens:
             yield part
             part = []
         part.append(row)
@@ -105,11 +118,35 @@ def batches(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
         yield part
 
 
+def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, rows=(), **kwargs):
+    """Attention in each of the `rows` (where it begins, where it ends, who sees whom) that stand end to end."""
+    repeat = query.shape[1] != key.shape[1]
+    parts = [
+        F.scaled_dot_product_attention(
+            *(x[:, :, begin:end] for x in (query, key, value)), attn_mask=sees, scale=scaling, enable_gqa=repeat
+        )
+        for begin, end, sees in rows
+    ]
+    return torch.cat(parts, 2).transpose(1, 2), None
+
+
+ALL_ATTENTION_FUNCTIONS.register("workbench_rows", _attend)
+
+
+@contextmanager
+def _attending(config) -> Iterator[None]:
+    before, config._attn_implementation = config._attn_implementation, "workbench_rows"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
 @dataclass(frozen=True)
 class Seen:
     """What a model says of the response tokens of `chains`, end to end: `logprobs`, and `values` of the states before
-    them where it has a value head. `fed` tokens were computed,
-    padding included, `looked` pairs of them were wanted, `heads` states got logits."""
+    them where it has a value head. `fed` tokens were computed, `looked` pairs of them were wanted, `heads` states got
+    logits; `taped`: what linear layers gave was known."""
 
     chains: list[int]
     logprobs: torch.Tensor
@@ -117,31 +154,84 @@ class Seen:
     fed: int
     looked: int
     heads: int
+    taped: bool
 
 
-def see(model, rows: Sequence[Row], temperature: float = 1.0) -> Seen:
-    """One forward pass over `rows`. Log-probs are those of the distribution at `temperature`; logits are made only
-    for the states that a response token follows, each once."""
-    width = max(len(row.ids) for row in rows)
-    ids = np.zeros((len(rows), width), np.int64)  # what stands in the padding nobody sees
-    place = np.zeros((len(rows), width), np.int64)
-    sees = np.zeros((len(rows), 1, width, width), bool)
-    for i, row in enumerate(rows):
-        n = len(row.ids)
-        ids[i, :n], place[i, :n], sees[i, 0, :n, :n] = row.ids, row.place, row.sees
-        sees[i, 0, range(n, width), range(n, width)] = True  # padding sees itself: a softmax of nothing is NaN
+def see(model, rows: Sequence[Row], temperature: float = 1.0, tape: Tape | None = None) -> Seen:
+    """One forward pass over `rows`, laid end to end so that there is no padding. Log-probs are those of the
+    distribution at `temperature`; logits are made only for the states that a response token follows, each once. With
+    the `tape` that `rows` were laid for, linear layers are not run."""
     inner = core(model)
     device = next(inner.parameters()).device
-    ids, place, sees = (torch.from_numpy(x).to(device) for x in (ids, place, sees))
-    hidden = inner.base_model(input_ids=ids, position_ids=place, attention_mask=sees).last_hidden_state
-    before = np.concatenate([row.before + i * width for i, row in enumerate(rows)])
+
+    def tensor(parts) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(parts)).to(device)
+
+    ends = np.cumsum([len(row.ids) for row in rows])
+    begins = ends - [len(row.ids) for row in rows]
+    spans = [(b, e, tensor([row.sees])) for b, e, row in zip(begins, ends, rows, strict=True)]
+    with (
+        _attending(inner.config),
+        tape.replayed(np.concatenate([row.slots for row in rows])) if tape else nullcontext(),
+    ):
+        out = inner.base_model(
+            input_ids=tensor([row.ids for row in rows])[None],
+            position_ids=tensor([row.place for row in rows])[None],
+            attention_mask=torch.ones((1, 1, 1, 1), device=device),  # `rows` say it
+            use_cache=False,
+            rows=spans,
+        )
+    before = np.concatenate([row.before + b for row, b in zip(rows, begins, strict=True)])
     states, which = np.unique(before, return_inverse=True)
-    states = hidden.flatten(0, 1)[torch.from_numpy(states).to(device)]
-    which = torch.from_numpy(which).to(device)
-    targets = torch.from_numpy(np.concatenate([row.tokens for row in rows])).to(device)
-    logits = inner.get_output_embeddings()(states).float() / temperature
-    logprobs = logits[which, targets] - logits.logsumexp(-1)[which]
+    states = out.last_hidden_state[0, tensor([states])]
+    which, targets = tensor([which]), tensor([row.tokens for row in rows])
+    logprobs = chosen(inner.get_output_embeddings(), states, which, targets, temperature)
     head = getattr(inner, "value_head", None)
     values = None if head is None else head(states.float())[which, 0]
     chains = [i for row in rows for i in row.chains]
-    return Seen(chains, logprobs, values, ids.numel(), int(sum(row.sees.sum() for row in rows)), len(states))
+    looked = int(sum(row.sees.sum() for row in rows))
+    return Seen(chains, logprobs, values, int(ends[-1]), looked, len(states), tape is not None)
+
+
+def chosen(head, states: torch.Tensor, which: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
+    """log-probs (n,) of tokens `targets` behind states[which], the softmax being at `temperature`."""
+    if type(head) is torch.nn.Linear and head.bias is None:
+        return _Chosen.apply(states, head.weight, which, targets, temperature)
+    logits = head(states).float() / temperature
+    return logits[which, targets] - logits.logsumexp(-1)[which]
+
+
+class _Chosen(torch.autograd.Function):
+    """`chosen` with one table (states, vocabulary) in memory where autograd keeps five: chances are written over the
+    logits, and their gradient over the chances."""
+
+    @staticmethod
+    def forward(ctx, states, weight, which, targets, temperature):
+        table = F.linear(states, weight).float()
+        if temperature != 1:
+            table /= temperature
+        logits, sums = table[which, targets], []
+        for part in table.split(max(1, CELLS // table.shape[1])):
+            top = part.amax(-1, keepdim=True)
+            total = part.sub_(top).exp_().sum(-1, keepdim=True)
+            part /= total
+            sums.append(top + total.log())
+        ctx.save_for_backward(states, weight, which, targets)
+        ctx.table, ctx.temperature = table, temperature
+        return logits - torch.cat(sums)[which, 0]
+
+    @staticmethod
+    def backward(ctx, grad):
+        states, weight, which, targets = ctx.saved_tensors
+        table, grad = ctx.table, grad / ctx.temperature
+        del ctx.table  # written over: there is no second backward pass
+        table *= -grad.new_zeros(len(states)).index_add_(0, which, grad)[:, None]
+        table.index_put_((which, targets), grad, accumulate=True)
+        table = table.to(weight.dtype)
+        return (
+            table @ weight if ctx.needs_input_grad[0] else None,
+            table.T @ states if ctx.needs_input_grad[1] else None,
+            None,
+            None,
+            None,
+        )
