@@ -153,25 +153,30 @@ def test_tags_of_a_base_are_told_apart_and_those_of_a_policy_stay(base, tokenize
     assert torch.equal(before, trained.get_input_embeddings().weight)
 
 
-@pytest.mark.parametrize("stage", ["teach", "judge-head"])
-def test_a_stage_killed_at_a_check_comes_out_the_same(opened, tmp_path, monkeypatch, stage):
+@pytest.mark.parametrize(
+    "stage, dies_at", [("teach", 2), ("judge-head", 2), ("reinforce-outcome", 1), ("flywheel-restart", 1)]
+)
+def test_a_stage_killed_at_a_check_comes_out_the_same(opened, tmp_path, monkeypatch, stage, dies_at):
     """Bugs: the run begins anew, or rows of the history come twice."""
     whole = build_stage(stage, opened=lambda *_: opened())
-    weights = (whole.path / "model" / "adapter_model.safetensors").read_bytes()
     kept = pipeline.Run.append
 
     def dies(run, name, rows):
         kept(run, name, rows := list(rows))
-        if name == "history" and rows[0].get("step", 0) >= 2:
+        if name == "history" and rows[0].get("step", rows[0].get("round", 0)) >= dies_at:
             raise KeyboardInterrupt
 
+    if stage != "teach":
+        opened(tmp_path).teach()
     monkeypatch.setattr(pipeline.Run, "append", dies)
     with pytest.raises(KeyboardInterrupt):
         build_stage(stage, opened=lambda *_: opened(tmp_path))
     monkeypatch.undo()
     again = build_stage(stage, opened=lambda *_: opened(tmp_path))
-    assert (again.path / "model" / "adapter_model.safetensors").read_bytes() == weights
-    steps = [[row.get("step") for row in run.read("history")] for run in (whole, again)]
+    model = "rounds/2/model" if stage == "flywheel-restart" else "model"
+    weights = [(run.path / model / "adapter_model.safetensors").read_bytes() for run in (whole, again)]
+    assert weights[0] == weights[1]
+    steps = [[row.get("step", row.get("round")) for row in run.read("history")] for run in (whole, again)]
     assert steps[0] == steps[1] and len(steps[0]) > 1
 
 
