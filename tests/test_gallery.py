@@ -41,6 +41,13 @@ def root(tmp_path):
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def browser(request, monkeypatch):
+    """A browser starts in tests that say so, and in no other."""
+    if request.node.get_closest_marker("browser") is None:
+        monkeypatch.setattr(doctor, "browser", lambda: None)
+
+
 def test_pages_hold_everything(root):
     index = gallery.write("nano", root=root)
     page = (index.parent / "00_one.html").read_text()
@@ -99,6 +106,21 @@ def test_figures_get_images_once(bare):
     image = json.loads(bare.read_text())["cells"][3]["outputs"][0]["data"]["image/png"]
     assert gallery._is_png(image) and len(image) > 5000
     assert gallery.illustrate([bare]) == 0
+
+
+@pytest.mark.browser
+def test_figures_are_files_too(bare):
+    """Bugs: a figure of another page; one that is no longer there; a link to nothing."""
+    if doctor.browser() is None:
+        pytest.skip("no Chromium here: see `python -m workbench doctor`")
+    place = bare.parents[1] / "gallery" / "figures"
+    place.mkdir(parents=True)
+    (place / "00-7.svg").write_text("old")
+    page = (gallery.write("nano", root=bare.parents[3]).parent / "00_one.html").read_text()
+    assert sorted(path.name for path in place.iterdir()) == ["00-1.png", "00-1.svg"]
+    assert 'href="figures/00-1.svg"' in page and 'href="figures/00-1.png"' in page
+    svg = (place / "00-1.svg").read_text()
+    assert svg.startswith("<svg") and "<path" in svg and (place / "00-1.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_browser_that_does_not_start_spoils_nothing(bare, monkeypatch, capsys):

@@ -56,6 +56,7 @@ th { color: var(--soft); font-weight: 600 } td.number { white-space: nowrap; fon
 .holds { color: var(--good); font-weight: 600 } .fails { color: var(--bad); font-weight: 600 }
 .undecided { color: var(--soft) } math[display=block] { margin: 14px 0 } blockquote { margin: 12px 0;
   padding: 2px 16px; border-left: 3px solid var(--line); color: var(--soft) }
+.files { margin: 0; text-align: right; font-size: 12px }
 """
 
 
@@ -68,13 +69,17 @@ def write(profile: str = "nano", runs: str | Path | None = None, root: Path = se
     names = [name for name in series.names(root) if (folder / "notebooks" / f"{name}.ipynb").exists()]
     illustrate([folder / "notebooks" / f"{name}.ipynb" for name in names])
     statuses = {name: series.read_status(folder / "notebooks" / f"{name}.json") for name in names}
-    cards = []
-    for number, name in enumerate(names):
+    books, stale, cards = {}, [], []
+    for name in names:
         source, page = folder / "notebooks" / f"{name}.ipynb", place / f"{name}.html"
-        cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
+        books[name] = json.loads(source.read_text(encoding="utf-8"))["cells"]
         if anew or not page.exists() or page.stat().st_mtime < source.stat().st_mtime:
+            stale.append(name)
+    export(place / "figures", {name: books[name] for name in stale})
+    for number, (name, cells) in enumerate(books.items()):
+        if name in stale:
             near = {"before": names[number - 1] if number else None, "after": (names[number + 1 :] or [None])[0]}
-            series.write(page, _page(name, profile, cells, statuses[name], **near))
+            series.write(place / f"{name}.html", _page(name, profile, cells, statuses[name], **near))
         cards.append(_card(name, cells, statuses[name]))
     script = place / "plotly.min.js"
     if not script.exists():
@@ -105,22 +110,48 @@ def illustrate(paths: Iterable[Path]) -> int:
     return len(bare)
 
 
+def export(place: Path, books: Mapping[str, list]) -> int:
+    """Every figure of executed notebooks (name: cells) as `place/NN-number.svg` and `.png`, to be printed elsewhere.
+
+    Their outputs are told the file's name, for the page's links. Returns how many there are: none without a browser.
+    """
+    drawn = {}  # where it goes -> output
+    for name, cells in books.items():
+        outputs = [o for cell in cells for o in cell.get("outputs", ()) if PLOTLY in o.get("data", {})]
+        drawn |= {place / f"{name[:2]}-{n}": o for n, o in enumerate(outputs, 1) if "image/png" in o["data"]}
+    browser = doctor.browser()
+    if not drawn or browser is None:
+        return 0
+    images = _draw([output["data"][PLOTLY] for output in drawn.values()], browser, "svg")
+    if isinstance(images, str):
+        print(f"{len(drawn)} figures are not written as files: {browser} did not draw them ({images})")
+        return 0
+    place.mkdir(parents=True, exist_ok=True)
+    for old in [path for name in books for path in place.glob(f"{name[:2]}-*")]:
+        old.unlink()
+    for (path, output), image in zip(drawn.items(), images, strict=True):
+        path.with_suffix(".svg").write_bytes(base64.b64decode(image))
+        path.with_suffix(".png").write_bytes(base64.b64decode("".join(output["data"]["image/png"])))
+        output["metadata"] = {**output.get("metadata", {}), "file": f"{place.name}/{path.name}"}
+    return len(drawn)
+
+
 _DRAW = """
 import asyncio, base64, json, sys
 from kaleido import Kaleido
 
-async def draw(figures, browser, script):
+async def draw(figures, browser, script, form):
     async with Kaleido(path=browser, plotlyjs=script, mathjax=False, timeout=None) as kaleido:
-        images = [await kaleido.calc_fig(figure, opts={"format": "png", "scale": 2}) for figure in figures]
+        images = [await kaleido.calc_fig(figure, opts={"format": form, "scale": 2}) for figure in figures]
     return [base64.b64encode(image).decode() for image in images]
 
 print(json.dumps(asyncio.run(draw(json.load(sys.stdin), *sys.argv[1:]))))
 """  # with our own script and no formulas, so that drawing works without a network
 
 
-def _draw(figures: list[Mapping[str, Any]], browser: str) -> list[str] | str:
-    """PNGs in base64, or what went wrong. In a process of its own, since a browser that fails may hang its caller."""
-    command = [sys.executable, "-c", _DRAW, browser, str(_plotly_script())]
+def _draw(figures: list[Mapping[str, Any]], browser: str, form: str = "png") -> list[str] | str:
+    """Images in base64, or what went wrong. In a process of its own, since a browser that fails may hang its caller."""
+    command = [sys.executable, "-c", _DRAW, browser, str(_plotly_script()), form]
     plain = json.dumps([{"data": figure["data"], "layout": figure["layout"]} for figure in figures])
     try:
         limit = 120 + 10 * len(figures)
@@ -209,7 +240,8 @@ def _output(output: Mapping[str, Any]) -> str:
         return f'<pre class="error">{ansi2html(chr(10).join(output["traceback"]))}</pre>'
     data = output["data"]
     if PLOTLY in data:
-        return f'<div class="picture">{_figure(data[PLOTLY], data.get("image/png"))}</div>'
+        shown = _figure(data[PLOTLY], data.get("image/png"))
+        return f'<div class="picture">{shown}{_files(output.get("metadata", {}).get("file"))}</div>'
     if "text/html" in data:
         return "".join(data["text/html"])
     if "image/svg+xml" in data:
@@ -221,6 +253,11 @@ def _output(output: Mapping[str, Any]) -> str:
     if WIDGET in data:
         return '<p class="soft">A widget stands here: open the notebook to use it.</p>'
     return f"<pre>{ansi2html(''.join(data.get('text/plain', '')))}</pre>"
+
+
+def _files(stem: str | None) -> str:
+    links = " · ".join(f'<a href="{stem}.{form}" download>{form.upper()}</a>' for form in ("svg", "png"))
+    return f'<p class="files">{links}</p>' if stem else ""
 
 
 def _image(png: str) -> str:
