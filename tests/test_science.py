@@ -425,6 +425,46 @@ def test_compute_optimal_finds_what_was_planted_within_the_budget():
     assert scaling.compute_optimal(planted()[::-1], dict(reversed(BINS.items())), 8e6) == middle
 
 
+def test_one_purse_pays_for_the_hard_bin_with_what_the_easy_one_leaves():
+    """By hand: voting for 4 on the easy bin and the small beam for 8 on the hard one cost 6 in the mean, which no bin
+    alone can pay. Bugs: a bin's weight forgotten; more spent than there is; a dear way kept where a cheap one is as
+    good."""
+    how = {"shared": True}
+    middle, little = (scaling.compute_optimal(planted(), BINS, budget, **how) for budget in (6e6, 4.5e6))
+    assert middle.choices == {1: {("vote", 4): 1.0}, 2: {("beam", 4): 1.0}} and set(middle.marks.values()) == {1.0}
+    assert np.mean(list(middle.costs.values())) == pytest.approx(6e6)
+    alone = scaling.compute_optimal(planted(), BINS, 6e6)
+    assert alone.choices[2] == {("greedy", 1): 1.0}, "Snell et al. give each problem the same"
+    assert little.choices == {1: {("greedy", 1): 1.0}, 2: {("beam", 4): 1.0}}, "half of the easy ones for all hard ones"
+    lopsided = {problem: 1 if i < 30 else 2 for i, problem in enumerate(sorted(BINS))}
+    hard = [*rows("greedy", 1, 1e6, 0), *rows("beam", 4, 8e6, lambda i: i >= 30)]
+    assert scaling.compute_optimal(hard, lopsided, 2.75e6, **how).choices[2] == {("beam", 4): 1.0}
+    assert scaling.compute_optimal(hard, lopsided, 2.7e6, **how).choices[2] == {("greedy", 1): 1.0}
+    with pytest.raises(WorkbenchError, match="the cheapest settings take 1e.06 flops a problem"):
+        scaling.compute_optimal(planted(), BINS, 9e5, **how)
+    [point] = scaling.optimal_curve(planted(), BINS, [6e6], **how)
+    assert (point.accuracy.value, point.x) == (1.0, pytest.approx(6e6))
+
+
+def test_one_purse_is_spent_as_well_as_trying_every_way_spends_it():
+    from itertools import product
+
+    from workbench.scaling.optimal import _together
+
+    rng = np.random.default_rng(3)
+    for _ in range(60):
+        price, score = rng.integers(1, 9, (4, 5)).astype(float), rng.integers(0, 6, (4, 5)) / 5
+        weight = rng.dirichlet(np.ones(4))
+        budget = (weight * price.min(1)).sum() * (1 + rng.random() * 3)
+        ways = [np.array(way) for way in product(range(5), repeat=4)]
+        value = {tuple(w): (weight * score[range(4), w]).sum() for w in ways}
+        cost = {tuple(w): (weight * price[range(4), w]).sum() for w in ways}
+        best = max(v for w, v in value.items() if cost[w] <= budget)
+        found = tuple(_together(price, score, weight, budget, None))
+        assert cost[found] <= budget * (1 + 1e-9) and value[found] == pytest.approx(best)
+        assert cost[found] == pytest.approx(min(c for w, c in cost.items() if value[w] >= best - 1e-9))
+
+
 def test_luck_on_one_half_is_no_skill_on_the_other():
     """Bug: choosing and reporting on the same problems. 30 settings of pure coin tosses are worth one half."""
     rng, gains, vain = np.random.default_rng(0), [], []

@@ -66,11 +66,11 @@ class Wheel:
     """Scalars of the flywheel; see `flywheel.Flywheel`, which this becomes."""
 
     rounds: int = 2
-    problems: int = 2000
+    problems: int = 3000
     samples: int = 2
-    temperature: float = 0.5
+    temperature: float = 0.3
     cap: int = 2
-    steps: int = 60
+    steps: int = 120
     batch: int = 64
     accumulate: int = 1
     checkpointing: bool = False
@@ -115,9 +115,9 @@ class Profile:
     easy: float = 0.33
     teach: Schedule = field(default_factory=lambda: Schedule(1500, batch=32, muon_lr=0.01, warmup=50, target=0.5))
     held_out: int = 240
-    judge_problems: int = 2000
+    judge_problems: int = 6000
     judge_chains: int = 4
-    judge: Schedule = field(default_factory=lambda: Schedule(280, batch=64, lr=5e-4, muon_lr=0.003))
+    judge: Schedule = field(default_factory=lambda: Schedule(800, batch=64, lr=5e-4, muon_lr=0.003))
     head: Schedule = field(default_factory=lambda: Schedule(120, batch=64, lr=1e-3, muon_lr=0.0))
     extra_layers: int = 0
     audit: int = 150
@@ -785,26 +785,26 @@ def solve_cli(args) -> int:
 STAGES: dict[str, tuple[tuple[str, ...], int]] = {
     "teach": ((), 320),
     "direct": ((), 230),
-    "chains": (("teach",), 40),
-    "judge-likelihood": (("chains",), 95),
+    "chains": (("teach",), 120),
+    "judge-likelihood": (("chains",), 270),
     "reinforce-outcome": (("teach",), 200),
     "judge-head": (("chains",), 50),
     "judge-orm": (("chains",), 50),
     "search": (("judge-likelihood", "judge-head", "judge-orm"), 150),
-    "flywheel-restart": (("teach",), 120),
-    "flywheel-continued": (("teach",), 120),
-    "flywheel-search": (("judge-likelihood",), 60),
-    "flywheel-prm-filter": (("judge-likelihood",), 50),
-    "flywheel-no-filter": (("teach",), 40),
-    "flywheel-no-dedupe": (("teach",), 40),
-    "flywheel-rationalise": (("teach",), 50),
+    "flywheel-restart": (("teach",), 180),
+    "flywheel-continued": (("teach",), 180),
+    "flywheel-search": (("judge-likelihood",), 90),
+    "flywheel-prm-filter": (("judge-likelihood",), 85),
+    "flywheel-no-filter": (("teach",), 75),
+    "flywheel-no-dedupe": (("teach",), 75),
+    "flywheel-rationalise": (("teach",), 90),
     "reinforce-prm-sum": (("judge-likelihood",), 95),
     "reinforce-prm-min": (("judge-likelihood",), 95),
     "reinforce-prm-mixed": (("judge-likelihood",), 95),
     "reinforce-length": (("teach",), 60),
     "early": (("teach",), 60),
     "teach-small": ((), 180),
-    "chains-small": (("teach-small",), 15),
+    "chains-small": (("teach-small",), 45),
     "judge-small": (("chains-small",), 25),
     "small": (("judge-small",), 60),
     "audit": (("chains",), 20),

@@ -532,7 +532,8 @@ def _(mo):
     ## The compute-optimal curve
 
     The package does the same at every budget, over many random halvings. Two kinds of bins, and for the predicted ones a
-    third line that pays for the chains and the judging that told the difficulty.
+    third line that pays for the chains and the judging that told the difficulty. In these every problem may spend the
+    same. In the fourth the bins have one purse: what an easy problem leaves, a harder one may spend.
     """)
     return
 
@@ -545,6 +546,7 @@ def _(Cost, binning, bins, guessed, marks, price, records, replace, scaling):
     curves = scaling.optimal_curve(allowed, bins, budgets, method="optimal, own pass@1")
     curves += scaling.optimal_curve(allowed, guessed, budgets, method="optimal, predicted")
     curves += scaling.optimal_curve(allowed, guessed, budgets, charge=told, method="predicted, charged")
+    curves += scaling.optimal_curve(allowed, bins, budgets, shared=True, method="optimal, one purse")
     return allowed, curves
 
 
@@ -594,6 +596,27 @@ def _(strategy):
     _price = sum(strategy.costs.values()) / len(strategy.costs)
     print(f"{_price:.3g} FLOPs a problem; per bin, most often: {_names}")
     return
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
+    And out of one purse, of the same mean? An easy problem is answered once, and what that leaves goes where it helps.
+    """)
+    return
+
+
+@app.cell
+def _(allowed, bins, claims, quarter, scaling, wide):
+    purse = scaling.compute_optimal(allowed, bins, quarter, shared=True)
+    pooled = claims.measured(scaling.efficiency, wide["best_of_n"], "best_of_n", purse)
+    print(f"best_of_n  needs {pooled} times the FLOPs of one purse")
+    for _b in range(1, 6):
+        _bill = [cost for p, cost in purse.costs.items() if bins[p] == _b]
+        print(
+            f"bin {_b}: {sum(_bill) / len(_bill):.3g} FLOPs a problem, {max(purse.choices[_b], key=purse.choices[_b].get)}"
+        )
+    return (pooled,)
 
 
 @app.cell(hide_code=True)
@@ -1059,6 +1082,7 @@ def _(
     last,
     limit,
     n,
+    pooled,
     reached,
     scaling,
     series,
@@ -1082,7 +1106,8 @@ def _(
         f"{': ' + ', '.join(_clear) if _clear else ''}.\n"
         f"- Coverage reaches {ceiling[_top].value:.3f} at {_top} chains; the judge ends at {_kept.value:.3f}.\n"
         f"- The best setting per bin, at a quarter of best-of-{max(limit)}'s FLOPs: best-of-n needs {factor['best_of_n']} "
-        f"times as much, the vote {factor['majority']}. Snell et al. report 2–4. With a perfect judge: {unerring}.\n"
+        f"times as much, the vote {factor['majority']}. Snell et al. report 2–4. Out of one purse: {pooled}. With a "
+        f"perfect judge: {unerring}.\n"
         f"- A model of one {size}th with search, less the large one's answer: {gaps[0].value:+.3f} on bins 1–3 at R = 0.16 "
         f"({claims.told(gaps[0], '> 0', 'it wins', 'it does not win')}), {gaps[1].value:+.3f} on bin 5 at R = 22.\n"
         f"- Chains that are right get longer with difficulty: rank correlation {_told[0]}; among problems of the "
@@ -1094,7 +1119,7 @@ def _(
 
 
 @app.cell
-def _(claims, factor, over, slopes):
+def _(claims, factor, over, pooled, slopes):
     SNELL, O1 = "Snell et al. 2024 (2408.03314)", "OpenAI o1 report 2024"
     searched = [
         claims.Claim(
@@ -1118,6 +1143,14 @@ def _(claims, factor, over, slopes):
             "the best setting per difficulty needs at most a quarter of best-of-n's FLOPs for the same accuracy",
             ">= 4",
             factor["best_of_n"],
+        ),
+        claims.Claim(
+            "scaling.one_purse_quarter",
+            "Damani et al. 2024 (2410.04707)",
+            "with one purse for all difficulties, best-of-n's accuracy takes at most a quarter of its FLOPs",
+            ">= 4",
+            pooled,
+            "up to 2, a learnt allocation",
         ),
         claims.Claim(
             "search.over_optimisation",

@@ -44,6 +44,7 @@ COLOURS = {
     "optimal, own pass@1": "#C51B7D",
     "optimal, predicted": "#4D9221",
     "predicted, charged": "#A6761D",
+    "optimal, one purse": "#1B4F8A",
     "R = 0.16": "#1B9E77",
     "R = 0.79": "#7570B3",
     "R = 22": "#A50F15",

@@ -99,6 +99,7 @@ def compute_optimal(
     bins: Mapping[str, int],
     budget: float,
     *,
+    shared: bool = False,
     x: str = "flops",
     repeats: int = 20,
     seed: int = 0,
@@ -110,7 +111,9 @@ def compute_optimal(
     among those whose mean cost there is at most `budget` (the cheaper of equals), read its marks and costs on the other
     half, swap. That is done for `repeats` random halvings, and a problem's mark is the mean over them. The halvings
     depend on problem ids and `seed` only, so budgets and strategies can be compared. The mean cost reported may lie a
-    little over `budget`, for it is measured on the other half.
+    little over `budget`, for it is measured on the other half. `shared`: the budget is one purse for all bins, what an
+    easy one leaves a harder one may spend (as Damani et al. 2024, arXiv 2410.04707, allot samples); all bins are then
+    chosen for together, and exactly. Snell et al. give every problem the same.
     Errors: bins that cover other problems, a bin of one problem (cut fewer), a bin in which no setting is paid for.
     Left out: in intervals of the marks the choices stay as they are; difficulty is given, see `Optimal.point(charge=)`.
 
@@ -122,7 +125,7 @@ def compute_optimal(
     ({1: {('vote', 1): 1.0}, 2: {('beam', 1): 1.0}}, 20.0)
     """
     table = Table(records, x)
-    return _choose(table, bins, np.full(len(table.problems), float(budget)), repeats, seed)
+    return _choose(table, bins, np.full(len(table.problems), float(budget)), repeats, seed, shared)
 
 
 def optimal_curve(
@@ -132,11 +135,13 @@ def optimal_curve(
     *,
     charge: Mapping[str, float] | None = None,
     method: str = "compute-optimal",
+    shared: bool = False,
     x: str = "flops",
     repeats: int = 20,
     seed: int = 0,
 ) -> list[Point]:
-    """`compute_optimal` at each budget, as points for a figure; `charge` {problem: cost} moves them to the right.
+    """`compute_optimal` at each budget, as points for a figure; `charge` {problem: cost} moves them to the right, and
+    `shared` is as there.
 
     A budget that pays for no setting in some bin has no point: it is left out and counted aloud. Errors: no budget, all
     are too small, and as `compute_optimal`.
@@ -153,7 +158,7 @@ def optimal_curve(
         raise WorkbenchError("no budget: give one or more, such as the costs of `curve`")
     for budget in budgets:
         try:
-            chosen = _choose(table, bins, np.full(len(table.problems), float(budget)), repeats, seed)
+            chosen = _choose(table, bins, np.full(len(table.problems), float(budget)), repeats, seed, shared)
         except _TooSmall as error:
             reason = error
         else:
@@ -169,34 +174,72 @@ class _TooSmall(WorkbenchError):
     """A budget that pays for nothing."""
 
 
-def _choose(table: Table, bins: Mapping[str, int], budget: np.ndarray, repeats: int, seed: int) -> Optimal:
+def _choose(
+    table: Table, bins: Mapping[str, int], budget: np.ndarray, repeats: int, seed: int, shared: bool = False
+) -> Optimal:
     if bins.keys() != set(table.problems):
         raise WorkbenchError(f"bins and records cover different problems: {some(bins.keys() ^ set(table.problems))}")
     whole("repeats", repeats, 1)
     rng, each = np.random.default_rng(seed), np.array([bins[problem] for problem in table.problems])
-    marks, costs, choices = np.zeros(len(each)), np.zeros(len(each)), {}
-    for b in sorted(set(bins.values())):
-        inside, chosen = np.flatnonzero(each == b), Counter()
-        if len(inside) < 2:
+    names = sorted(set(bins.values()))
+    inside = [np.flatnonzero(each == b) for b in names]
+    for b, rows in zip(names, inside, strict=True):
+        if len(rows) < 2:
             raise WorkbenchError(
-                f"bin {b} has one problem ({table.problems[inside[0]]}), and two folds need two: cut fewer"
+                f"bin {b} has one problem ({table.problems[rows[0]]}), and two folds need two: cut fewer"
             )
-        for _ in range(repeats):
-            order = rng.permutation(inside)
-            halves = order[::2], order[1::2]
-            for here, there in (halves, halves[::-1]):
-                price, score = table.costs[there].mean(0), table.marks[there].mean(0)
-                paid = price <= budget[there].mean() * (1 + 1e-9)
-                if not paid.any():
-                    least = f"{price.min():.3g} {table.axis} in bin {b}"
-                    raise _TooSmall(f"a budget of {budget[there].mean():.3g}, and the cheapest setting takes {least}")
-                best = np.lexsort((price, -np.where(paid, score.round(9), -1)))[0]
-                chosen[table.settings[best]] += 0.5 / repeats
-                marks[here] += table.marks[here, best] / repeats
-                costs[here] += table.costs[here, best] / repeats
-        choices[b] = {setting: round(share, 9) for setting, share in chosen.most_common()}
+    orders = [[rng.permutation(rows) for _ in range(repeats)] for rows in inside]
+    marks, costs, chosen = np.zeros(len(each)), np.zeros(len(each)), [Counter() for _ in names]
+    for fold in range(2 * repeats):
+        halves = [(order[fold // 2][fold % 2 :: 2], order[fold // 2][1 - fold % 2 :: 2]) for order in orders]
+        price = np.stack([table.costs[there].mean(0) for _, there in halves])
+        score = np.stack([table.marks[there].mean(0) for _, there in halves]).round(9)
+        if shared:
+            best = _together(price, score, np.array([len(rows) for rows in inside]) / len(each), budget.mean(), table)
+        else:
+            best = [
+                _alone(price[i], score[i], budget[there].mean(), f" in bin {names[i]}", table)
+                for i, (_, there) in enumerate(halves)
+            ]
+        for i, (here, _) in enumerate(halves):
+            chosen[i][table.settings[best[i]]] += 0.5 / repeats
+            marks[here] += table.marks[here, best[i]] / repeats
+            costs[here] += table.costs[here, best[i]] / repeats
+    choices = {
+        b: {setting: round(share, 9) for setting, share in picks.most_common()}
+        for b, picks in zip(names, chosen, strict=True)
+    }
     named = (dict(zip(table.problems, values.tolist(), strict=True)) for values in (marks.clip(0, 1), costs))
     return Optimal(*named, choices, int(table.seeds.min()), table.axis)
+
+
+def _alone(price: np.ndarray, score: np.ndarray, budget: float, where: str, table: Table) -> int:
+    """The setting of the best score that costs at most `budget`; of equals the cheapest."""
+    paid = price <= budget * (1 + 1e-9)
+    if not paid.any():
+        least = f"{price.min():.3g} {table.axis}{where}"
+        raise _TooSmall(f"a budget of {budget:.3g}, and the cheapest setting takes {least}")
+    return int(np.lexsort((price, -np.where(paid, score, -1)))[0])
+
+
+def _together(price: np.ndarray, score: np.ndarray, weight: np.ndarray, budget: float, table: Table) -> np.ndarray:
+    """A setting for each bin, (bins,), of the best mean score that costs at most `budget` in the mean; exact.
+
+    Bin by bin, what is dearer than another way that scores as well is dropped: few ways are left, for there are no more
+    than there are scores.
+    """
+    cost, gain, ways = np.zeros(1), np.zeros(1), np.zeros((1, 0), int)
+    for prices, scores, share in zip(price, score, weight, strict=True):
+        cost, gain = (np.add.outer(a, share * b).ravel() for a, b in ((cost, prices), (gain, scores)))
+        ways = np.hstack([ways.repeat(len(prices), 0), np.tile(np.arange(len(prices)), len(ways))[:, None]])
+        order = np.lexsort((-gain.round(9), cost))
+        top = np.maximum.accumulate(gain[order].round(9))
+        order = order[(cost[order] <= budget * (1 + 1e-9)) & np.r_[True, top[1:] > top[:-1]]]
+        cost, gain, ways = cost[order], gain[order], ways[order]
+    if not len(ways):
+        least = f"{(weight * price.min(1)).sum():.3g} {table.axis} a problem"
+        raise _TooSmall(f"a budget of {budget:.3g}, and the cheapest settings take {least}")
+    return ways[-1]
 
 
 # What it saves
