@@ -26,7 +26,7 @@ FLOORS = (
     ("F1", "smollm2"),
     ("F1", "models"),
     ("F1", "kv"),
-    ("F1", "adapters tape"),
+    ("F1", "adapters"),
     ("F2", "policies select"),
     ("F2", "stepdata packing fit"),
     ("F3", "labels verifiers"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from workbench import policies
+from workbench import kv, policies
 from workbench.policies import Policy, Sampling, Want, bill, tokens_of
 from workbench.policies.local import LocalPolicy, draw, log_probabilities, uniform
 from workbench.policies.scripted import Scripted
@@ -414,6 +414,43 @@ def test_adapters_by_name(micro, tokenizer, sums):
     assert {name: policy.extend(wants, 3, SAMPLING) for name, policy in policies.items()} == found
     with pytest.raises(WorkbenchError, match="no adapter 'three': it has one, two"):
         LocalPolicy(model, tokenizer, adapter="three")
+
+
+def test_large_fp32_weights_are_laid_out_once_and_again_when_they_change(micro, tokenizer, sums, monkeypatch):
+    """Bugs: what was laid out outlives the weights; an adapter merged into them goes unseen; nothing was laid out."""
+    peft = pytest.importorskip("peft")
+    monkeypatch.setattr(kv, "LARGE", 0)
+    laid, forward = [], kv.Packed._forward
+    monkeypatch.setattr(kv.Packed, "_forward", staticmethod(lambda layer: laid.append(layer) or forward(layer)))
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    model = peft.get_peft_model(copy.deepcopy(micro), config).eval()
+    policy, wants = LocalPolicy(model, tokenizer), [Want(p, Node(), 2, to_end=True) for p in sums]
+
+    def agree():
+        for p, chains in zip(sums, policy.extend(wants, 3, SAMPLING), strict=True):
+            for chain in chains:
+                ids = policy.encoder.encode(p.prompt, chain[-1].steps).ids
+                start = len(policy.encoder.prompt(p.prompt))
+                with torch.no_grad():
+                    logits = model(torch.tensor([ids])).logits[0, start - 1 : -1].float()
+                want = logits.log_softmax(-1)[torch.arange(len(ids) - start), torch.tensor(ids[start:])]
+                got = torch.tensor([x for step in chain[-1].steps for x in step.logprobs])
+                assert torch.allclose(got, want[: len(got)], atol=1e-4)
+
+    agree()
+    once = len(laid)
+    assert once > 0
+    agree()
+    assert len(laid) == once, "laid out again for nothing"
+    with torch.no_grad():
+        model.base_model.model.model.layers[0].mlp.down_proj.base_layer.weight.mul_(-1)
+    agree()
+    model.merge_adapter()
+    agree()
+    model.unmerge_adapter()
+    agree()
+    assert len(laid) == 4 * once and not any("forward" in vars(module) for module in model.modules())
 
 
 def test_bf16(micro, tokenizer, sums):

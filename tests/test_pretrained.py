@@ -154,7 +154,7 @@ def test_tags_of_a_base_are_told_apart_and_those_of_a_policy_stay(base, tokenize
 
 
 @pytest.mark.parametrize(
-    "stage, dies_at", [("teach", 2), ("judge-head", 2), ("reinforce-outcome", 1), ("flywheel-restart", 1)]
+    "stage, dies_at", [("teach", 2), ("judge-head", 2), ("reinforce-outcome", 2), ("flywheel-restart", 1)]
 )
 def test_a_stage_killed_at_a_check_comes_out_the_same(opened, tmp_path, monkeypatch, stage, dies_at):
     """Bugs: the run begins anew, or rows of the history come twice."""

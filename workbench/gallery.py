@@ -75,11 +75,11 @@ def write(profile: str = "nano", runs: str | Path | None = None, root: Path = se
         books[name] = json.loads(source.read_text(encoding="utf-8"))["cells"]
         if anew or not page.exists() or page.stat().st_mtime < source.stat().st_mtime:
             stale.append(name)
-    export(place / "figures", {name: books[name] for name in stale})
+    files = export(place / "figures", {name: books[name] for name in stale})
     for number, (name, cells) in enumerate(books.items()):
         if name in stale:
             near = {"before": names[number - 1] if number else None, "after": (names[number + 1 :] or [None])[0]}
-            series.write(place / f"{name}.html", _page(name, profile, cells, statuses[name], **near))
+            series.write(place / f"{name}.html", _page(name, profile, cells, statuses[name], files, **near))
         cards.append(_card(name, cells, statuses[name]))
     script = place / "plotly.min.js"
     if not script.exists():
@@ -110,30 +110,31 @@ def illustrate(paths: Iterable[Path]) -> int:
     return len(bare)
 
 
-def export(place: Path, books: Mapping[str, list]) -> int:
-    """Every figure of executed notebooks (name: cells) as `place/NN-number.svg` and `.png`, to be printed elsewhere.
+def export(place: Path, books: Mapping[str, list]) -> dict[int, str]:
+    """Every figure of executed notebooks (name: cells) as `place/NN-number.png` and `.svg`, to be printed elsewhere.
 
-    Their outputs are told the file's name, for the page's links. Returns how many there are: none without a browser.
+    Those that stood there of these notebooks go first. Without a browser there is no SVG, and a PNG only where the
+    notebook holds one. Returns {id of the output: its file's name without the end, as a page links it}.
     """
-    drawn = {}  # where it goes -> output
+    drawn: dict[Path, Mapping[str, Any]] = {}
     for name, cells in books.items():
+        for old in place.glob(f"{name[:2]}-*"):
+            old.unlink()
         outputs = [o for cell in cells for o in cell.get("outputs", ()) if PLOTLY in o.get("data", {})]
         drawn |= {place / f"{name[:2]}-{n}": o for n, o in enumerate(outputs, 1) if "image/png" in o["data"]}
     browser = doctor.browser()
-    if not drawn or browser is None:
-        return 0
-    images = _draw([output["data"][PLOTLY] for output in drawn.values()], browser, "svg")
-    if isinstance(images, str):
-        print(f"{len(drawn)} figures are not written as files: {browser} did not draw them ({images})")
-        return 0
+    if not drawn:
+        return {}
     place.mkdir(parents=True, exist_ok=True)
-    for old in [path for name in books for path in place.glob(f"{name[:2]}-*")]:
-        old.unlink()
-    for (path, output), image in zip(drawn.items(), images, strict=True):
-        path.with_suffix(".svg").write_bytes(base64.b64decode(image))
+    for path, output in drawn.items():
         path.with_suffix(".png").write_bytes(base64.b64decode("".join(output["data"]["image/png"])))
-        output["metadata"] = {**output.get("metadata", {}), "file": f"{place.name}/{path.name}"}
-    return len(drawn)
+    images = _draw([o["data"][PLOTLY] for o in drawn.values()], browser, "svg") if browser else "there is none"
+    if isinstance(images, str):
+        print(f"{len(drawn)} figures are not written as SVG: no browser drew them ({images})")
+        return {}
+    for path, image in zip(drawn, images, strict=True):
+        path.with_suffix(".svg").write_bytes(base64.b64decode(image))
+    return {id(output): f"{place.name}/{path.name}" for path, output in drawn.items()}
 
 
 _DRAW = """
@@ -173,7 +174,13 @@ def _plotly_script() -> Path:
 
 
 def _page(
-    name: str, profile: str, cells: list, status: Mapping[str, Any], before: str | None, after: str | None
+    name: str,
+    profile: str,
+    cells: list,
+    status: Mapping[str, Any],
+    files: Mapping[int, str],
+    before: str | None,
+    after: str | None,
 ) -> str:
     from pygments.formatters import HtmlFormatter
 
@@ -181,7 +188,7 @@ def _page(
     links += [f'<a href="{before}.html">← {before[:2]}</a>'] if before else []
     links += [f'<a href="{after}.html">{after[:2]} →</a>'] if after else []
     settled = any("injected-parameters" in series.tags(cell) for cell in cells)  # then the defaults say nothing
-    body = "\n".join(_cell(cell) for cell in cells if not (settled and "parameters" in series.tags(cell)))
+    body = "\n".join(_cell(cell, files) for cell in cells if not (settled and "parameters" in series.tags(cell)))
     head = f"<style>{HtmlFormatter().get_style_defs('.code')}</style>" + _script(body)
     return _document(series.title(cells), f"<header><nav>{''.join(links)}</nav></header><main>{body}</main>", head)
 
@@ -190,7 +197,7 @@ def _script(body: str) -> str:
     return '<script src="plotly.min.js" charset="utf-8"></script>' if "Plotly.newPlot" in body else ""
 
 
-def _cell(cell: Mapping[str, Any]) -> str:
+def _cell(cell: Mapping[str, Any], files: Mapping[int, str]) -> str:
     source = "".join(cell["source"])
     if cell["cell_type"] == "markdown":
         return f'<div class="prose">{prose(source)}</div>'
@@ -201,7 +208,7 @@ def _cell(cell: Mapping[str, Any]) -> str:
     from pygments.lexers import PythonLexer
 
     code = highlight(source, PythonLexer(), HtmlFormatter(nowrap=True))
-    shown = "".join(map(_output, cell["outputs"]))
+    shown = "".join(_output(output, files.get(id(output))) for output in cell["outputs"])
     return f'<div class="code"><pre>{code}</pre></div>' + (f'<div class="out">{shown}</div>' if shown else "")
 
 
@@ -231,7 +238,7 @@ def _math(latex: str, display: str) -> str:
         return f"<code>{latex}</code>"
 
 
-def _output(output: Mapping[str, Any]) -> str:
+def _output(output: Mapping[str, Any], file: str | None) -> str:
     from nbconvert.filters import ansi2html
 
     if output["output_type"] == "stream":
@@ -241,7 +248,7 @@ def _output(output: Mapping[str, Any]) -> str:
     data = output["data"]
     if PLOTLY in data:
         shown = _figure(data[PLOTLY], data.get("image/png"))
-        return f'<div class="picture">{shown}{_files(output.get("metadata", {}).get("file"))}</div>'
+        return f'<div class="picture">{shown}{_files(file)}</div>'
     if "text/html" in data:
         return "".join(data["text/html"])
     if "image/svg+xml" in data:

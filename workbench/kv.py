@@ -111,9 +111,11 @@ def core(model):
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def version(model) -> int:
-    """A number that changes whenever a weight is changed in place, so that no stale key is ever used."""
-    return sum(p._version for p in model.parameters() if not p.is_inference())
+def version(model) -> tuple:
+    """What changes whenever a weight is changed in place, so that no stale key is ever used. Merging an adapter goes
+    past the weights' own count."""
+    merged = tuple(tuple(m.merged_adapters) for m in model.modules() if getattr(m, "merged_adapters", None))
+    return sum(p._version for p in model.parameters() if not p.is_inference()), merged
 
 
 def _zeros(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
@@ -140,7 +142,6 @@ class Rows(Cache):
         self.values: list[torch.Tensor] = []
         self.size, self.columns, self.width = 1, 1, 0  # rows and columns there are, columns in use
         self.device = self.model.device
-        self.tape = None  # a `tape.Tape` while one is running
 
     def reserve(self, size: int, columns: int) -> None:
         """Room for so many rows and columns; what is held stays."""
@@ -189,8 +190,6 @@ class Rows(Cache):
         mask.masked_fill_(late, torch.finfo(mask.dtype).min)
         inputs = {"input_ids": torch.as_tensor(ids, device=self.device), "attention_mask": mask}
         inputs |= {"position_ids": self.at, "past_key_values": self, "use_cache": True}
-        if self.tape:
-            self.tape.wrote(begin, at)
         if first is None:
             return self.model(**inputs, logits_to_keep=1).logits[:, -1]
         return self.trunk(**inputs).last_hidden_state
@@ -218,8 +217,6 @@ class Rows(Cache):
         return out
 
     def copy(self, sources: np.ndarray, targets: np.ndarray, columns: int) -> None:
-        if self.tape:
-            self.tape.copied(sources, targets, columns)
         sources, targets = (torch.as_tensor(x, device=self.device) for x in (sources, targets))
         for tensor in (*self.keys, *self.values):
             tensor[targets, :, :columns] = tensor[sources, :, :columns]
@@ -308,8 +305,6 @@ class Pool:
         if not width:
             return
         rows.width = max(rows.width, width)
-        if rows.tape:
-            rows.tape.loaded(first, len(wanted), width)
         # What stands behind a row's prefix is written over before anything may look at it.
         slots = np.full((len(wanted), width), next(p.slots[0] for p in wanted if p is not None))
         for row, prefix in enumerate(wanted):

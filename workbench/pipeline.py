@@ -146,7 +146,12 @@ class Profile:
 _QUICK = Schedule(8, batch=16, check_every=4)
 PROFILES = {
     "nano": Profile("nano"),
-    "countdown": Profile("countdown", task="countdown"),  # another world for the searches
+    "countdown": Profile(  # another world for the searches
+        "countdown",
+        task="countdown",
+        judge_problems=2000,
+        judge=Schedule(280, batch=64, lr=5e-4, muon_lr=0.003),
+    ),
     "micro": Profile(  # seconds, for trying the plumbing out: its models learn nothing worth reporting
         "micro",
         shape="micro",

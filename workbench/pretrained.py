@@ -75,7 +75,9 @@ SCALARS: dict[str, dict[str, Any]] = {
         caps=(48, 96),
         reinforce=Reinforce(4, (2, 3), prompts=8, group=4, updates=1, lr=1e-4, check_every=2, **_HEAT),
         process_steps=2,
-        wheel=Wheel(2, problems=48, samples=4, steps=12, batch=4, lr=2e-4, muon_lr=0.0, checks=2, strict=False),
+        wheel=Wheel(
+            2, problems=48, samples=4, temperature=0.5, steps=12, batch=4, lr=2e-4, muon_lr=0.0, checks=2, strict=False
+        ),
     ),
     "gpu": dict(
         step_tokens=128,
@@ -100,6 +102,7 @@ SCALARS: dict[str, dict[str, Any]] = {
             2,
             problems=500,
             samples=4,
+            temperature=0.5,
             steps=60,
             batch=1,
             accumulate=8,
@@ -367,8 +370,9 @@ def needs(p: Profile, width: int) -> dict[str, float]:
     reinforce.
 
     Reckoned from the base's shape, before anything is fetched (`models.memory`). Search holds policy and judges, each
-    on a base of its own, keys and values of all chains that are written at a time, and two pools of half a GB and a
-    quarter. Reinforcement learns from 1,024 tokens at a time with a judge beside it, and keeps all activations.
+    on a base of its own, the policy's weights once more as a CPU wants them, keys and values of all chains that are
+    written at a time, and two pools of half a GB and a quarter. Reinforcement learns from 1,024 tokens at a time with a
+    judge beside it, and keeps all activations.
     """
     from types import SimpleNamespace
 
@@ -389,7 +393,8 @@ def needs(p: Profile, width: int) -> dict[str, float]:
     judges = len(Pretrained.JUDGES) * (judge.weights + judge.adapters)
     heads = shape.num_key_value_heads * shape.head_dim
     keys = 2 * shape.num_hidden_layers * heads * width * p.rows * longest
-    search = held.weights + held.adapters + judges + held.program + keys + 0.75 * 2**30
+    packed = held.weights if p.method != "qlora" else 0.0
+    search = held.weights + packed + held.adapters + judges + held.program + keys + 0.75 * 2**30
     return {
         "teach": train(p.teach.batch, longest, p.teach.checkpointing),
         "judge": size.memory(width).total,

@@ -1119,7 +1119,7 @@ def _(
 
 
 @app.cell
-def _(claims, factor, over, pooled, slopes):
+def _(claims, over, slopes):
     SNELL, O1 = "Snell et al. 2024 (2408.03314)", "OpenAI o1 report 2024"
     searched = [
         claims.Claim(
@@ -1129,6 +1129,21 @@ def _(claims, factor, over, pooled, slopes):
             "> 0",
             slopes["weighted_vote"],
         ),
+        claims.Claim(
+            "search.over_optimisation",
+            "Cobbe et al. 2021 (2110.14168)",
+            "with a poor judge, more chains to choose from make the choice worse",
+            "< 0",
+            over,
+            "gains peak near 400 samples, then fall",
+        ),
+    ]
+    return O1, SNELL, searched
+
+
+@app.cell
+def _(SNELL, claims, factor, pooled):
+    saved = [
         claims.Claim(
             "scaling.compute_optimal_factor",
             SNELL,
@@ -1147,21 +1162,13 @@ def _(claims, factor, over, pooled, slopes):
         claims.Claim(
             "scaling.one_purse_quarter",
             "Damani et al. 2024 (2410.04707)",
-            "with one purse for all difficulties, best-of-n's accuracy takes at most a quarter of its FLOPs",
+            "one purse for all, difficulty known and not charged: best-of-n's accuracy at a quarter of its FLOPs",
             ">= 4",
             pooled,
             "up to 2, a learnt allocation",
         ),
-        claims.Claim(
-            "search.over_optimisation",
-            "Cobbe et al. 2021 (2110.14168)",
-            "with a poor judge, more chains to choose from make the choice worse",
-            "< 0",
-            over,
-            "gains peak near 400 samples, then fall",
-        ),
     ]
-    return O1, SNELL, searched
+    return (saved,)
 
 
 @app.cell
@@ -1196,7 +1203,7 @@ def _(SNELL, claims, gaps, rates, replace):
 
 
 @app.cell
-def _(O1, claims, exchanged, inside, profile, runs, searched):
+def _(O1, claims, exchanged, inside, profile, runs, saved, searched):
     longer = claims.Claim(
         "adaptive.tokens_by_difficulty",
         O1,
@@ -1204,7 +1211,7 @@ def _(O1, claims, exchanged, inside, profile, runs, searched):
         "> 0",
         inside["right"] and inside["right"].spearman,
     )
-    found = [*searched, *exchanged, longer]
+    found = [*searched, *saved, *exchanged, longer]
     claims.record(runs, profile, "08_test_time_scaling", found)
     print(claims.table(found))
     return

@@ -288,8 +288,6 @@ class _Batch:
             (i, k), path = self.who[w], self.paths[w]
             self.nodes[w] = Node(path, (*self.nodes[w].steps, step), stop)
             self.chains[i][k].append(self.nodes[w])
-            if stop is not None and self.rows.tape:
-                self.rows.tape.keep(before, self.row[w])
             if stop is None and self.wants[i].to_end:
                 on[place] = True
                 self.paths[w], self.before[w] = (*path, 0), before

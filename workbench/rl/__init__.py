@@ -26,7 +26,6 @@ from ..labels import right_answer
 from ..models import flops, rates, training_flops
 from ..policies import Sampling
 from ..search import drive
-from ..tape import Tape, taped_bytes
 from ..types import Cost, Problem, Trace, WorkbenchError
 from ..watch import alarm
 from .prime import Prime  # noqa: F401
@@ -45,7 +44,7 @@ from .variants import (  # noqa: F401
     token_weights,
 )
 
-TAPE = 1 << 30  # bytes that a step's tape may take at most; a step that might need more has none
+SCALED = ("logits_scaling", "logit_scale", "final_logit_softcapping")  # what some models do to logits behind their head
 
 
 @dataclass(frozen=True)
@@ -218,8 +217,6 @@ class Meter:
         if learning:
             learns = self.model.get_output_embeddings().weight.requires_grad
             trunk, passes = training_flops(self.model, seen.fed, context, head=False), 2 + learns
-            if seen.taped:
-                trunk -= flops(config, seen.fed, 0, head=False)
         else:
             trunk, passes = flops(config, seen.fed, context, head=False), 1
         self.fed += seen.fed
@@ -240,17 +237,15 @@ def look(model, batch: Batch, config: RL, meter: Meter) -> tuple[torch.Tensor, t
     return logprobs, values
 
 
-def update(policy, optimizer, batch: Batch, config: RL, meter: Meter | None = None, tape: Tape | None = None) -> dict:
+def update(policy, optimizer, batch: Batch, config: RL, meter: Meter | None = None) -> dict:
     """`config.updates` optimiser steps on one batch, each on every so-many-th group. Chains whose advantages are all 0
     carry no gradient and are not read, unless a KL pulls at them.
 
     Strictly on-policy (one update, own samples) the ratio is 1 and the log-probs of sampling are the old ones, so no
-    second pass is ever made; with the `tape` of sampling, half of the first one is not, either. The model stays in
-    eval mode: with dropout the ratio would be chance.
+    second pass is ever made. The model stays in eval mode: with dropout the ratio would be chance.
     Errors: a gradient that is not finite; the weights are then as before it.
     """
     variant, model = VARIANTS[config.variant], policy.model.eval()
-    policy.rows.packed.forget()
     meter = meter or Meter(model)
     high = config.clip_high or variant.high or config.clip
     weight = token_weights(batch.lengths, variant.mean, config.chain_tokens, *_counts(batch))
@@ -265,13 +260,10 @@ def update(policy, optimizer, batch: Batch, config: RL, meter: Meter | None = No
     stats = {"ratio": [], "clipped": [], "loss": [], "norm": [], "kl": []}
     for first in range(min(config.updates, len(every))):
         part = [i for name in every[first :: config.updates] for i in groups.get(name, ())]
+        model.zero_grad(set_to_none=True)  # an update that was stopped may have left some
         total = 0.0
-        todo = _rows(batch, part, config, tape)
-        while todo:
-            known, rows = todo.pop(0)
-            seen = see(model, rows, config.temperature, known)
-            if tape and not todo:
-                tape.clear()  # the way back needs the memory
+        for rows in batches(lay(batch.prompts, batch.responses, part, config.capacity), config.rows):
+            seen = see(model, rows, config.temperature)
             meter(seen, learning=True)
             at = batch.tokens(seen.chains)
             new, w = seen.logprobs, weight[at].to(seen.logprobs.device) * config.updates
@@ -309,17 +301,6 @@ def update(policy, optimizer, batch: Batch, config: RL, meter: Meter | None = No
         "trained": meter.fed,
         "training_flops": meter.flops,
     }
-
-
-def _rows(batch: Batch, chains: Sequence[int], config: RL, tape: Tape | None):
-    """[(the tape that has them or None, rows of one forward pass)] of all `chains`."""
-    names = [(*batch.prompts[i], *batch.responses[i]) for i in chains]
-    taped = [i for i, name in zip(chains, names, strict=True) if tape and name in tape.chains]
-    return [
-        (known, rows)
-        for known, some in ((tape, taped), (None, sorted(set(chains) - set(taped))))
-        for rows in batches(lay(batch.prompts, batch.responses, some, config.capacity, known), config.rows)
-    ]
 
 
 # --- several processes: each samples and reads its share of the groups, the gradient is that of all ---
@@ -387,6 +368,9 @@ def _run(policy, task, reward, config, run, held_out, progress, reference, sampl
     state, main = run.path / "state.safetensors", team().is_main_process
     if hasattr(reward, "learn") and team().num_processes > 1:
         raise WorkbenchError("a reward that learns would learn another thing in every process: use one process")
+    scaled = [k for k in SCALED if getattr(policy.model.config, k, None) not in (None, 1, 1.0)]
+    if scaled:
+        raise WorkbenchError(f"a model with {', '.join(scaled)} would be trained at other logits than it samples from")
     value_head(policy.model, config)
     optimizer = optimiser(
         policy.model, Fit(lr=config.lr, muon_lr=config.muon_lr, gain_lr=config.gain_lr, weight_decay=0.0)
@@ -466,11 +450,8 @@ def _run(policy, task, reward, config, run, held_out, progress, reference, sampl
 def one(policy, task, reward, config, optimizer, step, history=(), reference=None, sampler=None) -> dict:
     """One step of `train`, on a policy and an optimiser that it changes; returns its row of the history."""
     began = time.perf_counter()
-    tokens = config.prompts * config.group * config.chain_tokens
-    fits = sampler is None and config.updates == 1 and tokens * taped_bytes(policy.model) <= TAPE
-    tape = Tape(policy.model, tokens) if fits else None
-    with tape.running(policy.rows) if tape else nullcontext():
-        rolled = roll_out(sampler or policy, task, reward, config, step, history)
+    rolled = roll_out(sampler or policy, task, reward, config, step, history)
+    policy.rows.packed.forget()  # the weights will move, and what comes needs the memory
     sampled = time.perf_counter() - began
     batch, meter = Batch.of(policy, rolled.items, config.group), Meter(policy.model)
     batch.names, values = rolled.names, None
@@ -483,7 +464,7 @@ def one(policy, task, reward, config, optimizer, step, history=(), reference=Non
         with switched(policy.model, None) if shared else nullcontext():
             batch.reference, _ = look(policy.model if shared else reference, batch, config, meter)
     advantages(batch, rolled.earned, config, values)
-    stats = update(policy, optimizer, batch, config, meter, tape)
+    stats = update(policy, optimizer, batch, config, meter)
     cost = rolled.cost + Cost(
         trained=stats.pop("trained"),
         training_flops=stats.pop("training_flops"),

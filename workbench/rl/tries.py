@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain as chained
 
@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..kv import core
-from ..tape import Tape
 
 CELLS = 1 << 20  # of a table of logits that are gone through at a time, so that they stay in the cache
 
@@ -22,7 +21,7 @@ CELLS = 1 << 20  # of a table of logits that are gone through at a time, so that
 class Row:
     """A trie of tokens. `ids`, `place` (the position in its own chain): (width,). `sees`: (width, width), true where a
     token may look. `chains` stand in it: for all their response tokens, end to end, `before` is where the token before
-    it stands and `tokens` what it is. `slots`: of its tokens on a tape, if they are there."""
+    it stands and `tokens` what it is."""
 
     ids: np.ndarray
     place: np.ndarray
@@ -30,7 +29,6 @@ class Row:
     chains: list[int]
     before: np.ndarray
     tokens: np.ndarray
-    slots: np.ndarray | None
 
 
 def lay(
@@ -38,11 +36,10 @@ def lay(
     responses: Sequence[Sequence[int]],
     which: Sequence[int],
     capacity: int = 512,
-    tape: Tape | None = None,
 ) -> list[Row]:
     """Chains `which` -> rows of one prompt each, at most `capacity` tokens wide unless one chain alone is longer.
 
-    A chain's last token is a target only, so nobody reads it. With a `tape`, all of them are on it.
+    A chain's last token is a target only, so nobody reads it.
 
     >>> row, = lay([[1, 2]] * 2, [[3, 4, 5], [3, 4, 6]], [0, 1])
     >>> row.ids.tolist(), row.before.tolist(), row.tokens.tolist(), row.chains
@@ -57,7 +54,7 @@ def lay(
         if open_ is None or open_.prompt != prompt or open_.width + len(read) - open_.shared(read) > capacity:
             open_ = _Open(prompt)
             rows.append(open_)
-        open_.add(i, read, response, tape and tape.chains[prompt + response])
+        open_.add(i, read, response)
     return [row.closed() for row in rows]
 
 
@@ -66,7 +63,6 @@ class _Open:
         self.prompt, self.last, self.path = prompt, (), np.zeros(0, np.int64)
         self.ids: list[int] = []
         self.place: list[int] = []
-        self.slots: list[int] = []
         self.branches: list[tuple[np.ndarray, int]] = []  # a path, and from where on it is new
         self.chains: list[int] = []
         self.before: list[np.ndarray] = []
@@ -81,12 +77,11 @@ class _Open:
             (n for n, (a, b) in enumerate(zip(read, self.last, strict=False)) if a != b), min(len(read), len(self.last))
         )
 
-    def add(self, i: int, read: tuple[int, ...], response: tuple[int, ...], slots: np.ndarray | None) -> None:
+    def add(self, i: int, read: tuple[int, ...], response: tuple[int, ...]) -> None:
         n, at = self.shared(read), self.width
         self.path = np.concatenate([self.path[:n], np.arange(at, at + len(read) - n)])
         self.ids += read[n:]
         self.place += range(n, len(read))
-        self.slots += [] if slots is None else slots[n:].tolist()
         if len(read) > n:
             self.branches.append((self.path, n))
         self.chains.append(i)
@@ -102,7 +97,7 @@ class _Open:
             sees[new, new] = np.tri(len(path) - n, dtype=bool)
         return Row(
             np.array(self.ids), np.array(self.place), sees, self.chains, np.concatenate(self.before),
-            np.array(list(chained(*self.tokens))), np.array(self.slots) if self.slots else None,
+            np.array(list(chained(*self.tokens))),
         )  # fmt: skip
 
 
@@ -118,7 +113,7 @@ def batches(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
         yield part
 
 
-def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, rows=(), **kwargs):
+def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, *, rows, **kwargs):
     """Attention in each of the `rows` (where it begins, where it ends, who sees whom) that stand end to end."""
     repeat = query.shape[1] != key.shape[1]
     parts = [
@@ -146,7 +141,7 @@ def _attending(config) -> Iterator[None]:
 class Seen:
     """What a model says of the response tokens of `chains`, end to end: `logprobs`, and `values` of the states before
     them where it has a value head. `fed` tokens were computed, `looked` pairs of them were wanted, `heads` states got
-    logits; `taped`: what linear layers gave was known."""
+    logits."""
 
     chains: list[int]
     logprobs: torch.Tensor
@@ -154,13 +149,11 @@ class Seen:
     fed: int
     looked: int
     heads: int
-    taped: bool
 
 
-def see(model, rows: Sequence[Row], temperature: float = 1.0, tape: Tape | None = None) -> Seen:
+def see(model, rows: Sequence[Row], temperature: float = 1.0) -> Seen:
     """One forward pass over `rows`, laid end to end so that there is no padding. Log-probs are those of the
-    distribution at `temperature`; logits are made only for the states that a response token follows, each once. With
-    the `tape` that `rows` were laid for, linear layers are not run."""
+    distribution at `temperature`; logits are made only for the states that a response token follows, each once."""
     inner = core(model)
     device = next(inner.parameters()).device
 
@@ -170,14 +163,12 @@ def see(model, rows: Sequence[Row], temperature: float = 1.0, tape: Tape | None 
     ends = np.cumsum([len(row.ids) for row in rows])
     begins = ends - [len(row.ids) for row in rows]
     spans = [(b, e, tensor([row.sees])) for b, e, row in zip(begins, ends, rows, strict=True)]
-    with (
-        _attending(inner.config),
-        tape.replayed(np.concatenate([row.slots for row in rows])) if tape else nullcontext(),
-    ):
+    with _attending(inner.config):
         out = inner.base_model(
             input_ids=tensor([row.ids for row in rows])[None],
             position_ids=tensor([row.place for row in rows])[None],
-            attention_mask=torch.ones((1, 1, 1, 1), device=device),  # `rows` say it
+            # `rows` say who sees whom; a model that asks this mask instead gives NaN and not another model's numbers
+            attention_mask=torch.full((1, 1, 1, 1), torch.nan, device=device),
             use_cache=False,
             rows=spans,
         )
@@ -190,7 +181,7 @@ def see(model, rows: Sequence[Row], temperature: float = 1.0, tape: Tape | None 
     values = None if head is None else head(states.float())[which, 0]
     chains = [i for row in rows for i in row.chains]
     looked = int(sum(row.sees.sum() for row in rows))
-    return Seen(chains, logprobs, values, int(ends[-1]), looked, len(states), tape is not None)
+    return Seen(chains, logprobs, values, int(ends[-1]), looked, len(states))
 
 
 def chosen(head, states: torch.Tensor, which: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -202,7 +193,7 @@ def chosen(head, states: torch.Tensor, which: torch.Tensor, targets: torch.Tenso
 
 
 class _Chosen(torch.autograd.Function):
-    """`chosen` with one table (states, vocabulary) in memory where autograd keeps five: chances are written over the
+    """`chosen` with one table (states, vocabulary) in fp32 where autograd keeps five: chances are written over the
     logits, and their gradient over the chances."""
 
     @staticmethod
