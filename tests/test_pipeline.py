@@ -48,6 +48,19 @@ def test_a_stage_killed_before_its_last_word_comes_out_the_same(built, stage):
     assert rows(built, stage) == before and weights(built, stage) == model
 
 
+def test_what_is_missing_is_known_before_it_is_built(built, monkeypatch, tmp_path):
+    """Bugs: after an upgrade stages of other scalars count as finished, and a notebook builds them one by one; looking
+    moves them aside."""
+    assert pipeline.missing("micro", built) == [] and set(pipeline.missing("micro", tmp_path)) == set(STAGES)
+    before = sorted(path.name for path in (built / "micro").iterdir())
+    changed = {**pipeline.PROFILES, "micro": replace(pipeline.PROFILES["micro"], audit=3)}
+    monkeypatch.setattr(pipeline, "PROFILES", changed)
+    assert pipeline.missing("micro", built) == ["audit", "judge-head-rollouts"]
+    changed["micro"] = replace(pipeline.PROFILES["micro"], search_n=(1, 2, 4))
+    assert {"search", "reinforce-outcome"} <= set(pipeline.missing("micro", built)) < set(STAGES)
+    assert sorted(path.name for path in (built / "micro").iterdir()) == before
+
+
 def test_a_finished_series_is_found_not_built(built, capsys):
     assert pipeline.build("micro", built) == (0, 0)
     s = Series("micro", built, progress=False)

@@ -251,10 +251,12 @@ class Series:
 
     # --- teach ---
 
-    def _open(self, stage: str, inputs: dict | None = None, **params) -> Run:
+    def _about(self, params: dict) -> dict:
         p = self.profile
-        about = {"seed": self.seed, "task": p.task, "tokens": [p.step_tokens, p.chain_tokens]}
-        run = Run.open(self.root / stage, about | params, inputs or {})
+        return {"seed": self.seed, "task": p.task, "tokens": [p.step_tokens, p.chain_tokens]} | params
+
+    def _open(self, stage: str, inputs: dict | None = None, **params) -> Run:
+        run = Run.open(self.root / stage, self._about(params), inputs)
         if not run.done:
             print(f"{self.profile.name}: building {stage}", flush=True)
         return run
@@ -831,6 +833,37 @@ def memory() -> int:
     return total
 
 
+class _Absent(Exception):
+    """A stage is not there as it should be."""
+
+
+class _Found(Series):
+    """Stages that are on disk; one that would have to be built is `_Absent`."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.found: dict[str, Run] = {}
+
+    def _open(self, stage: str, inputs: dict | None = None, **params) -> Run:
+        if stage not in self.found:
+            run = Run.finished(self.root / stage, self._about(params), inputs)
+            if run is None:
+                raise _Absent(stage)
+            self.found[stage] = run
+        return self.found[stage]
+
+
+def missing(profile_name: str = "nano", runs: str | Path = "runs", seed: int = 0) -> list[str]:
+    """The stages that `build` has to build: not there, unfinished, or of other parameters or inputs than today's."""
+    found, out = _Found(profile_name, runs, seed), []
+    for name in STAGES:
+        try:
+            build_stage(name, opened=lambda *_: found)
+        except _Absent:
+            out.append(name)
+    return out
+
+
 def build_stage(
     name: str, profile_name: str = "nano", runs: str | Path = "runs", seed: int = 0, opened: Callable = Series
 ) -> Run:
@@ -859,9 +892,7 @@ def build(
     """
     profile(profile_name)
     root = runs_folder(runs) / profile_name
-    todo = [name for name in STAGES if not (root / name / "DONE").exists()]
-    for name in set(STAGES) - set(todo):
-        Run.existing(root / name)  # a finished stage whose files do not match their hashes is an error here
+    todo = missing(profile_name, runs, seed)
     if not todo:
         return 0, 0
     (root / "logs").mkdir(parents=True, exist_ok=True)

@@ -88,9 +88,7 @@ class Run:
         run that another process is writing.
         """
         path = Path(path)
-        params = _plain(params, "params")
-        hashes = {name: _input(name, Path(source)) for name, source in (inputs or {}).items()}
-        key = _digest({"params": params, "inputs": hashes})
+        params, hashes, key = _name(params, inputs)
         about = _about(path)
         if about is not None and about["key"] == key and (path / "DONE").exists():
             return cls(path, about)._settle()
@@ -116,6 +114,14 @@ class Run:
                     path.mkdir(exist_ok=True)
                 _write(path / "run.json", json.dumps(about, indent=1))
         return cls(path, about)._settle()
+
+    @classmethod
+    def finished(cls, path: str | Path, params: Mapping[str, Any], inputs: Mapping[str, str | Path] | None = None):
+        """The run that `open` would find done, or None; nothing is changed. Errors: a file that does not match its
+        hash."""
+        about = _about(Path(path))
+        same = about is not None and about["key"] == _name(params, inputs)[2] and (Path(path) / "DONE").exists()
+        return cls(Path(path), about)._settle() if same else None
 
     @classmethod
     def existing(cls, path: str | Path) -> Run:
@@ -264,6 +270,13 @@ class Run:
         if not isinstance(row, Mapping):
             raise WorkbenchError(f"{self.path / name}: a row is a mapping, not {type(row).__name__}")
         return _dumps(row, name) + "\n"
+
+
+def _name(params: Mapping[str, Any], inputs: Mapping[str, str | Path] | None) -> tuple[dict, dict[str, str], str]:
+    """Parameters as JSON has them, hashes of the inputs, and the key that both make."""
+    params = _plain(params, "params")
+    hashes = {name: _input(name, Path(source)) for name, source in (inputs or {}).items()}
+    return params, hashes, _digest({"params": params, "inputs": hashes})
 
 
 def _input(name: str, source: Path) -> str:
