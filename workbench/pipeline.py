@@ -335,13 +335,13 @@ class Series:
 
     def early(self) -> Run:
         """Chains of the test problems from the policy as it was while it was taught; the knob `step` says when."""
-        from . import evaluate
-        from .policies.local import LocalPolicy
-
         p, taught = self.profile, self.teach()
         run = self._open("early", {"policy": taught.path}, steps=p.early, n=p.early_n, problems=p.search_problems)
         if run.done:
             return run
+        from . import evaluate
+        from .policies.local import LocalPolicy
+
         _fresh(run, "records")
         spent = Cost()
         for step in [step for step in p.early if step <= taught.summary["steps"]]:  # it ends once it is good enough
