@@ -121,6 +121,9 @@ def test_figures_are_files_too(bare):
     assert 'href="figures/00-1.svg"' in page and 'href="figures/00-1.png"' in page
     svg = (place / "00-1.svg").read_text()
     assert svg.startswith("<svg") and "<path" in svg and (place / "00-1.png").read_bytes()[:4] == b"\x89PNG"
+    (place / "00-1.svg").unlink()
+    gallery.write("nano", root=bare.parents[3], anew=False)
+    assert (place / "00-1.svg").exists(), "the page was current, its figure was never drawn"
 
 
 def test_a_browser_that_does_not_start_spoils_nothing(bare, monkeypatch, capsys):

@@ -69,11 +69,12 @@ def write(profile: str = "nano", runs: str | Path | None = None, root: Path = se
     names = [name for name in series.names(root) if (folder / "notebooks" / f"{name}.ipynb").exists()]
     illustrate([folder / "notebooks" / f"{name}.ipynb" for name in names])
     statuses = {name: series.read_status(folder / "notebooks" / f"{name}.json") for name in names}
-    books, stale, cards = {}, [], []
+    books, stale, cards, browser = {}, [], [], doctor.browser()
     for name in names:
         source, page = folder / "notebooks" / f"{name}.ipynb", place / f"{name}.html"
         books[name] = json.loads(source.read_text(encoding="utf-8"))["cells"]
-        if anew or not page.exists() or page.stat().st_mtime < source.stat().st_mtime:
+        undrawn = browser and PLOTLY in source.read_text("utf-8") and not [*place.glob(f"figures/{name[:2]}-*.svg")]
+        if anew or undrawn or not page.exists() or page.stat().st_mtime < source.stat().st_mtime:
             stale.append(name)
     files = export(place / "figures", {name: books[name] for name in stale})
     for number, (name, cells) in enumerate(books.items()):
