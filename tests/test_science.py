@@ -460,7 +460,7 @@ def test_one_purse_is_spent_as_well_as_trying_every_way_spends_it():
         value = {tuple(w): (weight * score[range(4), w]).sum() for w in ways}
         cost = {tuple(w): (weight * price[range(4), w]).sum() for w in ways}
         best = max(v for w, v in value.items() if cost[w] <= budget)
-        found = tuple(_together(price, score, weight, budget, None))
+        found = tuple(_together(price, score, weight, budget, "flops"))
         assert cost[found] <= budget * (1 + 1e-9) and value[found] == pytest.approx(best)
         assert cost[found] == pytest.approx(min(c for w, c in cost.items() if value[w] >= best - 1e-9))
 

@@ -403,7 +403,7 @@ def _serve() -> None:
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     except (ImportError, OSError, ValueError):
-        pass
+        pass  # a system without such a limit: the clock still ends whatever grows
     say(ready=True)
     for line in sys.stdin:
         question = json.loads(line)

@@ -116,7 +116,9 @@ class Run:
         return cls(path, about)._settle()
 
     @classmethod
-    def finished(cls, path: str | Path, params: Mapping[str, Any], inputs: Mapping[str, str | Path] | None = None):
+    def finished(
+        cls, path: str | Path, params: Mapping[str, Any], inputs: Mapping[str, str | Path] | None = None
+    ) -> Run | None:
         """The run that `open` would find done, or None; nothing is changed. Errors: a file that does not match its
         hash."""
         about = _about(Path(path))

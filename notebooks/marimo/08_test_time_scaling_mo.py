@@ -601,7 +601,7 @@ def _(strategy):
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
-    And out of one purse, of the same mean? An easy problem is answered once, and what that leaves goes where it helps.
+    And out of one purse, of the same mean? You see what each bin gets.
     """)
     return
 

@@ -362,7 +362,7 @@ _price = sum(strategy.costs.values()) / len(strategy.costs)
 print(f"{_price:.3g} FLOPs a problem; per bin, most often: {_names}")
 
 # %% [markdown]
-# And out of one purse, of the same mean? An easy problem is answered once, and what that leaves goes where it helps.
+# And out of one purse, of the same mean? You see what each bin gets.
 
 # %%
 purse = scaling.compute_optimal(allowed, bins, quarter, shared=True)

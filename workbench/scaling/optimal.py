@@ -195,10 +195,12 @@ def _choose(
         price = np.stack([table.costs[there].mean(0) for _, there in halves])
         score = np.stack([table.marks[there].mean(0) for _, there in halves]).round(9)
         if shared:
-            best = _together(price, score, np.array([len(rows) for rows in inside]) / len(each), budget.mean(), table)
+            best = _together(
+                price, score, np.array([len(rows) for rows in inside]) / len(each), budget.mean(), table.axis
+            )
         else:
             best = [
-                _alone(price[i], score[i], budget[there].mean(), f" in bin {names[i]}", table)
+                _alone(price[i], score[i], budget[there].mean(), f"{table.axis} in bin {names[i]}")
                 for i, (_, there) in enumerate(halves)
             ]
         for i, (here, _) in enumerate(halves):
@@ -213,16 +215,15 @@ def _choose(
     return Optimal(*named, choices, int(table.seeds.min()), table.axis)
 
 
-def _alone(price: np.ndarray, score: np.ndarray, budget: float, where: str, table: Table) -> int:
+def _alone(price: np.ndarray, score: np.ndarray, budget: float, unit: str) -> int:
     """The setting of the best score that costs at most `budget`; of equals the cheapest."""
     paid = price <= budget * (1 + 1e-9)
     if not paid.any():
-        least = f"{price.min():.3g} {table.axis}{where}"
-        raise _TooSmall(f"a budget of {budget:.3g}, and the cheapest setting takes {least}")
+        raise _TooSmall(f"a budget of {budget:.3g}, and the cheapest setting takes {price.min():.3g} {unit}")
     return int(np.lexsort((price, -np.where(paid, score, -1)))[0])
 
 
-def _together(price: np.ndarray, score: np.ndarray, weight: np.ndarray, budget: float, table: Table) -> np.ndarray:
+def _together(price: np.ndarray, score: np.ndarray, weight: np.ndarray, budget: float, unit: str) -> np.ndarray:
     """A setting for each bin, (bins,), of the best mean score that costs at most `budget` in the mean; exact.
 
     Bin by bin, what is dearer than another way that scores as well is dropped: few ways are left, for there are no more
@@ -237,7 +238,7 @@ def _together(price: np.ndarray, score: np.ndarray, weight: np.ndarray, budget: 
         order = order[(cost[order] <= budget * (1 + 1e-9)) & np.r_[True, top[1:] > top[:-1]]]
         cost, gain, ways = cost[order], gain[order], ways[order]
     if not len(ways):
-        least = f"{(weight * price.min(1)).sum():.3g} {table.axis} a problem"
+        least = f"{(weight * price.min(1)).sum():.3g} {unit} a problem"
         raise _TooSmall(f"a budget of {budget:.3g}, and the cheapest settings take {least}")
     return ways[-1]
 
