@@ -20,7 +20,7 @@ from math import comb, log, log10
 from IPython.display import Markdown
 
 from workbench import claims, evaluate, plots, scaling, select, tasks
-from workbench.pipeline import Series, ledger, read_records
+from workbench.pipeline import Series, ledger, missing, read_records
 from workbench.types import Cost, Record, Step, Trace
 
 # %% tags=["parameters"]
@@ -385,6 +385,56 @@ unerring = claims.measured(
 print(f"best-of-n needs {unerring} times the FLOPs of best-of-n with the oracle")
 
 # %% [markdown]
+# ## Another world: countdown
+#
+# In arithmetic one step at a time is the right one. In countdown (reach a target with each number once) many first
+# moves lead there. The same policy, judge and searches were trained and run on it, if you asked for that: it takes a
+# core some 45 minutes, so the series does not do it by itself.
+
+# %%
+built = profile == "nano" and "search" not in missing("countdown", runs, seed)
+there = Series("countdown", runs, seed).search() if built else None
+countdown, their_chains = (read_records(there, name) if built else [] for name in ("records", "samples"))
+print("found" if built else "not here: python -m workbench stage search --profile countdown, then run this again")
+
+# %%
+_lines = scaling.curve(countdown) if built else []
+_drawn = ("greedy", "majority", "best_of_n", "weighted_vote", "beam", "best_of_n (oracle)")
+_shown = [p for p in _lines if p.method in _drawn]
+_last = {p.method: p.accuracy.value for p in _shown}
+_title = ", ".join(f"{m} {_last[m]:.0%}" for m in ("greedy", "weighted_vote", "best_of_n (oracle)") if m in _last)
+plots.accuracy_vs_flops(_shown, title=f"Countdown at the largest n: {_title}") if built else None
+
+# %%
+their_slope = claims.measured(scaling.log_slope, countdown, "weighted_vote") if built else None
+print(f"a decade of FLOPs is worth {their_slope} with the judge" if their_slope else "")
+
+# %% [markdown]
+# The best setting per difficulty, as above: half of the chains bin, the other half is reported, a quarter of the FLOPs.
+
+
+# %%
+def quarter_of(rows, chains, methods):
+    """(strategy at a quarter of the largest best-of-n's FLOPs, times its FLOPs that best-of-n needs)."""
+    easy = scaling.quantile_bins(scaling.by_problem([r for r in chains if r.seed >= half]), k=5)
+    base = [r for r in rows if r.knobs["method"] == "best_of_n"]
+    budget = max(p.x for p in scaling.curve(base) if p.n in limit) / 4
+    paid = [r for r in rows if r.knobs["method"] in methods and r.knobs["n"] in limit]  # greedy is n = 1
+    found = scaling.compute_optimal(paid, easy, budget)
+    return found, scaling.efficiency(base, "best_of_n", found)
+
+
+# %%
+kinds_of = {"with the judge": searches, "with a perfect judge": ("best_of_n (oracle)",)}
+their_best = {
+    k: claims.measured(quarter_of, countdown, their_chains, m) if built else None for k, m in kinds_of.items()
+}
+for _kind, _best in their_best.items():
+    if _best:
+        _names = {b: max(share, key=share.get) for b, share in _best[0].choices.items()}
+        print(f"{_kind}: best-of-n needs {_best[1]} times the FLOPs; per bin, most often: {_names}")
+
+# %% [markdown]
 # ## A small model that searches, a large one that answers
 #
 # A second policy of one 14th the size learnt from the same examples, in two passes, while the large one was stopped
@@ -672,6 +722,7 @@ Markdown(
     f"- The best setting per bin, at a quarter of best-of-{max(limit)}'s FLOPs: best-of-n needs {factor['best_of_n']} "
     f"times as much, the vote {factor['majority']}. Snell et al. report 2–4. Out of one purse: {pooled}. With a "
     f"perfect judge: {unerring}.\n"
+    f"- In countdown a decade is worth {their_slope or 'not measured'} with the judge.\n"
     f"- A model of one {size}th with search, less the large one's answer: {gaps[0].value:+.3f} on bins 1–3 at R = 0.16 "
     f"({claims.told(gaps[0], '> 0', 'it wins', 'it does not win')}), {gaps[1].value:+.3f} on bin 5 at R = 22.\n"
     f"- Chains that are right get longer with difficulty: rank correlation {_told[0]}; among problems of the "
@@ -728,6 +779,24 @@ saved = [
 ]
 
 # %%
+elsewhere = [
+    claims.Claim(
+        "scaling.countdown_slope",
+        f"{O1}; {SNELL}",
+        "countdown: the judge-weighted vote gains accuracy with every decade of test-time compute",
+        "> 0",
+        their_slope,
+    ),
+    claims.Claim(
+        "scaling.countdown_quarter",
+        "this series: the goal that was set",
+        "countdown: the best setting per difficulty needs at most a quarter of best-of-n's FLOPs",
+        ">= 4",
+        their_best["with the judge"] and their_best["with the judge"][1],
+    ),
+]
+
+# %%
 plane = rates["teaching"]
 fits = plane is None or plane.max_error <= 0.5  # log-odds
 exchanged = [
@@ -763,7 +832,7 @@ longer = claims.Claim(
     "> 0",
     inside["right"] and inside["right"].spearman,
 )
-found = [*searched, *saved, *exchanged, longer]
+found = [*searched, *saved, *elsewhere, *exchanged, longer]
 claims.record(runs, profile, "08_test_time_scaling", found)
 print(claims.table(found))
 
