@@ -88,7 +88,7 @@ def test_an_interrupted_write_keeps_the_old_claims(tmp_path, monkeypatch, moment
     """Bug: a half-written file that looks finished."""
     record(tmp_path, "nano", "05_search", [claim()])
     monkeypatch.setattr(os, moment, lambda *_: (_ for _ in ()).throw(OSError("No space left on device")))
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(WorkbenchError, match="the disk is full"):
         record(tmp_path, "nano", "05_search", [claim("new.claim")])
     assert load(tmp_path, "nano") == [claim()] and len(list((tmp_path / "nano" / "claims").iterdir())) == 1
 

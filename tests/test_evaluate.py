@@ -32,7 +32,7 @@ def test_a_record_a_chain_and_nothing_else(sampled, asked):
     assert {row.answer for row in rows} == {"1", "0", None}
     assert all(row.correct is (row.answer == "1") for row in rows), "an unfinished chain is wrong, not unknown"
     assert {row.knobs["stop"] for row in rows} == {"answer", "cut"}
-    assert all(Record.from_json(row.to_json()) == row for row in rows)
+    assert all(Record.of(json.loads(row.to_json())) == row for row in rows)
 
 
 def test_samples_are_what_the_policy_draws(sampled, asked):
@@ -55,9 +55,10 @@ def test_a_sample_costs_its_own_tokens(sampled, asked):
         assert parts.policy_flops == pytest.approx(record.cost.policy_flops)
 
 
-def test_pass_1(asked):
+def test_a_share_of_right_chains(asked):
     """Against the probability itself: .25, within four standard errors."""
-    assert evaluate.pass_1(COIN, asked(800), n=2) == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 1600) ** 0.5)
+    rows, _ = evaluate.samples("run", asked(800), COIN, 2)
+    assert sum(r.correct for r in rows) / len(rows) == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 1600) ** 0.5)
 
 
 def test_an_abstention_is_wrong(asked):

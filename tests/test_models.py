@@ -83,12 +83,24 @@ def test_training_by_hand(tokenizer):
     assert training_flops(judge, tokens, seen) == tokens * (3 * 2 * trunk + attention)
     again = tokens * (4 * 2 * trunk + attention + 2 * scores * seen)
     assert training_flops(judge, tokens, seen, again=True) == again
+    judge.model.layers[0].requires_grad_(False)  # then all below the upper one runs forward only
+    assert training_flops(judge, tokens, seen) == tokens * (2 * 2 * trunk + 2 / 3 * attention)
+    again = tokens * (2.5 * 2 * trunk + 2 / 3 * attention + scores * seen)
+    assert training_flops(judge, tokens, seen, again=True) == again
+    judge.model.layers.requires_grad_(False)
+    assert training_flops(judge, tokens, seen) == tokens * (
+        2 * trunk + scores * seen * 2
+    )  # the norm and the head learn
+    table_learns = judge.model.embed_tokens.weight.requires_grad_()
+    assert table_learns.requires_grad and training_flops(judge, tokens, seen) == tokens * (2 * 2 * trunk + attention)
     adapters = 2 * 4 * (4 * (32 + 32) + 3 * (32 + 64))  # rank 4, two layers
     thin = lora(from_policy(model), 4, exclude_modules=["score"], modules_to_save=["score"], task_type="TOKEN_CLS")
     assert training_flops(thin, tokens, seen) == tokens * (2 * 2 * trunk + 3 * 2 * adapters + attention)
+    thin = lora(from_policy(model), 1, exclude_modules=["score"], modules_to_save=["score"], task_type="TOKEN_CLS")
+    assert training_flops(thin, tokens, seen) == tokens * (2 * 2 * trunk + 3 * 2 * adapters / 4 + attention)
 
 
-@pytest.mark.parametrize("method", ["full", "head frozen", "lora", "lora, again"])
+@pytest.mark.parametrize("method", ["full", "head frozen", "lora", "lora, again", "top"])
 @pytest.mark.parametrize("head", [True, False])
 def test_training_against_a_counter(tokenizer, method, head):
     """Bugs: the same, and a table that is look-up and head at once left out or counted twice."""
@@ -101,10 +113,16 @@ def test_training_against_a_counter(tokenizer, method, head):
         model.get_input_embeddings().weight.requires_grad_(False)
     if method.startswith("lora"):
         model = lora(model, 8, task_type="CAUSAL_LM")
-    core(model).enable_input_require_grads()  # back to the first layer's own input, as the ledger has it
+    inner = core(model)
     if method.endswith("again"):
         model.train().gradient_checkpointing_enable({"use_reentrant": False})
-    inner = core(model)
+        inner.disable_input_require_grads()
+    if not method.startswith("top"):  # back to the first layer's own input, as the ledger has it
+        inner.enable_input_require_grads()
+    else:
+        inner.get_input_embeddings().weight.requires_grad_(False)
+        inner.model.layers[:-2].requires_grad_(False)
+        inner.model.layers[-2].register_forward_pre_hook(lambda _, given: (given[0].requires_grad_(), *given[1:]))
     with FlopCounterMode(display=False) as counter:
         hidden = inner.model(ids, use_cache=False).last_hidden_state
         (inner.lm_head(hidden) if head else hidden).square().mean().backward()

@@ -12,8 +12,8 @@ import torch
 
 from workbench.fit import Ordered
 from workbench.models import new_model
-from workbench.packing import UNKNOWN, Forest, Store, capped, collate, pack
-from workbench.types import Labelled, Problem, Step, Trace, WorkbenchError
+from workbench.packing import UNKNOWN, Forest, Store, collate, pack
+from workbench.types import Labelled, Problem, Step, Trace
 from workbench.verifiers import prm
 
 
@@ -149,34 +149,6 @@ def test_rows_are_full(encoder):
     assert counts["straight"] > 1.5 * counts["tokens"]
 
 
-def test_a_cap_leaves_problems_and_cuts_trees(encoder):
-    counts = {}
-    list(pack(many(50), encoder, 512, cap=250, counts=counts))
-    whole = {}
-    list(pack(many(50), encoder, 512, counts=whole))
-    assert 0 < counts["tokens"] < whole["tokens"] and counts["labels"] >= 50 * 6
-
-
-def test_whole_chains_are_kept_up_to_a_cap(encoder):
-    """Bugs: shared steps counted for each chain; a long problem left out; the order of the chains lost."""
-
-    def size(kept):
-        rows = [encoder.encode(c.problem.prompt, c.trace.steps) for c in kept]
-        ends = [(row.ids, [row.prompt_length, *(end + 1 for end in row.step_ends)]) for row in rows]
-        tree = {tuple(ids[:stop]): stop - start for ids, e in ends for start, stop in zip([0, *e], e, strict=False)}
-        return sum(tree.values())
-
-    assert list(capped(CHAINS, encoder, 0)) == CHAINS == list(capped(CHAINS, encoder, size(CHAINS[:4])))
-    few = list(capped(CHAINS, encoder, size(CHAINS[:2])))
-    assert few == [c for c in CHAINS if c in few] and len(few) < len(CHAINS)
-    for prompt in ("2+3", "7*8"):
-        assert 1 <= len(mine := [c for c in few if c.problem.prompt == prompt]) and size(mine) <= size(CHAINS[:2])
-    assert {c.problem.prompt for c in capped(CHAINS, encoder, 1)} == {"2+3", "7*8"}
-    assert len(list(capped(CHAINS, encoder, 1))) == 2
-    with pytest.raises(WorkbenchError, match="a cap of -5 tokens"):
-        list(capped(CHAINS, encoder, -5))
-
-
 def test_an_outcome_is_a_chains_own(encoder):
     """Bug: two chains share a step, and the outcome of the first is given to the second."""
     rows = list(pack([chain("2+3", "a", "b!"), chain("2+3", "a", "c")], encoder, 300, outcome=True))
@@ -202,7 +174,7 @@ LONG = """
 import resource, sys
 from workbench.format import Encoder
 from workbench.models import character_tokenizer
-from workbench.packing import capped, Store, pack
+from workbench.packing import Store, pack
 from workbench.stepdata import Rows
 store = Store.write(sys.argv[2], pack(Rows(sys.argv[1]), Encoder(character_tokenizer()), 512))
 print(store.labels, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

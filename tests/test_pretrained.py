@@ -230,8 +230,8 @@ def test_rows_that_are_not_here_are_named(opened, tmp_path):
 @pytest.mark.parametrize(
     "changes, complaint",
     [
-        ({"audits": 3}, "unknown scalar 'audits' of Profile: did you mean 'audit'"),
-        ({"teach.stepz": 3}, "unknown scalar 'stepz' of Lora: did you mean 'steps'"),
+        ({"audits": 3}, "unknown scalar of Profile 'audits': did you mean 'audit'"),
+        ({"teach.stepz": 3}, "unknown scalar of Lora 'stepz': did you mean 'steps'"),
         ({"teach.lr.x": 3}, "unknown scalar"),
         ({"audit": "3"}, "audit='3': it is of type int"),
         ({"judge.method": "dora"}, "one of full, lora, qlora"),

@@ -82,6 +82,31 @@ def test_only_what_shall_learn_learns(base):
     assert {n for n, p in full.named_parameters() if not p.requires_grad} == {"model.embed_tokens.weight"}
 
 
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_only_the_top_layers_learn(chains, base, tmp_path, method):
+    """Bugs: the lower layers learn, or the upper ones do not; what is kept in checkpoints is not what learns."""
+    config = replace(QUICK, method=method, top=1)
+    model, _ = prm.open_base(base, config)
+    learns = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert any(".layers.1." in name for name in learns) and any("score" in name for name in learns)
+    assert not any(".layers.0." in name for name in learns)
+    out, cost, _ = run(chains, base, tmp_path / "top", config)
+    _, whole, _ = run(chains, base, tmp_path / "whole", replace(config, top=0))
+    assert cost.trained == whole.trained and cost.training_flops < 0.8 * whole.training_flops
+    if method == "full":
+        before, after = load_model(base)[0].state_dict(), load_file(out / "model.safetensors")
+        moved = {name for name in before.keys() & after.keys() if not torch.equal(before[name], after[name])}
+        assert any(".layers.1." in name for name in moved) and not any(".layers.0." in name for name in moved)
+    else:
+        assert not any(".layers.0." in name for name in load_file(out / "adapter_model.safetensors"))
+    all_of_it = {n for n, p in prm.open_base(base, replace(config, top=3))[0].named_parameters() if p.requires_grad}
+    assert (
+        learns
+        < all_of_it
+        == {n for n, p in prm.open_base(base, replace(config, top=0))[0].named_parameters() if p.requires_grad}
+    ), "a base of two layers has no three to choose from"
+
+
 def test_every_process_quantises_on_its_own_gpu(base, monkeypatch):
     """Bug: all processes of a launch load the 4-bit base onto GPU 0. On a CPU nothing is said, as nothing is placed."""
     config = replace(QUICK, method="qlora")
@@ -173,7 +198,11 @@ def test_a_pickle_is_refused_by_name(chains, base, tmp_path):
 
 
 def test_what_cannot_be_trained_is_said(base, tmp_path, chains):
-    for change, text in [({"method": "dora"}, "one of full, lora, qlora"), ({"held_out": 1.0}, "a share")]:
+    for change, text in [
+        ({"method": "dora"}, "one of full, lora, qlora"),
+        ({"held_out": 1.0}, "a share"),
+        ({"top": -1}, "top=-1"),
+    ]:
         with pytest.raises(WorkbenchError, match=text):
             replace(QUICK, **change)
     with pytest.raises(WorkbenchError, match="holds no rows"):
@@ -305,8 +334,8 @@ def test_the_command_line_trains_and_judges(chains, base, tmp_path, capsys):
     assert report["verifier"]["auc"] and len(report["baselines"]) == 3
     assert {path.stem for path in (tmp_path / "judged").iterdir()} == {"report", "reliability", "depth"}
     command = ["prm", "evaluate", str(run_folder / "model"), str(other), "--no-policy", "--out", str(tmp_path / "few")]
-    assert main([*command, "--cap", "60"]) == 0
-    assert "at most 60 tokens of a problem" in capsys.readouterr().out
+    assert main([*command, "--problems", "8"]) == 0
+    assert "8 of " in capsys.readouterr().out
 
 
 def test_a_mistyped_command_is_one_sentence(chains, base, tmp_path, capsys):

@@ -280,7 +280,7 @@ def test_a_source_that_is_none(tmp_path):
             list(Rows(source))
     with pytest.raises(WorkbenchError, match="holds no chain that can be used .1 x no rating"):
         list(Rows(write(tmp_path, [BAD["no rating"]])))
-    with pytest.raises(WorkbenchError, match="unknown step-label format 'x': one of math_shepherd"):
+    with pytest.raises(WorkbenchError, match="unknown step-label format 'x': Known: math_shepherd"):
         Rows(write(tmp_path, [GOOD]), format="x")
 
 

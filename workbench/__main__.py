@@ -10,11 +10,10 @@ import sys
 import threading
 import time
 from dataclasses import asdict, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from .types import WorkbenchError
+from .types import WorkbenchError, unknown
 
 
 def doctor(args) -> int:
@@ -128,7 +127,7 @@ def stage(args) -> int:
 
 
 def prm_train(args) -> int:
-    from . import series, stepdata
+    from . import stepdata
     from .runs import Run
     from .verifiers import prm
 
@@ -149,17 +148,15 @@ def prm_train(args) -> int:
     if run.done:
         print(f"{run.path / 'model'} is finished")
         return 0
-    step = prm.reached(run.path / "trainer")
-    past = [row for row in run.read("history") if row.get("step", 0) <= step]
-    lines = (json.dumps(row) + "\n" for row in (past if step else []))  # a header, then rows up to the checkpoint
-    series.write(run.path / "history.jsonl", "".join(lines))
+    run.rewind("history", prm.reached(run.path / "trainer") or -1)  # -1: the header, too, comes again
 
     def log(row):
         run.append("history", [row])
         print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
 
     if config == size.training and not args.base:
-        print(f"{size.note}, about {size.minutes} minutes, {size.memory(4).total / 1e9:.1f} GB of memory at most")
+        need = size.memory(4).total / 1e9
+        print(f"{size.note}, about {size.minutes} minutes, {need:.1f} GB of memory at most")
     folder, cost = prm.train(rows, about["base"], run.path, config, prompts, log=log)
     listed = dict(rows.reasons()) | {"listed": rows.rejected}
     run.finish(rows=rows.counts["rows"], chains=rows.counts["chains"], rejected=listed, cost=asdict(cost))
@@ -172,12 +169,14 @@ def prm_evaluate(args) -> int:
     from .adapters import prepare
     from .format import Encoder
     from .models import load_model, placed
-    from .packing import UNKNOWN, capped, mask_after_error
+    from .packing import UNKNOWN, mask_after_error
     from .tasks import digest, plain
     from .verifiers import score_all
     from .verifiers.likelihood import mean_logprobs
     from .verifiers.prm import about
 
+    if args.problems < 0:
+        raise WorkbenchError(f"--problems {args.problems}: how many to judge, or 0 for all of them")
     judge = _judge(args)
 
     def labelled(source):
@@ -191,16 +190,19 @@ def prm_evaluate(args) -> int:
         )
         return chains
 
+    def drawn(chains, n, what):  # whole problems: of chains that are drawn, most steps are the right ones they share
+        ids = sorted({c.problem.id for c in chains}, key=lambda name: digest("drawn", name))
+        kept = set(ids[:n])
+        print(f"{what}: {len(kept):,} of {len(ids):,} problems, drawn at random, with all of their chains")
+        return [c for c in chains if c.problem.id in kept]
+
     items, tuning = labelled(args.data), labelled(args.tuning) if args.tuning else None
-    if args.cap:
-        encoder = getattr(judge, "encoder", None) or judge.policy.encoder
-        kept = list(capped(items, encoder, args.cap))
-        print(f"{len(kept):,} of {len(items):,} chains, at most {args.cap:,} tokens of a problem")
-        items, tuning = kept, tuning and list(capped(tuning, encoder, args.cap))
     if tuning is None:  # every fourth problem, by a hash of its text
         apart = [digest("tuning", chain.problem.id) % 4 == 0 for chain in items]
         tuning = [chain for chain, held in zip(items, apart, strict=True) if held]
         items = [chain for chain, held in zip(items, apart, strict=True) if not held]
+    if args.problems:
+        items, tuning = drawn(items, args.problems, "judged"), drawn(tuning, -(-args.problems // 3), "for thresholds")
     known = set(about(args.checkpoint).get("learnt", ()))
     if both := {c.problem.prompt for c in items + tuning if digest(plain(c.problem.prompt)) in known}:
         raise WorkbenchError(
@@ -258,9 +260,7 @@ def _changed(config, given: dict[str, str]):
     kinds = {field.name: type(getattr(config, field.name)) for field in fields(config)}
     for name, text in given.items():
         if name not in kinds:
-            near = get_close_matches(name, kinds, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise WorkbenchError(f"unknown parameter {name!r}: {hint}Known: {', '.join(kinds)}")
+            raise unknown("parameter", name, kinds)
         try:
             value = _BOOLS[text.lower()] if kinds[name] is bool else kinds[name](text)
         except (ValueError, KeyError):
@@ -277,7 +277,7 @@ def bench(args) -> int:
     folder = series.ROOT / "benchmarks"
     known = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
     if args.name and args.name not in known:
-        raise series.unknown("benchmark", args.name, known)
+        raise unknown("benchmark", args.name, known)
     sys.path.insert(0, str(folder))  # what benchmarks share lies beside them
     held = True
     for name in [args.name] if args.name else known:
@@ -388,7 +388,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--critiques", type=int, help="how many of each step (--as generative; default 4)")
     made.add_argument("--reference", help="the model that training began from (--as implicit)")
     made.add_argument("--policy", help="the language model of the log-prob baseline (default: the base, the reference)")
-    made.add_argument("--cap", type=int, default=0, help="tokens of a problem, chains drawn at random (default: all)")
+    made.add_argument("--problems", type=int, default=0, help="judge so many, and a third as many for the threshold")
     made.add_argument("--no-policy", action="store_true", help="leave that baseline out, which halves the time")
     made.add_argument("--format", help="the rows' format, where it cannot be told from their fields")
     made.add_argument("--split", default="train", help="the split of a hub data set (default train)")
@@ -409,9 +409,7 @@ def main(argv: list[str] | None = None) -> int:
         if not argv[0].startswith("-"):
             known = next(a for a in made._actions if isinstance(a, argparse._SubParsersAction)).choices
             if argv[0] not in known:
-                near = get_close_matches(argv[0], known, n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
-                raise WorkbenchError(f"unknown command {argv[0]!r}: {hint}Known: {', '.join(known)}")
+                raise unknown("command", argv[0], known)
         args = made.parse_args(argv)
         return args.action(args)
     except WorkbenchError as error:

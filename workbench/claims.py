@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from .pipeline import runs_folder
+from .runs import write
 from .scaling import Estimate, Ratio
 from .types import WorkbenchError
 
@@ -136,15 +137,7 @@ def record(runs: str | Path, profile: str, notebook: str, claims: Iterable[Claim
         raise WorkbenchError(f"{notebook} records a claim twice: {', '.join(row['id'] for row in rows)}")
     path = runs_folder(runs) / profile / "claims" / f"{notebook}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_suffix(f".{os.getpid()}.tmp")  # same folder, so that replacing is one move on one disk
-    try:
-        with half.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(half, path)
-    finally:
-        half.unlink(missing_ok=True)
+    write(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
     return path
 
 

@@ -13,7 +13,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Literal
 
-from .types import WorkbenchError
+from .types import unknown
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDS = {"micro": (2, 1), "nano": (4, 2), "small": (8, 6), "gpu": (16, 40)}  # GB of memory and of free disk
@@ -36,7 +36,7 @@ class Check:
 def examine(profile: str = "nano") -> list[Check]:
     """Every check for one profile, in the order of the table."""
     if profile not in NEEDS:
-        raise WorkbenchError(f"unknown profile {profile!r}; Known: {', '.join(NEEDS)}")
+        raise unknown("profile", profile, NEEDS)
     memory, disk = NEEDS[profile]
     return [
         _python(),

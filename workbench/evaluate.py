@@ -137,9 +137,3 @@ def _share(policy: Policy, result: Result, tokens: int, first: bool) -> Cost:
     if first:
         return bill(policy, whole.prompt, [tokens], seconds)
     return Cost(sampled=tokens, policy_flops=policy.flops(whole.prompt, tokens), policy_seconds=seconds)
-
-
-def pass_1(policy: Policy, problems: Sequence[Problem], n: int = 1, seed: int = 0, sampling=Sampling()) -> float:
-    """Mean correctness of `n` sampled chains a problem."""
-    rows, _ = samples("", problems, policy, n, seed, sampling)
-    return sum(bool(r.correct) for r in rows) / len(rows)

@@ -20,6 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup
 
 from . import tasks
+from .kv import core
 from .models import training_flops
 from .types import Cost, WorkbenchError
 
@@ -163,6 +164,8 @@ def load_state(path: Path, model, optimizer=None) -> dict:
                     if value.shape != p.shape:
                         raise ValueError(f"{name} is {tuple(value.shape)}, not {tuple(p.shape)}")
                     p.copy_(value)
+        if beside := next((key for key in state if key.startswith("model.")), None):
+            raise ValueError(f"{beside} does not learn here")
     except (SafetensorError, TypeError, KeyError, ValueError) as error:
         raise WorkbenchError(f"{path} is no checkpoint of this run ({error}): delete {path.parent}") from error
     part_of = {id(p): part for part in _parts(optimizer) for group in part.param_groups for p in group["params"]}
@@ -413,6 +416,9 @@ def fit(
     if config.checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
+        core(
+            model
+        ).disable_input_require_grads()  # only the other kind wants it; layers that stay as they are would run
     watch = _Watch(config, check, log, folder / "best.safetensors")
     watch.run = {**of, **asdict(config), "rows": len(data), "processes": arguments.world_size}
     watch.trainer = trainer = _Trainer(

@@ -254,7 +254,7 @@ def drawn(results: Sequence[search.Result], asked: Sequence[Problem], source: st
     return [Chain(p, trace, source, right_answer(p, trace)) for p, trace in traces]
 
 
-def turn(policy, base, asked, config: Flywheel, number: int, verifier, hint, folder: Path, progress=False) -> dict:
+def turn(policy, base, asked, config: Flywheel, number: int, verifier, folder: Path, progress=False) -> dict:
     """One round; the policy comes with the weights to sample with, `base` has those to `restart` from."""
     seed = tasks.digest("flywheel", config.seed, number) >> 1
     how = {"sampling": config.sampling, "progress": progress, "n": config.samples}
@@ -263,7 +263,7 @@ def turn(policy, base, asked, config: Flywheel, number: int, verifier, hint, fol
     solved = {chain.problem.id for chain in plain if chain.right}
     failed = [p for p in asked if p.id not in solved] if config.rationalise else []
     fresh = tasks.digest("hint", seed) >> 1  # with the noise that failed, hints would look worse than they are
-    again = search.drive([hint(p) for p in failed], "majority", policy, seed=fresh, **how) if failed else []
+    again = search.drive([hinted(p) for p in failed], "majority", policy, seed=fresh, **how) if failed else []
     helped = drawn(again, failed, "hinted")
     kept, dropped, judging = sift([*plain, *helped], config, verifier, policy)
     if not kept and config.strict:
@@ -333,7 +333,6 @@ def train(
     verifier=None,
     held_out: Sequence[Problem] = (),
     progress: bool = True,
-    hint: Callable[[Problem], Problem] = hinted,
 ) -> list[dict]:
     """Turn the flywheel; returns the history, a row a round, the first (round 0) of the base as it is.
 
@@ -368,7 +367,7 @@ def train(
                     restore(policy, rounds.path / str(number - 1) / "model")
                 if number:
                     with rounds.folder(str(number)) as folder:
-                        row |= turn(policy, start, asked, config, number, verifier, hint, folder, progress)
+                        row |= turn(policy, start, asked, config, number, verifier, folder, progress)
                 row |= check(policy, held_out, config)
                 run.append("history", [row])
                 history.append(row)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,30 +152,43 @@ def training_flops(model, tokens: float, context: float, head: bool | None = Non
 
     `head`: the vocabulary's matrix is run, by default where the model has one. `again`: the layers are computed again
     on the way back (checkpointing). Weights that are frozen have no gradient, and none is billed; adapters (LoRA) come
-    on top. Left out: heads of one number a token; that nothing need flow back below the lowest weight that learns.
+    on top, and nothing flows back below the lowest layer that learns. Left out: heads of one number a token; that
+    recomputing stops before a layer's last product where no adapter wants it.
 
     >>> model = new_model("micro", character_tokenizer())
     >>> training_flops(model, 10, 3) == 3 * flops(model.config, 10, 3)
     True
-    >>> training_flops(model.requires_grad_(False), 10, 0) == 2 * flops(model.config, 10, 0)
+    >>> training_flops(model.requires_grad_(False), 10, 3) == flops(model.config, 10, 3)
     True
     """
     inputs, output = model.get_input_embeddings(), model.get_output_embeddings()
     head = output is not None if head is None else head
     token, seen = rates(model.config, head)
+    trunk, layers = rates(model.config, False)[0], model.config.num_hidden_layers
     tables = {id(layer.weight) for layer in (inputs, output) if layer is not None}  # one is looked up, one is the head
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
     learns = {
         name: p.numel()
-        for name, p in model.named_parameters()
-        if p.requires_grad and p.ndim == 2 and 1 not in p.shape and id(p) not in tables
+        for name, p in learning.items()
+        if p.ndim == 2 and ("lora_" in name or 1 not in p.shape) and id(p) not in tables
     }
     adapters = 2.0 * sum(n for name, n in learns.items() if "lora_" in name)  # matrices that no config tells of
     matrices = sum(learns.values()) + (output.weight.numel() if head and output.weight.requires_grad else 0)
     # For y = Wx the way back multiplies twice: W'dy, which every layer hands on, and dy x', which only a W that learns
     # asks for. Attention multiplies activations with activations, so both factors ask, whatever learns.
-    forward, through = token + adapters + seen * context, token + adapters + 2 * seen * context
-    more = rates(model.config, False)[0] + adapters + seen * context if again else 0.0
+    low = min((_layer(name, layers) for name in learning), default=layers)
+    share = (layers - low) / layers  # of the layers: the others are run forward only
+    forward = token + adapters + seen * context
+    through = share * (trunk + 2 * seen * context) + adapters + (token - trunk if learning else 0.0)
+    more = share * (trunk + seen * context) + adapters if again else 0.0
     return tokens * (forward + through + 2.0 * matrices + more)
+
+
+def _layer(name: str, layers: int) -> int:
+    """How many layers lie below a weight; all of them below a head and the norm before it."""
+    if at := re.search(r"(?:^|\.)layers\.(\d+)\.", name):
+        return int(at[1])
+    return layers if re.search(r"(?:^|\.)(?:norm|score|lm_head)\.", name) else 0
 
 
 @dataclass(frozen=True)
@@ -194,15 +208,23 @@ class Need:
 
 
 def memory(
-    config, method: str, rows: int, tokens: int, rank: int = 16, width: int = 4, checkpointing: bool = False
+    config,
+    method: str,
+    rows: int,
+    tokens: int,
+    rank: int = 16,
+    width: int = 4,
+    checkpointing: bool = False,
+    top: int = 0,
 ) -> Need:
     """What training a verifier takes: `rows` x `tokens` are computed at a time, `width` bytes a number of the base.
 
     Weights: 4 bytes each where they learn (`full`), `width` under adapters, 4.127 bits in NF4 with double quantisation
     (Dettmers et al. 2023) for all but the embedding. AdamW keeps two fp32 numbers for each that learns. Activations:
     what a Llama layer keeps for its backward pass, 11 times its width and 4.5 times its feed-forward width a token,
-    and an attention mask; with `checkpointing` one layer's and every layer's input. Left out: the optimiser's
-    temporaries, fragments, and a language model's logits, which a verifier has none of.
+    and an attention mask; with `checkpointing` one layer's and every layer's input. `top`: only so many layers learn
+    and keep something, 0 for all. Left out: the optimiser's temporaries, fragments, and a language model's logits,
+    which a verifier has none of.
 
     >>> from types import SimpleNamespace as C
     >>> small = C(hidden_size=576, num_hidden_layers=30, intermediate_size=1536, num_attention_heads=9,
@@ -216,10 +238,11 @@ def memory(
     heads, dim = config.num_attention_heads, getattr(config, "head_dim", None) or d // config.num_attention_heads
     kv = (getattr(config, "num_key_value_heads", None) or heads) * dim
     q = heads * dim
-    learns = linear if method == "full" else rank * layers * (3 * (d + ff) + 2 * (d + kv) + 2 * (d + q))
+    upper = top or layers
+    learns = linear * upper / layers if method == "full" else rank * upper * (3 * (d + ff) + 2 * (d + kv) + 2 * (d + q))
     base = {"full": 4 * linear, "lora": width * linear, "qlora": 4.127 / 8 * linear}[method]
     one = (11 * d + 4.5 * ff) * width
-    kept = one + layers * d * width if checkpointing else layers * one
+    kept = one + upper * d * width if checkpointing else upper * one
     return Need(
         weights=base + table * (4 if method == "full" else width),
         adapters=0.0 if method == "full" else 4.0 * learns,

@@ -8,10 +8,10 @@ that stands alone, and a prefix of twenty candidate steps is read once. A chain 
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -95,13 +95,13 @@ class _Piece:
     lengths: list[int]
     parents: list[int]
     labels: list[float]
-    place: dict[tuple[int, ...], int]
+    place: dict[int, int]
 
-    def add(self, path: tuple[int, ...], segment: Sequence[int], label: float, parent: tuple[int, ...] | None) -> None:
-        self.place[path] = len(self.lengths)
-        self.ids += segment
-        self.lengths.append(len(segment))
-        self.parents.append(-1 if parent is None else self.place[parent])
+    def add(self, number: int, node: _Node, label: float) -> None:
+        self.place[number] = len(self.lengths)
+        self.ids += node.segment
+        self.lengths.append(len(node.segment))
+        self.parents.append(self.place.get(node.parent, -1))
         self.labels.append(label)
 
 
@@ -109,23 +109,20 @@ def pack(
     chains: Iterable[Labelled],
     encoder: Encoder,
     capacity: int = 512,
-    cap: int = 0,
     outcome: bool = False,
-    seed: int = 0,
     counts: dict[str, int] | None = None,
 ) -> Iterator[Forest]:
     """Chains -> rows of at most `capacity` tokens, a few per cent of it empty; a stream in bounded memory.
 
     Chains of one problem that follow one another share what they begin with. Every label stands in one row, behind its
-    whole prefix, which is read again where a tree is cut into several rows. `cap`: tokens of one problem, its chains
-    in random order; 0 keeps all. A step whose prefix alone does not fit is left out. `counts` is told `tokens`,
-    `labels`, `too long` (labels left out), `chains` and `straight` (tokens, had every chain been a row of its own).
+    whole prefix, which is read again where a tree is cut into several rows. A step whose prefix alone does not fit is
+    left out. `counts` is told `tokens`, `labels`, `too long` (labels left out), `chains` and `straight` (tokens, had
+    every chain been a row of its own).
     """
     counts = {} if counts is None else counts
     for name in ("chains", "labels", "tokens", "straight", "too long"):
         counts.setdefault(name, 0)
     waiting: list[_Piece] = []
-    rng = random.Random(seed)
     alone = itertools.count()  # an outcome is a chain's own, also in the steps that it shares
     for _, group in itertools.groupby(chains, lambda chain: next(alone) if outcome else chain.problem.id):
         rows = []
@@ -133,7 +130,7 @@ def pack(
             counts["chains"] += 1
             rows.append(judged(*chain, encoder, outcome))
             counts["straight"] += len(rows[-1].ids)
-        waiting += _pieces(_tree(rows, cap, rng), capacity, counts)
+        waiting += _pieces(_tree(rows), capacity, counts)
         if len(waiting) >= WINDOW:
             full, waiting = _bins(waiting, capacity, last=False)
             yield from _out(full, counts)
@@ -144,84 +141,59 @@ def pack(
 WINDOW = 512  # pieces that wait to be put together: more fill rows better, and cost memory
 
 
-def _tree(rows: Sequence[Judged], cap: int, rng: random.Random) -> dict[tuple[int, ...], tuple[int, float]]:
-    """token prefix -> (where its last segment begins, label), parents first; nothing below a last label."""
-    last = [max((i for i, label in enumerate(row.labels) if label != UNKNOWN), default=-2) for row in rows]
-    paths = [_prefixes(row.ids, row.start, row.ends)[: i + 2] for row, i in zip(rows, last, strict=True)]
-    nodes: dict[tuple[int, ...], tuple[int, float]] = {}
-    for i in _within(paths, cap, rng):
-        for (prefix, begin), label in zip(paths[i], [UNKNOWN, *rows[i].labels], strict=False):
-            if prefix not in nodes or nodes[prefix][1] == UNKNOWN:
-                nodes[prefix] = (begin, label)
+class _Node(NamedTuple):
+    """A segment of a tree: its parent's number (-1: none), its tokens, its label, tokens from the root to its end."""
+
+    parent: int
+    segment: tuple[int, ...]
+    label: float
+    end: int
+
+
+def _tree(rows: Sequence[Judged]) -> list[_Node]:
+    """The segments that the rows are made of, parents first; nothing below a row's last label."""
+    nodes: list[_Node] = []
+    number: dict[tuple[int, tuple[int, ...]], int] = {}  # (parent, tokens)
+    for row in rows:
+        labelled, at = [i for i, label in enumerate(row.labels) if label != UNKNOWN], -1
+        cuts = [0, row.start, *(end + 1 for end in row.ends[: labelled[-1] + 1])] if labelled else []
+        for (begin, end), label in zip(itertools.pairwise(cuts), [UNKNOWN, *row.labels], strict=False):
+            node = _Node(at, tuple(row.ids[begin:end]), label, end)
+            at = number.setdefault(node[:2], len(nodes))
+            if at == len(nodes):
+                nodes.append(node)
+            elif nodes[at].label == UNKNOWN:
+                nodes[at] = node
     return nodes
 
 
-_Prefixes = list[tuple[tuple[int, ...], int]]
-
-
-def _prefixes(ids: Sequence[int], start: int, ends: Sequence[int]) -> _Prefixes:
-    """(tokens up to the end of a segment, where it begins): the prompt first, then every step."""
-    path = tuple(ids)
-    return [(path[:stop], begin) for begin, stop in itertools.pairwise([0, start, *(end + 1 for end in ends)])]
-
-
-def _within(paths: Sequence[_Prefixes], cap: int, rng: random.Random) -> Iterator[int]:
-    """Which chains of a problem to keep so that their tree has at most `cap` tokens, in random order; 0 keeps all."""
-    seen: set[tuple[int, ...]] = set()
-    used = 0
-    for i in rng.sample(range(len(paths)), len(paths)) if cap else range(len(paths)):
-        new = sum(len(prefix) - begin for prefix, begin in paths[i] if prefix not in seen)
-        if not cap or not seen or used + new <= cap:
-            used += new
-            seen.update(prefix for prefix, _ in paths[i])
-            yield i
-
-
-def capped(chains: Iterable[Labelled], encoder: Encoder, cap: int, seed: int = 0) -> Iterator[Labelled]:
-    """Whole chains, as many of each problem as fit into `cap` tokens, what they share counted once; one at least.
-
-    They are drawn at random, so a few long problems can be judged in part and say the same. Chains of a problem that
-    follow one another belong together. `cap` 0 keeps all. Errors: a cap below 0.
-    """
-    if cap < 0:
-        raise WorkbenchError(f"a cap of {cap} tokens of a problem: 1 or more, or 0 for all of them")
-    rng = random.Random(seed)
-    for _, group in itertools.groupby(chains, lambda chain: chain.problem.id):
-        group = list(group)
-        codes = [encoder.encode(chain.problem.prompt, chain.trace.steps) for chain in group]
-        paths = [_prefixes(code.ids, code.prompt_length, code.step_ends) for code in codes]
-        yield from (group[i] for i in sorted(_within(paths, cap, rng)))
-
-
-def _pieces(nodes: dict[tuple[int, ...], tuple[int, float]], capacity: int, counts: dict) -> list[_Piece]:
+def _pieces(nodes: Sequence[_Node], capacity: int, counts: dict) -> list[_Piece]:
     """A tree, depth first, cut where a row is full; the next row begins with the prefix that it goes on from."""
-    children: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
-    for prefix, (begin, _) in nodes.items():
-        children.setdefault(prefix[:begin], []).append(prefix)
+    children: dict[int, list[int]] = {}
+    for i, node in enumerate(nodes):
+        children.setdefault(node.parent, []).append(i)
     done: list[_Piece] = []
     piece = None
-    todo = children.get((), [])[::-1]
+    todo = children.get(-1, [])[::-1]
     while todo:
-        prefix = todo.pop()
-        begin, label = nodes[prefix]
-        todo += children.get(prefix, [])[::-1]
-        if label == UNKNOWN:
+        i = todo.pop()
+        todo += children.get(i, [])[::-1]
+        if nodes[i].label == UNKNOWN:
             continue  # comes along as the prefix of what has a label
-        if len(prefix) > capacity:
+        if nodes[i].end > capacity:
             counts["too long"] += 1
             continue
-        path = [prefix]
-        while (parent := path[-1][: nodes[path[-1]][0]]) and not (piece and parent in piece.place):
+        path = [i]
+        while (parent := nodes[path[-1]].parent) >= 0 and not (piece and parent in piece.place):
             path.append(parent)
-        if piece is None or len(piece.ids) + sum(len(p) - nodes[p][0] for p in path) > capacity:
+        if piece is None or len(piece.ids) + sum(len(nodes[j].segment) for j in path) > capacity:
             piece = _Piece([], [], [], [], {})
             done.append(piece)
-            path = [prefix]
-            while parent := path[-1][: nodes[path[-1]][0]]:
+            path = [i]
+            while (parent := nodes[path[-1]].parent) >= 0:
                 path.append(parent)
-        for p in reversed(path):
-            at = nodes[p][0]
-            piece.add(p, p[at:], label if p == prefix else UNKNOWN, p[:at] or None)
+        for j in reversed(path):
+            piece.add(j, nodes[j], nodes[j].label if j == i else UNKNOWN)
     return done
 
 

@@ -5,7 +5,6 @@ A stage is `runs/<profile>/<stage>/`; its parameters and the hashes of its input
 
 from __future__ import annotations
 
-import difflib
 import os
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 
 from . import tasks
 from .runs import Run
-from .types import Cost, Problem, Record, Step, Trace, WorkbenchError
+from .types import Cost, Problem, Record, Step, Trace, WorkbenchError, unknown
 
 
 @dataclass(frozen=True)
@@ -191,11 +190,9 @@ def clock(seconds: float) -> str:
 
 def profile(name: str) -> Profile:
     if name not in PROFILES:
-        near = difflib.get_close_matches(name, PROFILES, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(PROFILES)}"
         if name in ("small", "gpu"):
-            hint = "it is for notebooks 03 to 07, `prm` and `stage`: this is for nano"
-        raise WorkbenchError(f"unknown profile {name!r}: {hint}")
+            raise WorkbenchError(f"profile {name!r} is for notebooks 03 to 07, `prm` and `stage`: this is for nano")
+        raise unknown("profile", name, PROFILES)
     return PROFILES[name]
 
 
@@ -405,7 +402,7 @@ class Series:
         as `likelihood`, from the small policy and its own chains.
         """
         if kind not in self.VERIFIERS:
-            raise WorkbenchError(f"unknown verifier {kind!r}: one of {', '.join(self.VERIFIERS)}")
+            raise unknown("verifier", kind, self.VERIFIERS)
         p, small = self.profile, kind == "small"
         source = self.audit() if kind == "head-rollouts" else self.chains(small)
         schedule = {"likelihood": p.judge, "small": p.small_judge}.get(kind, p.head)
@@ -559,7 +556,7 @@ class Series:
     def flywheel(self, kind: str = "restart") -> Run:
         """The taught policy, trained on chains of its own that came out right, round after round: see `FLYWHEELS`."""
         if kind not in self.FLYWHEELS:
-            raise WorkbenchError(f"unknown flywheel {kind!r}: one of {', '.join(self.FLYWHEELS)}")
+            raise unknown("flywheel", kind, self.FLYWHEELS)
         p, inputs = self.profile, {"policy": self.teach().path}
         judging = kind in ("search", "prm-filter")
         if judging:
@@ -597,7 +594,7 @@ class Series:
         `prm-mixed` is the sum of `prm-min` and `outcome`; `length` pays tokens and nothing else, a hack on purpose.
         """
         if reward not in self.REWARDS:
-            raise WorkbenchError(f"unknown reward {reward!r}: one of {', '.join(self.REWARDS)}")
+            raise unknown("reward", reward, self.REWARDS)
         p = self.profile
         inputs, judging = {"policy": self.teach().path}, reward.startswith("prm-")
         if judging:
@@ -696,7 +693,7 @@ def read_records(run: Run, name: str = "records") -> list[Record]:
     out = []
     for number, row in enumerate(run.read(name), 1):
         try:
-            out.append(Record(**{**row, "cost": Cost(**row["cost"])}))
+            out.append(Record.of(row))
         except (TypeError, KeyError) as error:
             raise WorkbenchError(f"{run.path / name}.jsonl, row {number}, is no record: {error}") from None
     return out
@@ -869,7 +866,7 @@ def build_stage(
 ) -> Run:
     """Build one stage by its folder's name (and what it needs, if that is absent)."""
     if name not in STAGES:
-        raise WorkbenchError(f"unknown stage {name!r}: one of {', '.join(STAGES)}")
+        raise unknown("stage", name, STAGES)
     series = opened(profile_name, runs, seed)
     head, _, rest = name.partition("-")
     if head == "judge":

@@ -8,7 +8,6 @@ one, the chain's answer stands in (`Series.marks`).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from itertools import zip_longest
@@ -18,7 +17,7 @@ from typing import Any
 from . import pipeline, tasks
 from .pipeline import Reinforce, Schedule, Series, Wheel
 from .runs import Run
-from .types import Labelled, WorkbenchError
+from .types import Labelled, WorkbenchError, unknown
 
 NAMES = ("small", "gpu")
 
@@ -155,9 +154,7 @@ def changed(config, changes: Mapping[str, Any]):
         head, _, rest = name.partition(".")
         known = {field.name: getattr(config, field.name) for field in fields(config)}
         if head not in known or (rest and not is_dataclass(known[head])):
-            near = difflib.get_close_matches(head, known, 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise WorkbenchError(f"unknown scalar {name!r} of {type(config).__name__}: {hint}Known: {', '.join(known)}")
+            raise unknown(f"scalar of {type(config).__name__}", name, known)
         old = known[head]
         if rest:
             value = changed(old, {rest: value})
@@ -298,7 +295,7 @@ class Pretrained(Series):
         else:
             source, data = self.audit() if kind == "head-rollouts" else self.chains(), {}
             inputs["chains"] = source.path
-            config = replace(config, held_out=0.0, **({"outcome": True, "cap": 0} if kind == "orm" else {}))
+            config = replace(config, held_out=0.0, outcome=kind == "orm", epochs=max(1.0, config.epochs))
             rows = pipeline.read_traces(source)
             chains = [Labelled(q, trace, tuple(marks)) for q, trace, marks in rows if trace.steps]
             reported = ()
@@ -330,7 +327,8 @@ class Pretrained(Series):
         """As in Series, on chains that people marked (PRM800K phase 1, test), scored now; `results` are not looked at.
 
         `split`: valid is a quarter of the problems, test the others, as evenly as there are chains. A chain ends at its
-        last mark; those with a step before it that nobody marked are left out.
+        last mark; those with a step before it that nobody marked are left out. Most steps of so few chains a problem
+        are the right ones that chains share, so this compares judges, and no other data with these.
         """
         from .verifiers import score_all
 
@@ -397,7 +395,7 @@ def needs(p: Profile, width: int) -> dict[str, float]:
     search = held.weights + packed + held.adapters + judges + held.program + keys + 0.75 * 2**30
     return {
         "teach": train(p.teach.batch, longest, p.teach.checkpointing),
-        "judge": size.memory(width).total,
+        "judge": p.judge.memory(size.shape, width).total,
         "search": search + p.rows * logits,
         "flywheel": max(train(p.wheel.batch, longest, p.wheel.checkpointing), search + p.rows * logits),
         "reinforce": train(1, 1024, False) + keys + judges / len(Pretrained.JUDGES),

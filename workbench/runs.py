@@ -112,7 +112,7 @@ class Run:
                 about = {"key": key, "params": params, "inputs": hashes, **_surroundings()}
                 with _guard(path):
                     path.mkdir(exist_ok=True)
-                _write(path / "run.json", json.dumps(about, indent=1))
+                write(path / "run.json", json.dumps(about, indent=1) + "\n")
         return cls(path, about)._settle()
 
     @classmethod
@@ -187,12 +187,12 @@ class Run:
         if len(kept) < len(rows):
             path = self._writable(_jsonl(name))
             lines = [self._line(path.name, row) for row in kept]
-            _write(path, "".join(lines)[:-1]) if lines else path.unlink()
+            write(path, "".join(lines)) if lines else path.unlink()
         return kept
 
     def write_json(self, name: str, obj: Any) -> None:
         """Write `obj` as JSON to the file `name`, at once: a crash leaves the old file or the new one, never half."""
-        _write(self._writable(name), json.dumps(_plain(obj, name), indent=1))
+        write(self._writable(name), json.dumps(_plain(obj, name), indent=1) + "\n")
 
     @contextmanager
     def folder(self, name: str) -> Iterator[Path]:
@@ -227,7 +227,7 @@ class Run:
             raise WorkbenchError(f"{self.path / waste[0]} is still being written: finish the run after it")
         files = {name: [_size(self.path / name), hash_file(self.path / name)] for name in _files(self.path)}
         body = {"summary": _plain(summary, "summary"), "files": files, "finished": _now()}
-        _write(self.path / "DONE", json.dumps({**body, "sha256": _digest(body)}, indent=1))
+        write(self.path / "DONE", json.dumps({**body, "sha256": _digest(body)}, indent=1) + "\n")
         self.done, self.summary = True, body["summary"]
         _unlock(self.path)
 
@@ -388,9 +388,10 @@ def _load(path: Path) -> Any:
         return None
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """All or nothing, and on the disk: a reader never sees half a file."""
     temporary = path.with_name(path.name + ".tmp")
-    data = text.encode() + b"\n"
+    data = text.encode()
     with _guard(path.parent, len(data)):
         try:
             with open(temporary, "wb") as file:

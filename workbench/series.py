@@ -23,13 +23,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from . import pretrained
 from .pipeline import PROFILES, clock, memory
-from .types import WorkbenchError
+from .runs import write
+from .types import WorkbenchError, unknown
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = {"PLOTLY_RENDERER": "plotly_mimetype"}  # as data: images are drawn later, all by one browser
@@ -42,18 +42,6 @@ class NotebookFailed(WorkbenchError):
     """A notebook stopped: the message names the cell, its error and the executed copy."""
 
     code = 1  # the exit code: the work failed, the request was fine
-
-
-def unknown(kind: str, word: str, known: Iterable[str]) -> WorkbenchError:
-    """The sentence for a name that nobody knows.
-
-    >>> print(unknown("profile", "nanu", ["nano", "gpu"]))
-    unknown profile 'nanu': did you mean 'nano'? Known: gpu, nano
-    """
-    known = sorted(known)
-    near = get_close_matches(word, known, n=2, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return WorkbenchError(f"unknown {kind} {word!r}: {hint}Known: {', '.join(known) or 'none'}")
 
 
 def runs_folder(runs: str | Path | None = None, root: Path = ROOT) -> Path:
@@ -749,10 +737,3 @@ def _hash(text: str) -> str:
 
 def _json(value: Any) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-
-
-def write(path: Path, text: str) -> None:
-    """All or nothing: a reader never sees half a file."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
 from operator import add, attrgetter
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +14,18 @@ Stop = Literal["answer", "length", "cut"]
 
 class WorkbenchError(Exception):
     """A mistake that the caller can mend: the message names the thing and the remedy."""
+
+
+def unknown(kind: str, word: str, known: Iterable[str]) -> WorkbenchError:
+    """The sentence for a name that nobody knows.
+
+    >>> print(unknown("profile", "nanu", ["nano", "gpu"]))
+    unknown profile 'nanu': did you mean 'nano'? Known: gpu, nano
+    """
+    known = sorted(known)
+    near = get_close_matches(word, known, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return WorkbenchError(f"unknown {kind} {word!r}: {hint}Known: {', '.join(known) or 'none'}")
 
 
 class ProblemError(WorkbenchError):
@@ -208,7 +221,7 @@ class Node:
 class Record:
     """One measured outcome, one JSON line. Curves read records and nothing else.
 
-    >>> Record.from_json(Record("r", "p/1", 0, "5", True, Cost(sampled=7)).to_json()).cost.sampled
+    >>> Record.of(json.loads(Record("r", "p/1", 0, "5", True, Cost(sampled=7)).to_json())).cost.sampled
     7
     """
 
@@ -225,6 +238,5 @@ class Record:
         return json.dumps(asdict(self) | {"cost": self.cost.amounts()}, sort_keys=True)
 
     @classmethod
-    def from_json(cls, line: str) -> Record:
-        row = json.loads(line)
+    def of(cls, row: Mapping[str, Any]) -> Record:
         return cls(**{**row, "cost": Cost(**row["cost"])})

@@ -11,7 +11,6 @@ lots takes a knob `rng`, and is handed a `random.Random` that is a function of s
 
 from __future__ import annotations
 
-import difflib
 import gc
 import importlib
 import inspect
@@ -25,7 +24,7 @@ from itertools import groupby, islice
 
 from ..policies import Policy, Sampling, Want
 from ..tasks import rng
-from ..types import Budget, Cost, Node, Problem, ProblemError, WorkbenchError
+from ..types import Budget, Cost, Node, Problem, ProblemError, WorkbenchError, unknown
 from ..verifiers import Verifier
 
 DIGITS = 5  # scores are rounded to these: the last bits depend on the batch, and must not decide between two nodes
@@ -103,8 +102,7 @@ def names() -> list[str]:
 def get(name: str) -> Callable[..., Search]:
     """The search function of the file called `name`; an unknown name is an error with the nearest one."""
     if name not in names():
-        near = difflib.get_close_matches(name, names(), 1) or names()
-        raise WorkbenchError(f"unknown search {name!r}: did you mean {' or '.join(map(repr, near))}?")
+        raise unknown("search", name, names())
     return getattr(importlib.import_module(f"{__name__}.{name}"), name)
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from ..format import TAGS
 from ..runs import hash_file
-from ..types import Labelled, Problem, Step, Trace, WorkbenchError
+from ..types import Labelled, Problem, Step, Trace, WorkbenchError, unknown
 
 LONGEST = 20_000  # characters of a problem or a step; longer is no step
 LONGEST_LINE = 1 << 24  # bytes of a line; longer is no row
@@ -46,7 +46,7 @@ def names() -> list[str]:
 
 def get(name: str):
     if name not in names():
-        raise WorkbenchError(f"unknown step-label format {name!r}: one of {', '.join(names())}")
+        raise unknown("step-label format", name, names())
     return importlib.import_module(f"{__name__}.{name}")
 
 

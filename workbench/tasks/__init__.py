@@ -21,7 +21,6 @@ A data set or a package that is not here is `Missing`, which says how to get it.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import json
@@ -38,7 +37,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..grading import canonical
-from ..types import Problem, Step, Trace, WorkbenchError
+from ..types import Problem, Step, Trace, WorkbenchError, unknown
 
 SPLITS = {"train": (0, 80), "valid": (80, 90), "test": (90, 100)}  # percent of the key space
 TRIES = 1_000  # draws for one problem of a split
@@ -58,8 +57,7 @@ def get(name: str):
     if known := sys.modules.get(f"{__name__}.{name}"):
         return known  # asked for at every answer that is checked: listing the folder is a thousand times slower
     if name not in names():
-        near = difflib.get_close_matches(name, names(), 1) or names()
-        raise WorkbenchError(f"unknown task {name!r}: did you mean {' or '.join(map(repr, near))}?")
+        raise unknown("task", name, names())
     return importlib.import_module(f"{__name__}.{name}")
 
 

@@ -170,16 +170,5 @@ def parse(text: str) -> Problem:
     return Problem(f"arithmetic/user/{prompt}", "arithmetic", prompt, answer, len(tokens) // 2, "user")
 
 
-def taught(problem: Problem) -> bool:
-    """Could `load` have drawn it? Terms of two digits, factors of one, no more operations than the top level.
-
-    >>> taught(parse("47+38-29*2")), taught(parse("9*8+77"))
-    (True, False)
-    """
-    tokens = _tokens(problem.prompt)
-    numbers = zip(["+", *tokens[1::2]], tokens[::2], strict=True)
-    return problem.level <= LEVELS[-1] and all(1 < n < 10 if op == "*" else n > 9 for op, n in numbers)
-
-
 def mutate(problem: Problem, answer: str, rng) -> str:
     return str(int(answer) + rng.choice([-10, -1, 1, 10, 100]))

@@ -224,8 +224,10 @@ class Training:
     two tokens, so that the model stays a language model). `outcome`: an ORM. `dtype` of the base and of the
     computing, `auto` is bfloat16 where the hardware multiplies it; what learns is fp32.
     `capacity`: tokens of a row, `batch` rows are computed at a time, `batch` x `accumulate` (x processes) make a step.
-    `cap`: tokens of one problem, 0 for all of them. `held_out`: share of problems that are kept for the check; with
-    `patience` > 0 the run stops after so many checks without a better loss, and the best weights are kept.
+    `top`: of the trunk's layers so many from the top learn, and nothing flows back below them; 0 for all. `held_out`:
+    share of problems that are kept for the check; with `patience` > 0 the run stops after so many checks without a
+    better loss, and the best weights are kept. A short run takes fewer rows (`epochs`), with all labels in them alike:
+    of chains that are drawn, most steps are the right ones that they share.
     """
 
     method: str = "lora"
@@ -234,7 +236,7 @@ class Training:
     dtype: str = "auto"
     rank: int = 16
     capacity: int = 512
-    cap: int = 0
+    top: int = 0
     batch: int = 2
     accumulate: int = 2
     epochs: float = 1.0
@@ -256,10 +258,15 @@ class Training:
         for name in ("rank", "capacity", "batch", "accumulate", "check_every"):
             if getattr(self, name) < 1:
                 raise WorkbenchError(f"{name}={getattr(self, name)}: at least 1")
-        if self.outcome and self.cap:
-            raise WorkbenchError("cap counts a problem's shared steps, and an outcome model shares none: set cap to 0")
+        if self.top < 0:
+            raise WorkbenchError(f"top={self.top}: how many layers learn, or 0 for all of them")
         if not 0 <= self.held_out < 1:
             raise WorkbenchError(f"held_out={self.held_out}: a share of the problems, from 0 to below 1")
+
+    def memory(self, shape: Mapping[str, int], width: int) -> Need:
+        """Reckoned for a base of this shape, `width` bytes a number of it."""
+        shape = SimpleNamespace(**shape)
+        return memory(shape, self.method, self.batch, self.capacity, self.rank, width, self.checkpointing, self.top)
 
 
 @dataclass(frozen=True)
@@ -273,8 +280,7 @@ class Size:
     shape: Mapping[str, int]  # of the base, so that memory is known before it is fetched
 
     def memory(self, width: int) -> Need:
-        t = self.training
-        return memory(SimpleNamespace(**self.shape), t.method, t.batch, t.capacity, t.rank, width, t.checkpointing)
+        return self.training.memory(self.shape, width)
 
 
 _SHAPE = "hidden_size num_hidden_layers intermediate_size num_attention_heads num_key_value_heads head_dim vocab_size"
@@ -282,7 +288,11 @@ _SMOLLM2 = dict(zip(_SHAPE.split(), (576, 30, 1536, 9, 3, 64, 49158), strict=Tru
 _QWEN = dict(zip(_SHAPE.split(), (1536, 28, 8960, 12, 2, 128, 151936), strict=True))
 SIZES = {
     "small": Size(
-        "smollm2", Training("qlora", cap=512, batch=2, accumulate=1, lr=3e-4), 120, "two CPU cores, estimated", _SMOLLM2
+        "smollm2",
+        Training("qlora", top=10, capacity=768, batch=2, accumulate=1, epochs=0.3, lr=3e-4),
+        120,
+        "two CPU cores, estimated",
+        _SMOLLM2,
     ),
     "gpu": Size(
         "Qwen/Qwen2.5-1.5B-Instruct",
@@ -324,12 +334,12 @@ def train(
                 yield chain
 
     counts: dict[str, int] = {}
-    shared = dict(capacity=config.capacity, outcome=config.outcome, seed=config.seed)
+    shared = dict(capacity=config.capacity, outcome=config.outcome)
     with PartialState().main_process_first():  # the others read what the first wrote
         if PartialState().is_main_process:
-            Store.write(folder / "rows" / "train", pack(part(False), encoder, cap=config.cap, counts=counts, **shared))
+            Store.write(folder / "rows" / "train", pack(part(False), encoder, counts=counts, **shared))
             if config.held_out:
-                Store.write(folder / "rows" / "held-out", pack(part(True), encoder, cap=config.cap, **shared))
+                Store.write(folder / "rows" / "held-out", pack(part(True), encoder, **shared))
     rows = Store(folder / "rows" / "train", seed=config.seed)
     held = None
     if config.held_out:
@@ -505,24 +515,36 @@ def open_base(base: str | Path, config: Training):
         model.config.use_cache = False
         if config.method == "full":
             model.get_input_embeddings().weight.requires_grad_(False)  # a quarter of the weights, and little to learn
+            if below := _below(model, config):
+                trunk(model).layers[:below].requires_grad_(False)
             return model, tokenizer
         return adapted(model, config), tokenizer
 
 
 def adapted(model, config: Training):
-    """LoRA adapters on every linear layer of the trunk, in fp32; the base is frozen, a linear head learns whole."""
+    """LoRA adapters on the linear layers of the trunk (its `top` ones), in fp32; the base is frozen, a linear head
+    learns whole."""
     from peft import LoraConfig, get_peft_model
 
-    linear = config.head == "linear"
+    linear, names = config.head == "linear", "all-linear"
+    if below := _below(model, config):  # PEFT takes a range of layers only where modules are named
+        upper = {part for layer in trunk(model).layers[below:] for part in layer.modules()}
+        names = [name for name, part in model.named_modules() if part in upper and isinstance(part, torch.nn.Linear)]
     wanted = LoraConfig(
         r=config.rank,
         lora_alpha=2 * config.rank,
-        target_modules="all-linear",
+        target_modules=names,
         exclude_modules=["score"] if linear else None,
         modules_to_save=["score"] if linear else None,
         task_type="TOKEN_CLS" if linear else "CAUSAL_LM",
     )
     return get_peft_model(model, wanted)
+
+
+def _below(model, config: Training) -> int:
+    """How many layers at the bottom stay as they are; none where there are no more than `top`."""
+    layers = model.config.num_hidden_layers
+    return max(0, layers - (config.top or layers))
 
 
 def verdict(tokenizer, words: Sequence[str] = ()) -> list[int]:
