@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from workbench import adapters, labels, tasks
+from workbench import adapters, labels, models, tasks
 from workbench.__main__ import main
 from workbench.models import load_model, new_model
 from workbench.packing import pack
@@ -309,8 +309,11 @@ def rows_of(chains, path):
     return path
 
 
-def test_the_command_line_trains_and_judges(chains, base, tmp_path, capsys):
-    """Bugs: what was left out is not told; a finished run trains again; the report lacks a baseline."""
+def test_the_command_line_trains_and_judges(chains, base, tmp_path, capsys, monkeypatch):
+    """Bugs: what was left out is not told; a finished run trains again; the report lacks a baseline, or reads it in a
+    precision that this machine emulates."""
+    asked = []
+    monkeypatch.setattr(models, "load_model", lambda *a, **how: asked.append(how) or load_model(*a, **how))
     data, run_folder = rows_of(chains, tmp_path / "rows.jsonl"), tmp_path / "run"
     command = ["prm", "train", str(data), "--base", str(base), "--out", str(run_folder), "-p", "dtype=float32"]
     command += ["-p", "method=lora", "-p", "steps=4", "-p", "check_every=2", "-p", "held_out=.2"]
@@ -330,6 +333,7 @@ def test_the_command_line_trains_and_judges(chains, base, tmp_path, capsys):
     assert all(
         name in said for name in ('always "no error"', "length only", "policy log-prob", "1 x a first error outside")
     )
+    assert asked == [{"dtype": adapters.fast_dtype()}]
     report = json.loads((tmp_path / "judged" / "report.json").read_text())
     assert report["verifier"]["auc"] and len(report["baselines"]) == 3
     assert {path.stem for path in (tmp_path / "judged").iterdir()} == {"report", "reliability", "depth"}

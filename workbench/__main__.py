@@ -166,7 +166,7 @@ def prm_train(args) -> int:
 
 def prm_evaluate(args) -> int:
     from . import judging, plots, stepdata
-    from .adapters import prepare
+    from .adapters import fast_dtype, prepare
     from .format import Encoder
     from .models import load_model, placed
     from .packing import UNKNOWN, mask_after_error
@@ -215,7 +215,7 @@ def prm_evaluate(args) -> int:
         print(f"{judge.unknown:,} of {judge.critiques:,} critiques gave no verdict")
     baselines, base = {}, args.policy or args.reference or about(args.checkpoint).get("base")
     if base and not args.no_policy:
-        model, tokenizer = load_model(base)
+        model, tokenizer = load_model(base, dtype=fast_dtype())
         prepare(model, tokenizer)
         found = mean_logprobs(placed(model), Encoder(tokenizer), both, progress=True)
         sure = [tuple(None if x is None else math.exp(x) for x in row) for row in found]
