@@ -105,6 +105,49 @@ def test_only_the_top_layers_learn(chains, base, tmp_path, method):
         < all_of_it
         == {n for n, p in prm.open_base(base, replace(config, top=0))[0].named_parameters() if p.requires_grad}
     ), "a base of two layers has no three to choose from"
+    plan = {top: replace(config, top=top).memory(prm.SIZES["small"].shape, 4) for top in (0, 10, 30, 31)}
+    assert plan[10].total < plan[30].total and plan[0] == plan[30] == plan[31], (
+        "the plan has no more layers than the base"
+    )
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_recomputing_activations_changes_nothing(chains, base, tmp_path, method):
+    """Bugs: another result with `checkpointing`; layers that stay as they are run again in the backward pass."""
+    config, rows, passes = replace(QUICK, method=method, top=1), {}, {}
+    for again in (False, True):
+        ran: list[int] = []
+        hook = torch.nn.modules.module.register_module_forward_pre_hook(
+            lambda part, _, ran=ran: ran.append(part.layer_idx) if hasattr(part, "q_proj") else None
+        )
+        with hook:
+            _, _, rows[again] = run(chains, base, tmp_path / str(again), replace(config, checkpointing=again))
+        passes[again] = [ran.count(layer) for layer in (0, 1)]
+    assert rows[True] == rows[False]
+    assert passes[False][0] == passes[False][1] == passes[True][0]
+    assert passes[True][1] == passes[True][0] + config.steps, "the layer that learns runs once more a step"
+
+
+def test_scoring_leaves_four_bit_weights_as_they_are(base, monkeypatch):
+    """Bug: on CPUs with bf16 units the first check rounds the base's scales, and nothing below it learns any more."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    model, _ = prm.open_base(base, replace(QUICK, method="qlora"))
+    rows = {"input_ids": torch.arange(8)[None], "ends": torch.tensor([[3, 7]])}
+    for name, p in model.named_parameters():
+        if "score" in name and p.requires_grad:
+            p.data.fill_(1.0)  # at zero, as it starts, it hands nothing down
+
+    def step():
+        model.zero_grad()
+        logits = prm.step_logits(model.train(), rows)
+        logits.sum().backward()
+        return logits, [p.grad for name, p in model.named_parameters() if ".layers.0." in name and "lora_B" in name]
+
+    logits, gradients = step()
+    with torch.inference_mode():
+        assert torch.equal(prm.step_logits(model.eval(), rows), logits)
+    again, after = step()
+    assert torch.equal(again, logits) and all(map(torch.equal, after, gradients)) and after[0].any()
 
 
 def test_every_process_quantises_on_its_own_gpu(base, monkeypatch):
@@ -339,7 +382,9 @@ def test_the_command_line_trains_and_judges(chains, base, tmp_path, capsys, monk
     assert {path.stem for path in (tmp_path / "judged").iterdir()} == {"report", "reliability", "depth"}
     command = ["prm", "evaluate", str(run_folder / "model"), str(other), "--no-policy", "--out", str(tmp_path / "few")]
     assert main([*command, "--problems", "8"]) == 0
-    assert "8 of " in capsys.readouterr().out
+    assert "judged: 8 of " in capsys.readouterr().out
+    few = json.loads((tmp_path / "few" / "report.json").read_text())
+    assert few["counts"]["problems"] == 8 and few["tuning"]["problems"] == 3
 
 
 def test_a_mistyped_command_is_one_sentence(chains, base, tmp_path, capsys):

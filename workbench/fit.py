@@ -284,7 +284,7 @@ class _Trainer(Trainer):
         pass  # every step has a seed of its own
 
     def _load_scaler(self, checkpoint):
-        pass
+        pass  # only half precision has one, and what learns here is fp32
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         if checkpoint is None:
@@ -416,9 +416,8 @@ def fit(
     if config.checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-        core(
-            model
-        ).disable_input_require_grads()  # only the other kind wants it; layers that stay as they are would run
+        # that inputs ask for gradients only the other kind wants; here layers that stay as they are would run again
+        core(model).disable_input_require_grads()
     watch = _Watch(config, check, log, folder / "best.safetensors")
     watch.run = {**of, **asdict(config), "rows": len(data), "processes": arguments.world_size}
     watch.trainer = trainer = _Trainer(

@@ -160,7 +160,8 @@ def _ask(answer: str, gold: str, timeout: float) -> bool:
             readable = worker.hear(timeout * PATIENCE)
             if readable is None or not readable["readable"]:
                 finished = readable is not None
-                raise WorkbenchError(f"the gold answer {gold[:80]!r} cannot be read: mend the problem's answer")
+                why = readable["why"] if finished else "out of time or memory"
+                raise WorkbenchError(f"the gold answer {gold[:80]!r} cannot be read ({why}): mend the problem's answer")
             result = worker.hear(timeout * PATIENCE)
             finished = result is not None
         finally:
@@ -409,10 +410,10 @@ def _serve() -> None:
         question = json.loads(line)
         _limit(question["seconds"])
         try:
-            readable = _readable(question["gold"])
-        except Exception:  # whatever a parser raises on bad text means: not readable
-            readable = False
-        say(readable=readable)
+            readable, why = _readable(question["gold"]), "no expression that parses"
+        except Exception as error:  # whatever a parser raises on bad text means: not readable
+            readable, why = False, f"{type(error).__name__}: {str(error)[:200]}"
+        say(readable=readable, why=why)
         if not readable:
             continue
         _limit(question["seconds"])

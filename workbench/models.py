@@ -93,6 +93,10 @@ def load_model(folder: str | Path, kind: str = "AutoModelForCausalLM", **more):
         )
     transformers.utils.logging.disable_progress_bar()  # a bar for every small file tells nobody anything
     model = getattr(transformers, kind).from_pretrained(folder, use_safetensors=True, **more)
+    for part in model.modules() if "quantization_config" in more else ():
+        # On a CPU with bf16 units bitsandbytes would lay 4-bit weights out anew when they are first scored with, round
+        # their scales and give no gradient from then on: scores would not be training's, and nothing below would learn.
+        part.support_avx512bf16_for_cpu = False
     return model.eval(), transformers.AutoTokenizer.from_pretrained(folder)
 
 
@@ -238,7 +242,7 @@ def memory(
     heads, dim = config.num_attention_heads, getattr(config, "head_dim", None) or d // config.num_attention_heads
     kv = (getattr(config, "num_key_value_heads", None) or heads) * dim
     q = heads * dim
-    upper = top or layers
+    upper = min(top or layers, layers)
     learns = linear * upper / layers if method == "full" else rank * upper * (3 * (d + ff) + 2 * (d + kv) + 2 * (d + q))
     base = {"full": 4 * linear, "lora": width * linear, "qlora": 4.127 / 8 * linear}[method]
     one = (11 * d + 4.5 * ff) * width

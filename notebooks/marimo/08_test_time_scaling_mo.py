@@ -644,8 +644,8 @@ def _(mo):
     ## Another world: countdown
 
     In arithmetic one step at a time is the right one. In countdown (reach a target with each number once) many first
-    moves lead there. The same policy, judge and searches were trained and run on it, if you asked for that: it takes a
-    core some 45 minutes, so the series does not do it by itself.
+    moves lead there. A policy and a judge of the same kind were trained on it and the same searches run, if you asked for
+    that: it takes a core some 45 minutes, so the series does not do it by itself.
     """)
     return
 
@@ -671,8 +671,8 @@ def _(built, countdown, plots, scaling):
 
 
 @app.cell
-def _(built, claims, countdown, scaling):
-    their_slope = claims.measured(scaling.log_slope, countdown, "weighted_vote") if built else None
+def _(claims, countdown, scaling):
+    their_slope = claims.measured(scaling.log_slope, countdown, "weighted_vote")
     print(f"a decade of FLOPs is worth {their_slope} with the judge" if their_slope else "")
     return (their_slope,)
 
@@ -700,11 +700,9 @@ def _(half, limit, scaling):
 
 
 @app.cell
-def _(built, claims, countdown, quarter_of, searches, their_chains):
+def _(claims, countdown, quarter_of, searches, their_chains):
     kinds_of = {"with the judge": searches, "with a perfect judge": ("best_of_n (oracle)",)}
-    their_best = {
-        k: claims.measured(quarter_of, countdown, their_chains, m) if built else None for k, m in kinds_of.items()
-    }
+    their_best = {k: claims.measured(quarter_of, countdown, their_chains, m) for k, m in kinds_of.items()}
     for _kind, _best in their_best.items():
         if _best:
             _names = {b: max(share, key=share.get) for b, share in _best[0].choices.items()}

@@ -388,8 +388,8 @@ print(f"best-of-n needs {unerring} times the FLOPs of best-of-n with the oracle"
 # ## Another world: countdown
 #
 # In arithmetic one step at a time is the right one. In countdown (reach a target with each number once) many first
-# moves lead there. The same policy, judge and searches were trained and run on it, if you asked for that: it takes a
-# core some 45 minutes, so the series does not do it by itself.
+# moves lead there. A policy and a judge of the same kind were trained on it and the same searches run, if you asked for
+# that: it takes a core some 45 minutes, so the series does not do it by itself.
 
 # %%
 built = profile == "nano" and "search" not in missing("countdown", runs, seed)
@@ -406,7 +406,7 @@ _title = ", ".join(f"{m} {_last[m]:.0%}" for m in ("greedy", "weighted_vote", "b
 plots.accuracy_vs_flops(_shown, title=f"Countdown at the largest n: {_title}") if built else None
 
 # %%
-their_slope = claims.measured(scaling.log_slope, countdown, "weighted_vote") if built else None
+their_slope = claims.measured(scaling.log_slope, countdown, "weighted_vote")
 print(f"a decade of FLOPs is worth {their_slope} with the judge" if their_slope else "")
 
 # %% [markdown]
@@ -426,9 +426,7 @@ def quarter_of(rows, chains, methods):
 
 # %%
 kinds_of = {"with the judge": searches, "with a perfect judge": ("best_of_n (oracle)",)}
-their_best = {
-    k: claims.measured(quarter_of, countdown, their_chains, m) if built else None for k, m in kinds_of.items()
-}
+their_best = {k: claims.measured(quarter_of, countdown, their_chains, m) for k, m in kinds_of.items()}
 for _kind, _best in their_best.items():
     if _best:
         _names = {b: max(share, key=share.get) for b, share in _best[0].choices.items()}
