@@ -125,7 +125,7 @@ class Profile:
     process_steps: int = 12
     wheel: Wheel = field(default_factory=Wheel)
     search_problems: int = 240
-    search_n: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    search_n: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)  # two decades
     beam_n: tuple[int, ...] = (4, 16)
     caps: tuple[int, ...] = (16, 32, 48)
     early: tuple[int, ...] = (900, 1000, 1100)
@@ -600,7 +600,7 @@ class Series:
         if judging:
             inputs["verifier"] = self.judge().path
         scalars = p.reinforce if reward == "outcome" else replace(p.reinforce, steps=p.process_steps)
-        n = max(p.search_n) if reward == "outcome" else 4  # as many as the start has, to see what coverage does
+        n = min(64, max(p.search_n)) if reward == "outcome" else 4  # to see what coverage does up to there
         used = {"held_out": p.held_out, "tested": p.search_problems, "n": n}
         run = self._open(f"reinforce-{reward}", inputs, reward=reward, rl=asdict(scalars), **used)
         if run.done:
@@ -794,7 +794,7 @@ STAGES: dict[str, tuple[tuple[str, ...], int]] = {
     "reinforce-outcome": (("teach",), 200),
     "judge-head": (("chains",), 50),
     "judge-orm": (("chains",), 50),
-    "search": (("judge-likelihood", "judge-head", "judge-orm"), 150),
+    "search": (("judge-likelihood", "judge-head", "judge-orm"), 230),
     "flywheel-restart": (("teach",), 180),
     "flywheel-continued": (("teach",), 180),
     "flywheel-search": (("judge-likelihood",), 90),

@@ -522,7 +522,7 @@ def _(mo):
 
 @app.cell
 def _(hack, read_records, scaling, series, trained):
-    samples = read_records(series.search(), "samples")
+    samples = [r for r in read_records(series.search(), "samples") if r.seed < 64]  # as many as after reward
     sampled = {"before": scaling.named([r for r in samples if r.seed < 4], "before")}
     sampled |= {
         name: scaling.named([r for r in read_records(run) if r.seed < 4], name)

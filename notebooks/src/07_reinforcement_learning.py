@@ -276,7 +276,7 @@ plots.proxy_vs_truth(windows(hack.read("history")[1:], "length", ["proxy", "true
 # noise, so the comparison is paired twice: by problem and by dice.
 
 # %%
-samples = read_records(series.search(), "samples")
+samples = [r for r in read_records(series.search(), "samples") if r.seed < 64]  # as many as after reward
 sampled = {"before": scaling.named([r for r in samples if r.seed < 4], "before")}
 sampled |= {
     name: scaling.named([r for r in read_records(run) if r.seed < 4], name)
