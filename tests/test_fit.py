@@ -20,6 +20,7 @@ from workbench.models import character_tokenizer, flops, new_model
 from workbench.policies import Sampling, Want
 from workbench.policies.local import LocalPolicy
 from workbench.types import Node, Step, Trace, WorkbenchError
+from workbench.verifiers.prm import from_policy
 
 
 @pytest.fixture(scope="module")
@@ -438,6 +439,18 @@ def test_patience_ends_with_the_best_weights(tokenizer, rows, tmp_path, sign):
         teach(model, rows, replace(config, watch="y"), tmp_path, check=lambda: {"x": 1})
     with pytest.raises(WorkbenchError, match="patience needs a check"):
         teach(model, rows, config, tmp_path)
+
+
+def test_every_kind_of_weight_has_its_rate(micro):
+    """Bugs: a rate that is read and not used; a weight that no group has, or two."""
+    judge = from_policy(micro)
+    both = fit.optimiser(judge, Fit(lr=1e-3, muon_lr=2e-3, gain_lr=3e-3, head_lr=4e-3))
+    rate = {id(p): group["lr"] for group in both.param_groups for p in group["params"]}
+    kinds = {"proj": 2e-3, "norm": 3e-3, "score": 4e-3, "embed": 1e-3}
+    for name, p in judge.named_parameters():
+        assert rate.pop(id(p)) == next(lr for kind, lr in kinds.items() if kind in name), name
+    assert not rate
+    assert {group["lr"] for group in fit.optimiser(judge, Fit(lr=1e-3)).param_groups} == {1e-3}
 
 
 def test_computing_again_changes_memory_only(tokenizer, rows, tmp_path):

@@ -128,6 +128,17 @@ def test_recomputing_activations_changes_nothing(chains, base, tmp_path, method)
     assert passes[True][1] == passes[True][0] + config.steps, "the layer that learns runs once more a step"
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_linear_head_has_a_rate_of_its_own(chains, base, tmp_path, method):
+    """Bug: the head learns at the adapters' rate, and scores swing with every step."""
+    furthest = []
+    for rate in (1e-5, 1e-2):
+        out, _, _ = run(chains, base, tmp_path / str(rate), replace(QUICK, method=method, head_lr=rate))
+        state = load_file(out / ("model.safetensors" if method == "full" else "adapter_model.safetensors"))
+        furthest.append(max(v.abs().max().item() for name, v in state.items() if "score" in name))
+    assert 0 < furthest[0] <= 1.2e-5 * QUICK.steps < 1e-2 < furthest[1]
+
+
 def test_scoring_leaves_four_bit_weights_as_they_are(base, monkeypatch):
     """Bug: on CPUs with bf16 units the first check rounds the base's scales, and nothing below it learns any more."""
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)

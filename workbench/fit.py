@@ -30,7 +30,8 @@ class Fit:
     """Scalars of a training run: warm-up, then a cosine from the full rate to 5 % of it over `steps`.
 
     `lr` drives AdamW; `muon_lr` > 0 hands the hidden matrices to Muon instead; `gain_lr` > 0 is the rate of the norms'
-    gains, which set how sharp the output is, hard to move by updates of a fixed size. `target`: stop once the check's
+    gains, which set how sharp the output is, hard to move by updates of a fixed size; `head_lr` > 0 that of a
+    classifier's head, which such updates move too far where all its inputs are alike. `target`: stop once the check's
     `accuracy` reaches it, which leaves later stages (search, RL) something to gain; None never stops early.
 
     A step is `batch` x `accumulate` rows in every process, and its loss the mean over all their items. `save`: leave a
@@ -45,6 +46,7 @@ class Fit:
     lr: float = 2e-3
     muon_lr: float = 0.0
     gain_lr: float = 0.0
+    head_lr: float = 0.0
     warmup: int = 50
     weight_decay: float = 0.01
     check_every: int = 50
@@ -113,13 +115,14 @@ class Both(torch.optim.Optimizer):
 
 def optimiser(model, config: Fit) -> torch.optim.Optimizer:
     """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest."""
-    rates = {"muon": config.muon_lr, "gain": config.gain_lr or config.lr, "rest": config.lr}
-    groups: dict[str, list] = {"muon": [], "gain": [], "rest": []}
+    rates = {"gain": config.gain_lr or config.lr, "head": config.head_lr or config.lr, "rest": config.lr}
+    groups: dict[str, list] = {"muon": [], **{kind: [] for kind in rates}}
     for name, p in model.named_parameters():
         if p.requires_grad:
             hidden = p.ndim == 2 and ".layers." in name and config.muon_lr
-            groups["muon" if hidden else "gain" if p.ndim == 1 and "norm" in name else "rest"].append(p)
-    adam = [{"params": groups[kind], "lr": rates[kind]} for kind in ("gain", "rest") if groups[kind]]
+            head, gain = "score" in name.split("."), p.ndim == 1 and "norm" in name
+            groups["muon" if hidden else "head" if head else "gain" if gain else "rest"].append(p)
+    adam = [{"params": groups[kind], "lr": rates[kind]} for kind in rates if groups[kind]]
     kind = torch.optim.AdamW
     if config.paged and torch.cuda.is_available():
         from bitsandbytes.optim import PagedAdamW as kind

@@ -224,10 +224,12 @@ class Training:
     two tokens, so that the model stays a language model). `outcome`: an ORM. `dtype` of the base and of the
     computing, `auto` is bfloat16 where the hardware multiplies it; what learns is fp32.
     `capacity`: tokens of a row, `batch` rows are computed at a time, `batch` x `accumulate` (x processes) make a step.
-    `top`: of the trunk's layers so many from the top learn, and nothing flows back below them; 0 for all. `held_out`:
-    share of problems that are kept for the check; with `patience` > 0 the run stops after so many checks without a
-    better loss, and the best weights are kept. A short run takes fewer rows (`epochs`), with all labels in them alike:
-    of chains that are drawn, most steps are the right ones that they share.
+    `top`: of the trunk's layers so many from the top learn, and nothing flows back below them; 0 for all.
+    `head_lr`: the linear head's rate (0: `lr`). What a pre-trained trunk gives at all steps is mostly one and the same
+    vector, along which AdamW at a rate for adapters would move all scores to and fro.
+    `held_out`: share of problems that are kept for the check; with `patience` > 0 the run stops after so many checks
+    without a better loss, and the best weights are kept. A short run takes fewer rows (`epochs`), with all labels in
+    them alike: of chains that are drawn, most steps are the right ones that they share.
     """
 
     method: str = "lora"
@@ -242,6 +244,7 @@ class Training:
     epochs: float = 1.0
     steps: int = 0  # > 0 goes before epochs
     lr: float = 3e-4
+    head_lr: float = 1e-4
     warmup: float = 0.1  # share of the steps
     held_out: float = 0.03
     check_every: int = 50
@@ -392,6 +395,7 @@ def train(
             batch=config.batch,
             accumulate=config.accumulate,
             lr=config.lr,
+            head_lr=config.head_lr,
             warmup=round(config.warmup * steps),
             check_every=config.check_every,
             save=True,
