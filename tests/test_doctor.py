@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 
 from workbench import doctor
 from workbench.types import WorkbenchError
@@ -25,6 +26,14 @@ def test_table_for_machines():
         assert row["found"]
         assert row["advice"] or row["state"] == "ok", "something is wrong and nothing is said about what to do"
     assert done.returncode == int(any(row["needed"] and row["state"] == "missing" for row in rows.values()))
+
+
+def test_measuring_leaves_the_threads_as_they_are():
+    """Bugs: what runs after `doctor` in this process has one thread; a ratio that a busy neighbour makes."""
+    torch.set_num_threads(2)
+    found = doctor._bf16().found
+    assert torch.get_num_threads() == 2
+    assert 0.01 < float(found.split()[0]) < 20
 
 
 def test_unknown_profile():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from workbench import fit, sft, tasks
@@ -359,7 +360,8 @@ def test_a_checkpoint_of_another_run_is_refused(tokenizer, rows, tmp_path):
 
 
 def test_other_data_or_a_setting_of_the_callers_is_another_run(tokenizer, rows, tmp_path):
-    """Bugs: half a run on other rows, as many as these; a checkpoint that an older release left is thrown away."""
+    """Bugs: half a run on other rows, as many as these; a checkpoint that an older release left is thrown away, or is
+    gone on from with a rate that it had not."""
     config = Fit(4, 4, warmup=1, check_every=2, save=True)
     teach(new_model("micro", tokenizer), rows, config, tmp_path, of={"rows' hash": "ab", "head": "linear"})
     for of, said in (({"rows' hash": "cd"}, "rows' hash was ab, is cd"), ({"head": "verdict"}, "head was linear, is")):
@@ -367,6 +369,13 @@ def test_other_data_or_a_setting_of_the_callers_is_another_run(tokenizer, rows, 
             teach(new_model("micro", tokenizer), rows, config, tmp_path, of=of)
     _, history = teach(new_model("micro", tokenizer), rows, config, tmp_path, of={"new": 1, "head": "linear"})
     assert not history, "a finished run is only read, though its checkpoint says nothing of `new`"
+    with safe_open(tmp_path / fit.STATE, "pt") as file:
+        older = file.metadata()
+    about = json.loads(older["about"])
+    del about["run"]["head_lr"]
+    save_file(load_file(tmp_path / fit.STATE), tmp_path / fit.STATE, older | {"about": json.dumps(about)})
+    with pytest.raises(WorkbenchError, match="head_lr was 0.0, is 0.0001"):
+        teach(new_model("micro", tokenizer), rows, replace(config, head_lr=1e-4), tmp_path)
 
 
 def optimisers():

@@ -225,10 +225,13 @@ def test_memory_is_limited_and_its_end_is_not_the_end_of_the_batch():
 
 
 def test_a_gold_answer_that_cannot_be_read_is_an_error_that_says_why():
-    with pytest.raises(WorkbenchError, match="cannot be read"):
+    with pytest.raises(WorkbenchError, match=r"cannot be read \(out of time or memory\)"):
         equal("5", "(" * 1500 + "x" + ")" * 1500, timeout=0.3)
     with pytest.raises(WorkbenchError, match=r"cannot be read \(no expression that parses\)"):
         equal("5", r"\frac{1")
+    with pytest.raises(WorkbenchError, match=r"cannot be read \(\w+: [^\n]+\): mend") as told:
+        equal("5", "2^^3")
+    assert "\n" not in str(told.value)
 
 
 def test_it_works_off_the_main_thread():

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from workbench.format import Encoder
 from workbench.kv import core
-from workbench.models import flops, llama_config, load_model, new_model, training_flops
+from workbench.models import flops, llama_config, load_model, memory, new_model, training_flops
 from workbench.types import Step, WorkbenchError
 from workbench.verifiers.prm import from_policy
 
@@ -98,6 +98,13 @@ def test_training_by_hand(tokenizer):
     assert training_flops(thin, tokens, seen) == tokens * (2 * 2 * trunk + 3 * 2 * adapters + attention)
     thin = lora(from_policy(model), 1, exclude_modules=["score"], modules_to_save=["score"], task_type="TOKEN_CLS")
     assert training_flops(thin, tokens, seen) == tokens * (2 * 2 * trunk + 3 * 2 * adapters / 4 + attention)
+
+
+def test_the_plan_has_no_more_layers_than_the_base(tokenizer):
+    """Bug: with `top` beyond the base's layers memory is planned for layers that are not there."""
+    shape = new_model("micro", tokenizer).config
+    plan = [memory(shape, "lora", 2, 512, top=top) for top in (0, 1, 2, 3)]
+    assert plan[1].total < plan[2].total and plan[0] == plan[2] == plan[3]
 
 
 @pytest.mark.parametrize("method", ["full", "head frozen", "lora", "lora, again", "top"])

@@ -105,10 +105,6 @@ def test_only_the_top_layers_learn(chains, base, tmp_path, method):
         < all_of_it
         == {n for n, p in prm.open_base(base, replace(config, top=0))[0].named_parameters() if p.requires_grad}
     ), "a base of two layers has no three to choose from"
-    plan = {top: replace(config, top=top).memory(prm.SIZES["small"].shape, 4) for top in (0, 10, 30, 31)}
-    assert plan[10].total < plan[30].total and plan[0] == plan[30] == plan[31], (
-        "the plan has no more layers than the base"
-    )
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -139,7 +135,7 @@ def test_the_linear_head_has_a_rate_of_its_own(chains, base, tmp_path, method):
     assert 0 < furthest[0] <= 1.2e-5 * QUICK.steps < 1e-2 < furthest[1]
 
 
-def test_scoring_leaves_four_bit_weights_as_they_are(base, monkeypatch):
+def test_scoring_leaves_four_bit_weights_as_they_are(base, tmp_path, monkeypatch):
     """Bug: on CPUs with bf16 units the first check rounds the base's scales, and nothing below it learns any more."""
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
     model, _ = prm.open_base(base, replace(QUICK, method="qlora"))
@@ -159,6 +155,12 @@ def test_scoring_leaves_four_bit_weights_as_they_are(base, monkeypatch):
         assert torch.equal(prm.step_logits(model.eval(), rows), logits)
     again, after = step()
     assert torch.equal(again, logits) and all(map(torch.equal, after, gradients)) and after[0].any()
+    saved, tokenizer = load_model(base, **adapters.four_bit(torch.float32))
+    saved.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    kept, _ = load_model(tmp_path)  # nobody says that it is in four bits, but its config
+    assert adapters.quantised(kept)
+    assert not any(getattr(part, "support_avx512bf16_for_cpu", False) for part in kept.modules())
 
 
 def test_every_process_quantises_on_its_own_gpu(base, monkeypatch):

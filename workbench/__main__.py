@@ -388,7 +388,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--critiques", type=int, help="how many of each step (--as generative; default 4)")
     made.add_argument("--reference", help="the model that training began from (--as implicit)")
     made.add_argument("--policy", help="the language model of the log-prob baseline (default: the base, the reference)")
-    made.add_argument("--problems", type=int, default=0, help="judge so many, a third for the threshold (default: all)")
+    made.add_argument(
+        "--problems", type=int, default=0, help="judge so many, and a third as many others for the threshold"
+    )
     made.add_argument("--no-policy", action="store_true", help="leave that baseline out, which halves the time")
     made.add_argument("--format", help="the rows' format, where it cannot be told from their fields")
     made.add_argument("--split", default="train", help="the split of a hub data set (default train)")

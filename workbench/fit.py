@@ -120,7 +120,7 @@ def optimiser(model, config: Fit) -> torch.optim.Optimizer:
     for name, p in model.named_parameters():
         if p.requires_grad:
             hidden = p.ndim == 2 and ".layers." in name and config.muon_lr
-            head, gain = "score" in name.split("."), p.ndim == 1 and "norm" in name
+            head, gain = config.head_lr and ".score." in f".{name}", p.ndim == 1 and "norm" in name
             groups["muon" if hidden else "head" if head else "gain" if gain else "rest"].append(p)
     adam = [{"params": groups[kind], "lr": rates[kind]} for kind in rates if groups[kind]]
     kind = torch.optim.AdamW
@@ -440,7 +440,7 @@ def fit(
             log({"note": "no NVIDIA GPU, so AdamW keeps its moments where the weights are"})
         trainer.train()
     else:
-        was = about["run"]  # of an older release it says less, which is no disagreement
+        was = {"head_lr": 0.0, **about["run"]}  # of an older release it says less, which is no disagreement
         if changed := [k for k, v in watch.run.items() if was.get(k, v) != v]:
             changed = ", ".join(f"{k} was {was[k]}, is {watch.run[k]}" for k in changed)
             raise WorkbenchError(f"{folder / STATE} is of another run ({changed}): delete {folder} to begin this one")

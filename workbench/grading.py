@@ -412,7 +412,8 @@ def _serve() -> None:
         try:
             readable, why = _readable(question["gold"]), "no expression that parses"
         except Exception as error:  # whatever a parser raises on bad text means: not readable
-            readable, why = False, f"{type(error).__name__}: {str(error)[:200]}"
+            first, *_ = str(error).splitlines() or [""]
+            readable, why = False, f"{type(error).__name__}: {first[:200]}".removesuffix(": ")
         say(readable=readable, why=why)
         if not readable:
             continue

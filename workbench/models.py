@@ -93,10 +93,11 @@ def load_model(folder: str | Path, kind: str = "AutoModelForCausalLM", **more):
         )
     transformers.utils.logging.disable_progress_bar()  # a bar for every small file tells nobody anything
     model = getattr(transformers, kind).from_pretrained(folder, use_safetensors=True, **more)
-    for part in model.modules() if "quantization_config" in more else ():
+    for part in model.modules() if getattr(model, "is_quantized", False) else ():
         # On a CPU with bf16 units bitsandbytes would lay 4-bit weights out anew when they are first scored with, round
         # their scales and give no gradient from then on: scores would not be training's, and nothing below would learn.
-        part.support_avx512bf16_for_cpu = False
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            part.support_avx512bf16_for_cpu = False
     return model.eval(), transformers.AutoTokenizer.from_pretrained(folder)
 
 

@@ -99,7 +99,8 @@ class Profile:
 
     The first `easy` share of the teaching examples is of the two easiest levels, the rest of all. `judge_problems` x
     `judge_chains` sampled chains are labelled for the verifiers; `audit` of them also by `rollouts` a step. RL on
-    process reward takes `process_steps` steps, which is enough to see where it goes. `wheel`: one turn of each variant
+    process reward takes `process_steps` steps, which is enough to see where it goes; outcome reward's policy leaves
+    `coverage` chains of every test problem (no more than the start did), for pass@k. `wheel`: one turn of each variant
     of the flywheel, all its rounds of STaR with and without a restart. `small`: the shape of a second policy, taught
     the same examples in two passes and searched with a judge of its own, to be held against the first one's single
     answer. `early`: steps of teaching at which the policy is kept too, each to leave `early_n` chains of every test
@@ -123,9 +124,10 @@ class Profile:
     rollouts: int = 8
     reinforce: Reinforce = field(default_factory=Reinforce)
     process_steps: int = 12
+    coverage: int = 64
     wheel: Wheel = field(default_factory=Wheel)
     search_problems: int = 240
-    search_n: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)  # two decades
+    search_n: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)  # a slope is read off two decades
     beam_n: tuple[int, ...] = (4, 16)
     caps: tuple[int, ...] = (16, 32, 48)
     early: tuple[int, ...] = (900, 1000, 1100)
@@ -600,7 +602,7 @@ class Series:
         if judging:
             inputs["verifier"] = self.judge().path
         scalars = p.reinforce if reward == "outcome" else replace(p.reinforce, steps=p.process_steps)
-        n = min(64, max(p.search_n)) if reward == "outcome" else 4  # to see what coverage does up to there
+        n = min(p.coverage, max(p.search_n)) if reward == "outcome" else 4
         used = {"held_out": p.held_out, "tested": p.search_problems, "n": n}
         run = self._open(f"reinforce-{reward}", inputs, reward=reward, rl=asdict(scalars), **used)
         if run.done:
@@ -794,7 +796,7 @@ STAGES: dict[str, tuple[tuple[str, ...], int]] = {
     "reinforce-outcome": (("teach",), 200),
     "judge-head": (("chains",), 50),
     "judge-orm": (("chains",), 50),
-    "search": (("judge-likelihood", "judge-head", "judge-orm"), 230),
+    "search": (("judge-likelihood", "judge-head", "judge-orm"), 200),
     "flywheel-restart": (("teach",), 180),
     "flywheel-continued": (("teach",), 180),
     "flywheel-search": (("judge-likelihood",), 90),

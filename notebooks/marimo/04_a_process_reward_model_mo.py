@@ -23,7 +23,7 @@ def _(mo):
     model and the outcome model are built; why one encoder must serve training and scoring; why a language model's own
     surprise can judge where a thin head cannot; and what a judgement costs.
 
-    **Time and memory** at `nano`: two minutes and 1.5 GB where policy and judges are there, about fifteen minutes more
+    **Time and memory** at `nano`: a minute and 4 GB where policy and judges are there, about ten minutes more
     where they must be built first.
     `small`: 150 min and 4 GB on two cores (SmolLM2-135M, PRM800K's phase 1). `gpu`: 80 min and 14 GB on one GPU (1.5B
     parameters in 4 bits). Both are estimated, after notebook 03.

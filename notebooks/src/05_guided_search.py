@@ -7,9 +7,9 @@
 #
 # - **You will know** what a search is (a generator that asks for steps), how beams, lookahead, tree search, particles
 #   and revisions decide, what a driver meters, and how far a good judge, a weak judge and a perfect one are apart.
-# - **Time and memory.** `nano`: 1 min and 1 GB when the earlier stages are on disk. What is missing is built here, with
-#   a progress bar. `small`: 25 min and 4 GB on two cores (SmolLM2-135M on GSM8K). `gpu`: 45 min and 12 GB on one GPU
-#   (1.5B parameters in 4 bits). Both are estimated, after notebook 04.
+# - **Time and memory.** `nano`: 1 min and 1.5 GB when the earlier stages are on disk. What is missing is built here,
+#   with a progress bar. `small`: 25 min and 4 GB on two cores (SmolLM2-135M on GSM8K). `gpu`: 45 min and 12 GB on one
+#   GPU (1.5B parameters in 4 bits). Both are estimated, after notebook 04.
 # - **Modules.** `search`, `trees`, `verifiers`, `select`, `scaling`, `plots`, `claims`.
 
 # %% tags=["setup"]

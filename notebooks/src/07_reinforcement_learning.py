@@ -7,7 +7,7 @@
 #
 # - **You will know** how GRPO turns a group of rewards into a gradient, what a clipped ratio prevents, whether reward
 #   makes the policy *able* or only *sure*, and how a reward can rise while the truth does not.
-# - **Time and memory.** `nano`: 1 min and 1 GB when the five runs are on disk. What is missing is built here, with a
+# - **Time and memory.** `nano`: 1 min and 2 GB when the five runs are on disk. What is missing is built here, with a
 #   progress bar. `small`: 60 min and 6 GB on two cores (SmolLM2-135M on GSM8K). `gpu`: 60 min and 14 GB on one GPU
 #   (1.5B parameters in 4 bits). Both are estimated, after notebook 05.
 # - **Modules.** `rl`, `watch`, `labels`, `scaling`, `plots`, `claims`.
@@ -276,7 +276,8 @@ plots.proxy_vs_truth(windows(hack.read("history")[1:], "length", ["proxy", "true
 # noise, so the comparison is paired twice: by problem and by dice.
 
 # %%
-samples = [r for r in read_records(series.search(), "samples") if r.seed < 64]  # as many as after reward
+reached = trained["outcome"].params["n"]  # chains of each problem
+samples = [r for r in read_records(series.search(), "samples") if r.seed < reached]
 sampled = {"before": scaling.named([r for r in samples if r.seed < 4], "before")}
 sampled |= {
     name: scaling.named([r for r in read_records(run) if r.seed < 4], name)
@@ -311,7 +312,7 @@ many = {
     "before": scaling.named(samples, "before"),
     "outcome": scaling.named(read_records(trained["outcome"]), "outcome"),
 }
-ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= 1 + max(r.seed for r in samples)]
+ks = [2**i for i in range(reached.bit_length()) if 2**i <= reached]
 covered = {name: scaling.coverage(rows, ks) for name, rows in many.items()}
 once, ever = (covered["outcome"][i][1].value - covered["before"][i][1].value for i in (0, -1))
 moved = f"Outcome reward: right once {100 * once:+.0f} points, right at least once in {ks[-1]} {100 * ever:+.0f}"

@@ -225,7 +225,7 @@ class Training:
     computing, `auto` is bfloat16 where the hardware multiplies it; what learns is fp32.
     `capacity`: tokens of a row, `batch` rows are computed at a time, `batch` x `accumulate` (x processes) make a step.
     `top`: of the trunk's layers so many from the top learn, and nothing flows back below them; 0 for all.
-    `head_lr`: the linear head's rate (0: `lr`). What a pre-trained trunk gives at all steps is mostly one and the same
+    `head_lr`: a linear head's rate (0: `lr`). What a pre-trained trunk gives at all steps is mostly one and the same
     vector, along which AdamW at a rate for adapters would move all scores to and fro.
     `held_out`: share of problems that are kept for the check; with `patience` > 0 the run stops after so many checks
     without a better loss, and the best weights are kept. A short run takes fewer rows (`epochs`), with all labels in
