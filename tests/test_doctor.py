@@ -30,9 +30,13 @@ def test_table_for_machines():
 
 def test_measuring_leaves_the_threads_as_they_are():
     """Bugs: what runs after `doctor` in this process has one thread; a ratio that a busy neighbour makes."""
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
-    found = doctor._bf16().found
-    assert torch.get_num_threads() == 2
+    try:
+        found = doctor._bf16().found
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
     assert 0.01 < float(found.split()[0]) < 20
 
 
