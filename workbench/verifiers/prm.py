@@ -292,9 +292,9 @@ _QWEN = dict(zip(_SHAPE.split(), (1536, 28, 8960, 12, 2, 128, 151936), strict=Tr
 SIZES = {
     "small": Size(
         "smollm2",
-        Training("qlora", top=10, capacity=768, batch=2, accumulate=1, epochs=0.3, lr=5e-4),
-        100,
-        "two CPU cores, reckoned from some steps (40 minutes where they have bf16 units)",
+        Training("qlora", top=10, capacity=768, batch=2, accumulate=1, epochs=0.5, lr=5e-4),
+        120,
+        "two CPU cores, reckoned from some steps (an hour where they have bf16 units)",
         _SMOLLM2,
     ),
     "gpu": Size(
