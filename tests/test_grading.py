@@ -234,6 +234,14 @@ def test_a_gold_answer_that_cannot_be_read_is_an_error_that_says_why():
     assert "\n" not in str(told.value)
 
 
+def test_why_an_answer_is_unreadable_is_in_the_log(caplog):
+    """Bug: a parser's own fault makes answers wrong, and nobody can find out."""
+    with caplog.at_level("DEBUG", "workbench.grading"):
+        assert not equal("2^^3", "x+1") and not equal("x+2", "x+1")
+    [row] = caplog.records
+    assert "'2^^3' cannot be read (" in row.getMessage() and ": " in row.getMessage() and "\n" not in row.getMessage()
+
+
 def test_it_works_off_the_main_thread():
     """Pins: limits made of signals, which raise in a thread and hang a notebook."""
     pairs = [(rf"\frac{{{n}}}{{3}}", rf"\frac{{{2 * n}}}{{6}}", n % 2 == 0) for n in range(1, 13)]

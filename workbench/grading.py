@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import logging
 import os
 import queue
 import re
@@ -31,6 +32,7 @@ from pathlib import Path
 
 from .types import WorkbenchError
 
+_log = logging.getLogger(__name__)
 PATIENCE = 10 if hasattr(signal, "setitimer") else 1  # seconds by the clock for each second of processor time
 LONGEST = 4096  # characters; more is not an answer
 MEMORY = 1 << 30  # bytes of address space for the worker, where the system has such a limit
@@ -164,6 +166,9 @@ def _ask(answer: str, gold: str, timeout: float) -> bool:
                 raise WorkbenchError(f"the gold answer {gold[:80]!r} cannot be read ({why}): mend the problem's answer")
             result = worker.hear(timeout * PATIENCE)
             finished = result is not None
+            if not finished or result["why"]:
+                why = result["why"] if finished else "out of time or memory"
+                _log.debug("the answer %r cannot be read (%s), so it is wrong", answer[:80], why)
         finally:
             if not finished:  # out of time or memory, or interrupted: nobody knows what it will say next
                 worker.kill()
@@ -381,6 +386,12 @@ def _limit(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
+def _told(error: Exception) -> str:
+    """The error's type and first line: parsers draw pictures below it."""
+    first, *_ = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {first[:200]}".removesuffix(": ")
+
+
 def _serve() -> None:
     out = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # a library that prints must not answer for us
@@ -390,14 +401,12 @@ def _serve() -> None:
         out.flush()
 
     try:
-        import logging
-
         import math_verify  # noqa: F401
 
         logging.disable(logging.CRITICAL)
         _agree(r"2^{x+\sqrt{2}}", "2^x+1")  # loads the grammar and what simplifies, before any clock runs
     except Exception as error:  # whatever a broken installation raises is told to the parent, which raises it
-        say(error=f"{type(error).__name__}: {error}")
+        say(error=_told(error))
         return
     try:
         import resource
@@ -412,18 +421,17 @@ def _serve() -> None:
         try:
             readable, why = _readable(question["gold"]), "no expression that parses"
         except Exception as error:  # whatever a parser raises on bad text means: not readable
-            first, *_ = str(error).splitlines() or [""]
-            readable, why = False, f"{type(error).__name__}: {first[:200]}".removesuffix(": ")
+            readable, why = False, _told(error)
         say(readable=readable, why=why)
         if not readable:
             continue
         _limit(question["seconds"])
         try:
-            result = _agree(question["answer"], question["gold"])
-        except Exception:  # an answer that cannot be read is wrong
-            result = False
+            result, why = _agree(question["answer"], question["gold"]), ""
+        except Exception as error:  # an answer that cannot be read is wrong, whatever a parser raises on it
+            result, why = False, _told(error)
         _limit(0)
-        say(equal=result)
+        say(equal=result, why=why)
 
 
 if __name__ == "__main__":
