@@ -22,7 +22,9 @@ from workbench.verifiers import prm
 from workbench.verifiers.likelihood import mean_logprobs
 from workbench.verifiers.prm import PRM, Training, train
 
-QUICK = Training("lora", dtype="float32", steps=6, batch=4, accumulate=1, lr=3e-3, check_every=3, held_out=0.2)
+QUICK = Training(
+    "lora", dtype="float32", steps=6, batch=4, accumulate=1, lr=3e-3, head_lr=0, check_every=3, held_out=0.2
+)
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +242,7 @@ def test_held_out_problems_are_not_learnt_from(chains, base, tmp_path, encoder):
 def test_soft_labels_pull_to_their_value(base, tmp_path, chains):
     """Bug: soft labels are rounded."""
     soft = [Labelled(c.problem, c.trace, (0.3,) * len(c.labels)) for c in chains]
-    config = replace(QUICK, method="full", steps=60, lr=1e-2, head_lr=0, check_every=60)
+    config = replace(QUICK, method="full", steps=60, lr=1e-2, check_every=60)
     out, _, _ = run(soft, base, tmp_path, config)
     scores = [x for s in PRM.load(out).score([(c.problem, c.trace) for c in chains[:10]]) for x in s]
     assert sum(scores) / len(scores) == pytest.approx(0.3, abs=0.05)

@@ -19,7 +19,7 @@ def main(base: str, out: Path, accumulate: int) -> None:
             chains.append(Labelled(problem, trace, tuple(labels.oracle([(problem, trace)])[0])))
 
     config = Training(
-        "full", steps=3, batch=3, accumulate=accumulate, capacity=128, lr=3e-3, check_every=1, held_out=0.2
+        "full", steps=3, batch=3, accumulate=accumulate, capacity=128, lr=3e-3, head_lr=0, check_every=1, held_out=0.2
     )
     rows = []
     train(chains, base, out, config, log=rows.append, progress=False)
