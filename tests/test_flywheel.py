@@ -344,6 +344,17 @@ def test_grading_is_the_tasks(monkeypatch, policy, sums):
         assert [c.right for c in flywheel.drawn([result], sums[:1], "sampled")] == [want]
 
 
+def test_a_first_round_is_made_once(straight, base, held, tmp_path):
+    """Bug: a run that takes over another's first round goes on to other chains or weights than if it had made it."""
+    config, folder = replace(CONFIG, restart=False), tmp_path / "after"
+    alone = go(base, tmp_path / "alone", config, held_out=held)
+    for _ in range(2):  # the second time there is a first round already
+        flywheel.begin_as(Run.open(folder, {"config": config}), straight.run)
+    assert sorted(p.name for p in (folder / "rounds").iterdir()) == ["1"]
+    assert timeless(go(base, folder, config, held_out=held)) == timeless(alone)
+    assert on_disk(folder) == on_disk(tmp_path / "alone")
+
+
 # --- a run that is killed -----------------------------------------------------------------------------------------
 
 PLACES = [("_row", 3), ("drawn", 4), ("fit", 2), ("check", 3)]

@@ -8,6 +8,7 @@ history.jsonl             a row a round, written after the rest: a round without
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -376,6 +377,17 @@ def train(
             put(policy.model, start)
             bar.close()
     return history
+
+
+def begin_as(run: Run, other: Run) -> None:
+    """The first round of `other`, a finished run that differs in `restart` alone, which tells from round 2 on; `train`
+    goes on from there. A run that has begun stays as it is."""
+    if not run.read("history"):
+        rounds = Run(run.path / "rounds", run.about)
+        rounds.path.mkdir(exist_ok=True)
+        with rounds.folder("1") as folder:
+            shutil.copytree(other.path / "rounds" / "1", folder, dirs_exist_ok=True)
+        run.append("history", other.read("history")[:2])
 
 
 @torch.no_grad()

@@ -566,12 +566,17 @@ class Series:
         changes = dict(self.FLYWHEELS[kind])
         if kind == "search":  # as many chains as the others draw, in trees of four
             changes |= {"samples": 4, "problems": max(1, p.wheel.problems * p.wheel.samples // 4)}
+        twin = self.flywheel() if changes == {"restart": False} else None  # alike up to the second round
+        if twin:
+            inputs["first round"] = twin.path
         used = {"held_out": p.held_out, "tested": p.search_problems}
         run = self._open(f"flywheel-{kind}", inputs, kind=kind, wheel=asdict(p.wheel), **used, **changes)
         if run.done:
             return run
         from . import evaluate, flywheel
 
+        if twin:
+            flywheel.begin_as(run, twin)
         config = p.wheel.config(p.sampling, **changes)
         history = flywheel.train(
             self.policy(), p.task, config, run, self.verifier() if judging else None, self.held_out(), self.progress
@@ -798,7 +803,7 @@ STAGES: dict[str, tuple[tuple[str, ...], int]] = {
     "judge-orm": (("chains",), 50),
     "search": (("judge-likelihood", "judge-head", "judge-orm"), 200),
     "flywheel-restart": (("teach",), 180),
-    "flywheel-continued": (("teach",), 180),
+    "flywheel-continued": (("flywheel-restart",), 90),
     "flywheel-search": (("judge-likelihood",), 90),
     "flywheel-prm-filter": (("judge-likelihood",), 85),
     "flywheel-no-filter": (("teach",), 75),
