@@ -62,7 +62,7 @@ def reproduce(args) -> int:
 
     series.check_profile(args.profile)
     runs, began = series.runs_folder(args.runs), time.monotonic()
-    built, peak = pipeline.build(args.profile, runs, lanes=min(2, os.cpu_count() or 1))
+    built, peak = pipeline.build(args.profile, runs, lanes=pipeline.lanes())
     todo = series.unfinished(args.profile, args.runs)
     statuses = series.reproduce(args.profile, args.runs, again=args.again)
     peak = max([peak, *(status.get("peak_mb", 0) for status in statuses)])

@@ -885,6 +885,28 @@ def build_stage(
     return series.teach(reasoning=False) if name == "direct" else getattr(series, name)()
 
 
+def lanes() -> int:
+    """How many stages to build at a time: a core and 2 GB of free memory each, at most four, since by then one stage
+    waits for another (`wall`)."""
+    import psutil
+
+    return max(1, min(4, os.cpu_count() or 1, psutil.virtual_memory().available // (2 * 10**9)))
+
+
+def wall(seconds: Mapping[str, float], lanes: int) -> float:
+    """Seconds that these stages take, `lanes` at a time, at the least: all their work shared, or the longest line of
+    stages that wait for one another.
+
+    >>> wall({"teach": 320, "direct": 230, "chains": 120}, lanes=1), wall({"teach": 320, "chains": 120}, lanes=4)
+    (670.0, 440)
+    """
+
+    def line(name: str) -> float:
+        return seconds.get(name, 0) + max(map(line, STAGES[name][0]), default=0)
+
+    return max(sum(seconds.values()) / lanes, *map(line, seconds)) if seconds else 0
+
+
 def build(
     profile_name: str = "nano", runs: str | Path = "runs", seed: int = 0, lanes: int = 2, say=print
 ) -> tuple[int, int]:
@@ -900,9 +922,9 @@ def build(
     if not todo:
         return 0, 0
     (root / "logs").mkdir(parents=True, exist_ok=True)
-    began, running, total = time.monotonic(), {}, sum(STAGES[name][1] for name in todo)
+    began, running, total = time.monotonic(), {}, wall({name: STAGES[name][1] for name in todo}, lanes)
     built, peak, looked, took, thought = len(todo), 0, 0.0, 0.0, 0
-    say(f"{len(todo)} stages to build, about {clock(total / lanes)} (the longest first, {lanes} at a time)")
+    say(f"{len(todo)} stages to build, about {clock(total)} (the longest first, {lanes} at a time)")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
         while todo or running:
@@ -924,10 +946,11 @@ def build(
                     last = [line for line in log.read_text().splitlines() if line.strip()][-1:]
                     raise WorkbenchError(f"stage {name} failed ({' '.join(last)}): read {log}, then run this again")
                 took, thought = took + time.monotonic() - start, thought + STAGES[name][1]
-                left = sum(STAGES[n][1] for n in [*todo, *running]) * took / thought  # at this machine's pace
+                pace = took / thought  # of this machine
+                left = wall({n: STAGES[n][1] * pace for n in [*todo, *running]}, lanes)
                 say(
                     f"  {name}: {clock(time.monotonic() - start)}; {clock(time.monotonic() - began)} gone, "
-                    + (f"about {clock(left / lanes)} left" if left else "all built")
+                    + (f"about {clock(left)} left" if left else "all built")
                 )
     finally:
         for process, _ in running.values():
