@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from workbench import adapters, labels, models, tasks
+from workbench import adapters, labels, models, stepdata, tasks
 from workbench.__main__ import main
 from workbench.models import load_model, new_model
 from workbench.packing import pack
@@ -401,6 +401,19 @@ def test_the_command_line_trains_and_judges(chains, base, tmp_path, capsys, monk
     few = json.loads((tmp_path / "few" / "report.json").read_text())
     assert few["counts"]["problems"] == 8 and few["tuning"]["problems"] == 3
 
+    # thresholds from what training held out of its own data, and from nothing that it learnt
+    assert main([*command, "--tuning", str(data)]) == 0
+    known = set(json.loads((run_folder / "model" / "prm.json").read_text())["learnt"])
+    asked = {c.problem.prompt for c in stepdata.Rows(data)}
+    learnt = {prompt for prompt in asked if tasks.digest(tasks.plain(prompt)) in known}
+    assert f"{len(learnt)} of {len(asked)} problems were trained on and are left out" in capsys.readouterr().out
+    report = json.loads((tmp_path / "few" / "report.json").read_text())
+    assert report["tuning"]["problems"] == len(asked) - len(learnt) > 0
+    taught = rows_of([c for c in chains if c.problem.prompt in learnt], tmp_path / "taught.jsonl")
+    assert main([*command, "--tuning", str(taught)]) == 2 and "were trained on: name others" in capsys.readouterr().err
+    assert main(["prm", "evaluate", str(run_folder / "model"), str(data), "--no-policy"]) == 2
+    assert f"{len(learnt)} of these problems were trained on" in capsys.readouterr().err
+
 
 def test_a_mistyped_command_is_one_sentence(chains, base, tmp_path, capsys):
     data = str(rows_of(chains, tmp_path / "rows.jsonl"))
@@ -416,7 +429,6 @@ def test_a_mistyped_command_is_one_sentence(chains, base, tmp_path, capsys):
 
 def test_the_split_that_is_reported_on_can_be_named(chains, base, tmp_path, monkeypatch):
     """Bug: a hub set without a split `test` cannot be reported on."""
-    from workbench import stepdata
 
     asked, rows = [], stepdata.Rows
 

@@ -201,13 +201,21 @@ def prm_evaluate(args) -> int:
         apart = [digest("tuning", chain.problem.id) % 4 == 0 for chain in items]
         tuning = [chain for chain, held in zip(items, apart, strict=True) if held]
         items = [chain for chain, held in zip(items, apart, strict=True) if not held]
+    known = set(about(args.checkpoint).get("learnt", ()))
+    learnt = {c.problem.prompt for c in items + tuning if digest(plain(c.problem.prompt)) in known}
+    if args.tuning:  # of what the PRM was trained on, the part that it held out will do
+        asked = {c.problem.prompt for c in tuning}
+        tuning = [c for c in tuning if c.problem.prompt not in learnt]
+        print(f"{args.tuning}: {len(asked & learnt):,} of {len(asked):,} problems were trained on and are left out")
+        learnt -= asked - {c.problem.prompt for c in items}
+        if not tuning:
+            raise WorkbenchError(f"all problems of {args.tuning} were trained on: name others with --tuning")
+    if learnt:
+        raise WorkbenchError(
+            f"{len(learnt)} of these problems were trained on, the first {min(learnt)[:60]!r}: judge others"
+        )
     if args.problems:
         items, tuning = drawn(items, args.problems, "judged"), drawn(tuning, -(-args.problems // 3), "for thresholds")
-    known = set(about(args.checkpoint).get("learnt", ()))
-    if both := {c.problem.prompt for c in items + tuning if digest(plain(c.problem.prompt)) in known}:
-        raise WorkbenchError(
-            f"{len(both)} of these problems were trained on, the first {min(both)[:60]!r}: judge others"
-        )
     out = args.out or args.checkpoint.parent / f"judged-{Path(args.data).stem}"
     both = [(chain.problem.blind(), chain.trace) for chain in items + tuning]
     scores = judge.score_trees(both, progress=True) if args.way == "prm" else score_all(judge, both, progress=True)
@@ -381,7 +389,7 @@ def parser() -> argparse.ArgumentParser:
     made.set_defaults(action=prm_evaluate)
     made.add_argument("checkpoint", type=Path, help="the model folder that `prm train` wrote, or a language model's")
     made.add_argument("data", help="labelled steps: a file, a folder, or a hub id owner/name")
-    made.add_argument("--tuning", help="labelled steps of other problems, which fix the threshold (default: a quarter)")
+    made.add_argument("--tuning", help="labelled steps for the threshold, less those it learnt (default: a quarter)")
     ways = "prm (default), a language model that is asked for critiques, or one that is held against a --reference"
     made.add_argument("--as", dest="way", default="prm", choices=("prm", "generative", "implicit"), help=ways)
     made.add_argument("--base", help="where an adapter's base lies, if not where it was (--as prm)")
