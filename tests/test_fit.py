@@ -136,8 +136,24 @@ def test_what_training_costs(tokenizer, rows, tmp_path):
 def test_a_loss_that_is_no_number_is_an_error(tokenizer, rows, tmp_path, wrong):
     """Bug: the loop logs a loss of 0 in place of NaN and goes on to ruin the weights."""
     config = Fit(6, 8, warmup=1, check_every=2)
-    with pytest.raises(WorkbenchError, match="the loss is (nan|inf) at step 2"):
+    with pytest.raises(WorkbenchError, match="the gradient is (nan|inf) at step 1"):
         teach(new_model("micro", tokenizer), rows, config, tmp_path, loss=lambda m, b: sft.loss(m, b) * wrong)
+
+
+def test_a_gradient_that_is_no_number_ruins_nothing(tokenizer, rows, tmp_path):
+    """Bug: the loss that is watched is finite, one step's gradient is not, and good weights and checkpoint are lost."""
+    calls = []
+
+    def bursts(m, b):
+        calls.append(1)
+        loss = sft.loss(m, b)
+        return loss + (0 * next(m.parameters()).sum()).sqrt() if len(calls) == 4 else loss  # d sqrt(0) is infinite
+
+    model, config = new_model("micro", tokenizer), Fit(6, 8, warmup=1, check_every=2, save=True)
+    with pytest.raises(WorkbenchError, match="the gradient is nan at step 4.*saved before stays"):
+        teach(model, rows, config, tmp_path, loss=bursts)
+    assert all(torch.isfinite(p).all() for p in model.parameters()) and fit.reached(tmp_path) == 2
+    assert all(torch.isfinite(v).all() for v in load_file(tmp_path / fit.STATE).values() if v.is_floating_point())
 
 
 def test_what_cannot_be_trained_is_refused(tokenizer, rows, tmp_path):

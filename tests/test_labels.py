@@ -545,6 +545,17 @@ def test_consensus_keeps_what_both_say(asked):
     assert made.chains == chains[:1], "the last bits of a score depend on the batch, and must not decide"
 
 
+def test_consensus_bills_a_judge_what_it_spent(asked):
+    """Bug: a judge that samples critiques is billed as if it had read the chains once."""
+    judge, chains = searching.Judge(a=0.9, b=0.4), labelled(asked(1)[0])
+    read = labels.consensus(searching.POLICY, chains, judge)[0].cost
+    judge.spent = [[labels.Cost(judged=100, verifier_calls=4)] * 3] * len(chains)
+    spent = labels.consensus(searching.POLICY, chains, judge)[0].cost
+    assert (spent.judged, spent.verifier_calls) == (1500, 60) and 0 < read.judged < 1500
+    none = Labelled(asked(1)[0], Trace((), "cut"), ())
+    assert labels.consensus(searching.POLICY, [none], judge)[0].cost.judged == 0, "the last call's is not this one's"
+
+
 def test_consensus_passes_over_what_nobody_said(asked):
     """Bug: None read as 0; a share of nothing; chains without a label counted as disagreement."""
     [problem], none = asked(1), Labelled(asked(1)[0], Trace((Step("a"),), "cut"), (None,))

@@ -19,6 +19,7 @@ from workbench.rl import RL, Batch, Earned, centred, clipped_loss, leave_one_out
 from workbench.runs import Run
 from workbench.tasks import get
 from workbench.types import Node, Problem, Step, Trace, WorkbenchError
+from workbench.verifiers.oracle import Oracle
 
 CONFIG = RL(
     steps=4, prompts=3, group=4, updates=2, lr=1e-3, muon_lr=1e-2, step_tokens=12, chain_tokens=30, check_every=2
@@ -507,6 +508,14 @@ def test_a_mixture_adds_chains_and_steps(encoder):
     assert rl.mixture((2.0, rl.outcome))(items).steps is None
 
 
+def test_the_oracle_may_pay_for_steps():
+    """Bug: a reward that asks its verifier for an encoder, which the protocol does not have."""
+    p = Problem("p", "arithmetic", "1+1", "2")
+    items = [(p, Trace((Step("1+1=2"), Step("2", final=True)))), (p, Trace((Step("1+1=3"), Step("3", final=True))))]
+    earned = rl.process(Oracle([p]), "sum")(items)
+    assert earned.steps == [[1.0, 1.0], [0.0, 0.0]] and earned.cost.verifier_calls == 2 and earned.cost.flops == 0
+
+
 def test_the_forms_of_process_reward():
     """Bug: a chain makes up for a bad step with good ones, in the forms that forbid it."""
     good, padded = [0.9, 0.8], [0.9, 0.8, 0.9, 0.9]
@@ -525,6 +534,9 @@ def test_the_forms_of_process_reward():
         (lambda items: Earned([math.nan] * len(items)), "is nan"),
         (lambda items: Earned([0.0] * len(items), [[1.0]] * len(items)), "every step"),
         (lambda items: 1 / 0, "ZeroDivisionError"),
+        (lambda items: [0.0] * len(items), "gave list: return Earned"),
+        (lambda items: Earned([None] * len(items)), "what is no number"),
+        (lambda items: Earned(["1"] * len(items)), "what is no number"),
     ],
 )
 def test_a_bad_reward_stops_the_run_and_names_itself(learner, tmp_path, reward, why):
@@ -737,7 +749,7 @@ def test_empty_and_endless_chains(learner, sums):
     assert math.isfinite(stats["loss"]) and stats["trained"] > 0
 
 
-def test_prime_learns_outcomes_online(learner, micro, tokenizer, tmp_path, sums):
+def test_prime_learns_outcomes_online(learner, micro, tokenizer, tmp_path, sums, monkeypatch):
     """Bugs: the reference learns too; a run that is killed goes on with a fresh reward model."""
 
     def parts():
@@ -782,6 +794,11 @@ def test_prime_learns_outcomes_online(learner, micro, tokenizer, tmp_path, sums)
         prime.learn([*right, *wrong])
     good, bad = (sum(prime(items).totals()) for items in (right, wrong))
     assert good > bad + 1
+
+    monkeypatch.setattr(rl.prime, "implicit_loss", lambda model, *a: next(model.parameters()).sum() * math.nan)
+    with pytest.raises(WorkbenchError, match="gradient is not finite"):  # Bug: a reward model of NaN is saved
+        prime.learn(right)
+    assert all(torch.isfinite(p).all() for p in prime.model.parameters())
 
 
 def test_a_reward_cannot_have_two_learners(micro, tokenizer):

@@ -805,7 +805,7 @@ def broken():
         "a mark of text": (yes, "the mark `correct` (True, False or None) of p/000 is 'yes'"),
         "a mark of 2": (two, "the mark `correct` (True, False or None) of p/000 is 2"),
         "ids of two kinds": (mixed, "problem ids are of several kinds, int (7), str ("),
-        "two units": (kilo, "('beam', 2) on p/000 costs from 2 to 2e+06 flops: two units are mixed"),
+        "two units": (kilo, "('beam', 2) on p/000 costs 2 flops and ('beam', 2) on p/000 2e+06: two units are mixed"),
     }
 
 

@@ -205,6 +205,8 @@ BAD = {
     "the problem is no text": {**raw([step(completion("a", 1))]), "question": {"problem": 3}},
     "the steps are no list": raw("a" * 100_000),
     "more than 1000 steps": raw([step(completion("a", 1), chosen=0)] * 100_000),
+    "half of a surrogate pair in a text": raw([step(completion("a \ud800", 1), chosen=0)]),
+    "a tree of more than 1000000 steps, prefix by prefix": raw([step(*[completion("a", 1)] * 50, chosen=0)] * 1000),
     "no JSON": '{"labeler": "a", "question": ',
     "not an object": "[1, 2]",
 }
@@ -228,6 +230,8 @@ def test_nothing_hangs_and_nothing_is_fatal(tmp_path):
         0,
         -1,
         1e308,
+        10**400,
+        "\ud800",
         float("nan"),
         "",
         "x",
@@ -265,6 +269,32 @@ def test_nothing_hangs_and_nothing_is_fatal(tmp_path):
         assert len(chains) >= 2 and rows.counts["rows"] == len(lines) + 2
         assert all(x is None or 0 <= x <= 1 for chain in chains for x in chain.labels)
     assert time.monotonic() - began < 60
+
+
+def test_a_deep_tree_is_read_in_time(tmp_path):
+    """Bug: a row of 100 kB takes seven seconds, since every leaf looks up all of its prefixes."""
+    deep = raw([step(*(completion(f"{i} {j}", 1) for j in range(6)), chosen=0) for i in range(300)])
+    began = time.monotonic()
+    chains = list(Rows(write(tmp_path, [deep])))
+    assert time.monotonic() - began < 3
+    assert len(chains) == 1501 and [len(c.labels) for c in chains[-6:]] == [300] * 6
+    wide = {"text": "a", "mc_value": 1.0, "children": [{"text": "b", "mc_value": 1.0, "children": []}] * 1001}
+    rows = Rows(write(tmp_path, [tree_row(wide), tree_row({**wide, "children": wide["children"][:2]})]))
+    assert len(list(rows)) == 1 and dict(rows.reasons()) == {"more than 1000 steps": 1}
+
+
+def tree_row(node):
+    return {"question": "Q", "final_answer": "1", "reasoning_steps": {"children": [node]}}
+
+
+def test_a_damaged_archive_is_named(tmp_path):
+    """Bug: some damage is an error of zlib's own, which ends in a traceback."""
+    whole = gzip.compress(b"".join((json.dumps({**GOOD, "labeler": i}) + "\n").encode() for i in range(200)))
+    path = tmp_path / "rows.jsonl.gz"
+    for at in range(20, len(whole), len(whole) // 25):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+        with pytest.raises(WorkbenchError, match="cannot be read to its end|no known format|holds no chain"):
+            list(Rows(path))
 
 
 def test_a_source_that_is_none(tmp_path):

@@ -227,6 +227,13 @@ class _Trainer(Trainer):
         lengths = [len(row.ids) for row in rows] if lengths is None else lengths
         return Ordered(lengths, self.args.train_batch_size, self.args.seed)
 
+    def _clip_grad_norm(self, model):
+        norm = super()._clip_grad_norm(model)
+        if not math.isfinite(norm):  # before the step, so that weights and the last checkpoint stay good
+            step = self.state.global_step + 1
+            raise WorkbenchError(f"the gradient is {float(norm)} at step {step}: lower lr; what was saved before stays")
+        return norm
+
     def _get_num_items_in_batch(self, batch_samples, device):
         """Items of the whole step over all processes; None where one batch is the step, and its mean the loss."""
         if len(batch_samples) * self.args.world_size == 1 or "items" not in batch_samples[0]:

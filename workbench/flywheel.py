@@ -25,7 +25,7 @@ from .adapters import adapter_of, learning, read_adapter, save_adapter
 from .fit import Fit, fit
 from .labels import right_answer
 from .models import load_model
-from .policies import Sampling, judged_whole
+from .policies import Sampling, billed
 from .policies.local import LocalPolicy
 from .runs import Run
 from .select import AGGREGATES, aggregate_score
@@ -204,7 +204,7 @@ def judged(chains: Sequence[Chain], verifier, policy) -> tuple[list[Chain], Cost
                 raise  # about nothing that was asked: it would be for ever
             todo = [chain for chain in todo if chain.problem.id not in error.problems]
     cost = Cost(verifier_seconds=time.perf_counter() - begin)
-    spent = getattr(verifier, "spent", None) if todo else ()
+    read = []
     if len(scored) != len(todo):
         raise WorkbenchError(f"{name} gave {len(scored)} rows of scores for {len(todo)} chains: mend it")
     for chain, scores in zip(todo, scored, strict=True):
@@ -217,9 +217,8 @@ def judged(chains: Sequence[Chain], verifier, policy) -> tuple[list[Chain], Cost
         scores = [s if s is None else round(s, search.DIGITS) for s in scores]
         steps = tuple(replace(step, score=s) for step, s in zip(steps, scores, strict=True))
         found[id(chain)] = chain._replace(trace=replace(chain.trace, steps=steps))
-        if spent is None:
-            cost += judged_whole(verifier, *(policy.prompt_tokens(problem, Node((), some)) for some in ((), steps)))
-    return [found.get(id(chain), chain) for chain in chains], sum((c for row in spent or () for c in row), cost)
+        read.append(tuple(policy.prompt_tokens(problem, Node((), some)) for some in ((), steps)))
+    return [found.get(id(chain), chain) for chain in chains], cost + (billed(verifier, read) if read else Cost())
 
 
 # --- one round ---

@@ -17,7 +17,7 @@ from functools import cache, partial
 from typing import NamedTuple, Protocol, TypeVar
 
 from . import tasks
-from .policies import Policy, Sampling, Want, bill, judged_whole, tokens_of
+from .policies import Policy, Sampling, Want, bill, billed, tokens_of
 from .types import Cost, Labelled, Node, Problem, ProblemError, Step, Trace, WorkbenchError
 
 _T = TypeVar("_T")
@@ -386,9 +386,12 @@ def consensus(
     begin = time.perf_counter()
     _, judged = _served(score, asked, refused)
     cost, kept = Cost(verifier_seconds=time.perf_counter() - begin), []
+    read = [
+        tuple(policy.prompt_tokens(row.problem.blind(), Node((), steps)) for steps in ((), row.trace.steps))
+        for row, _ in judged
+    ]
+    cost += billed(judge, read) if judged else Cost()
     for (problem, trace, labels), scores in judged:
-        prompt, whole = (policy.prompt_tokens(problem.blind(), Node((), steps)) for steps in ((), trace.steps))
-        cost += judged_whole(judge, prompt, whole)
         first = first_error(labels, cut)
         if first == first_error([s if s is None else round(s, DIGITS) for s in scores], threshold):
             upto = labels if first is None else labels[: first + 1]

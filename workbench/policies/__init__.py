@@ -14,7 +14,7 @@ chain below a node does not depend on the batch, on the order of problems or on 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -93,3 +93,11 @@ def judged_whole(verifier, prompt: int, whole: int) -> Cost:
     head. One that samples says itself what it `spent`; in a search the driver knows what was read before."""
     flops = verifier.flops(0, prompt, head=False) + verifier.flops(prompt, whole - prompt)
     return Cost(judged=whole, verifier_calls=1, verifier_flops=flops)
+
+
+def billed(verifier, chains: Iterable[tuple[int, int]]) -> Cost:
+    """What a verifier's last call is billed: what it says it `spent`, or every chain, (prompt, whole) in tokens."""
+    spent = getattr(verifier, "spent", None)
+    if spent is not None:
+        return sum((cost for chain in spent for cost in chain), Cost())
+    return sum((judged_whole(verifier, *chain) for chain in chains), Cost())

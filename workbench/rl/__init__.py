@@ -555,18 +555,24 @@ def _about(problem: Problem, trace: Trace, total: float) -> dict:
 
 def judge(reward: Reward, items: Sequence[tuple[Problem, Trace]]) -> Earned:
     """What the chains earn, with nothing let through that would poison the update."""
+    name = getattr(reward, "__name__", type(reward).__name__)
     try:
         earned = reward(items)
     except WorkbenchError:
         raise
     except Exception as error:
-        name = getattr(reward, "__name__", type(reward).__name__)
         raise WorkbenchError(f"the reward {name} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(earned, Earned):
+        raise WorkbenchError(f"the reward {name} gave {type(earned).__name__}: return Earned, a number a chain")
     if len(earned.chains) != len(items):
         raise WorkbenchError(f"the reward gave {len(earned.chains)} numbers for {len(items)} chains")
     if earned.steps is not None and [len(row) for row in earned.steps] != [len(t.steps) for _, t in items]:
         raise WorkbenchError("the reward must give a number to every step of every chain, or no steps at all")
-    for (problem, _), total in zip(items, earned.totals(), strict=True):
+    try:
+        totals = list(map(float, earned.totals()))
+    except (TypeError, ValueError) as error:
+        raise WorkbenchError(f"the reward {name} gave what is no number ({error}): mend it") from error
+    for (problem, _), total in zip(items, totals, strict=True):
         if not math.isfinite(total):
             raise WorkbenchError(f"the reward of a chain of {problem.id} is {total}: mend the reward function")
     return earned

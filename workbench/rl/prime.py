@@ -61,7 +61,9 @@ class Prime:
             batch = {k: v.to(self.model.device) for k, v in collate(part, self.pad).items()}
             (implicit_loss(self.model, self.reference, batch, self.beta) * len(part) / len(rows)).backward()
             flops += sum(2 * self.verifier.flops(0, len(row.ids)) for row in part)  # three passes, and the reference's
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if not torch.isfinite(norm):
+            raise WorkbenchError("the reward model's gradient is not finite: lower its lr; the last checkpoint is kept")
         self.optimizer.step()
         self.model.eval()
         tokens = sum(len(row.ids) for row in rows)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..labels import right_answer
-from ..policies import judged_whole
+from ..policies import billed
 from ..select import AGGREGATES
 from ..types import Cost, Problem, Trace, WorkbenchError
 
@@ -142,13 +142,10 @@ def credit(form: str, scores: Sequence[float], temperature: float = 0.1) -> list
 
 
 def judging(verifier, items: Items) -> Cost:
-    """What a verifier's call is billed: what it says it `spent`, or every chain read whole."""
-    spent = getattr(verifier, "spent", None)
-    if spent is not None:
-        return sum((cost for chain in spent for cost in chain), Cost())
-    prompts = [len(verifier.encoder.prompt(p.prompt)) for p, _ in items]
-    bills = [judged_whole(verifier, n, n + trace.tokens) for n, (_, trace) in zip(prompts, items, strict=True)]
-    return sum(bills, Cost())
+    """What a verifier's call is billed, see `billed`; one without an encoder, as the oracle, reads no prompt."""
+    encoder = getattr(verifier, "encoder", None)
+    prompts = [len(encoder.prompt(p.prompt)) if encoder else 0 for p, _ in items]
+    return billed(verifier, [(n, n + trace.tokens) for n, (_, trace) in zip(prompts, items, strict=True)])
 
 
 def mixture(*parts: tuple[float, Reward]) -> Reward:

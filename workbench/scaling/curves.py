@@ -104,16 +104,20 @@ class Columns:
             raise WorkbenchError(
                 f"{len(free)} records have no cost in {x}, or 0 ({self.at(free[0])}): it was not metered"
             )
-        if cost.max() > UNITS * cost.min():
-            cell = self.setting * len(self.problems) + self.problem
-            order = np.lexsort((cost, cell))
-            first = np.flatnonzero(np.diff(cell[order], prepend=-1))
-            least, most = cost[order][first], cost[order][np.append(first[1:], len(order)) - 1]
-            if (mixed := most > UNITS * least).any():
+        alike = {n: i for i, n in enumerate(dict.fromkeys(n for _, n in self.settings))}
+        same_n = np.array([alike[n] for _, n in self.settings])[self.setting]
+        cell = self.setting * len(self.problems) + self.problem
+        for group, factor in ((cell, UNITS), (same_n, UNITS**2)):  # problems and models differ by more than chains do
+            if cost.max() <= factor * cost.min():
+                break
+            order = np.lexsort((cost, group))
+            first = np.flatnonzero(np.diff(group[order], prepend=-1))
+            last = np.append(first[1:], len(order)) - 1
+            if (mixed := cost[order][last] > factor * cost[order][first]).any():
                 i = int(np.argmax(mixed))
+                (a, least), (b, most) = ((self.at(j), cost[j]) for j in (order[first[i]], order[last[i]]))
                 raise WorkbenchError(
-                    f"{self.at(order[first[i]])} costs from {least[i]:.3g} to {most[i]:.3g} {x}: two units are mixed, "
-                    "or two settings have one name"
+                    f"{a} costs {least:.3g} {x} and {b} {most:.3g}: two units are mixed, or two settings have one name"
                 )
         return cost
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from ..grading import canonical
 from ..types import Record, WorkbenchError
-from .curves import Columns, Table
-from .stats import Estimate, Ratio, between, means, ratio, resampled, some, whole
+from .curves import HALF, Columns, Table
+from .stats import Estimate, Ratio, between, column, means, ratio, resampled, some, whole
 
 
 def pass_at_k(n, c, k: int) -> float:
@@ -243,8 +243,9 @@ def exchange_rate(
     what the *test* took. Least squares over (method, n) points, fitted again in every resample of problems, with the
     costs. `logit` fits log-odds instead of accuracy: log((c + 1/2)/(n − c + 1/2)) of c right among n problems (Haldane,
     Anscombe 1956), which exists for a draw with all right or all wrong, too. Errors: fewer than two training or two
-    test budgets for a method, points on one line, with `logit` a point at 0 or 1 (named), training FLOPs inside a
-    record's cost, accuracy that does not rise with search (no rate).
+    test budgets for a method, points on one line, either axis measured over less than half a decade, with `logit` a
+    point at 0 or 1 (named), training FLOPs inside a record's cost, or missing, or 0, accuracy that does not rise with
+    search (no rate).
     Left out: saturation. Both axes flatten near 0 and 1, where a plane does not hold: read `max_error`, and drop points
     there. Jones fits strength in games, which has no ceiling, and finds about 1.2 decades for one.
 
@@ -260,6 +261,9 @@ def exchange_rate(
         raise WorkbenchError(f"{some(charged)} has training FLOPs in its records' cost: give them in `train` alone")
     table = Table(records, x)
     width, n = len(table.settings), len(table.problems)
+    flops = column({method: train[method] for method, _ in table.settings}, "the training FLOPs")
+    if (flops <= 0).any():
+        raise WorkbenchError("training FLOPs of 0 or less: it was not metered, leave the method out")
     where = np.log10([train[method] for method, _ in table.settings])
     t = where - where.mean()
     if logit and (flat := [table.settings[j] for j, y in enumerate(table.marks.mean(0)) if y in (0, 1)]):
@@ -280,6 +284,9 @@ def exchange_rate(
     enough = len(set(t.tolist())) > 1 and len(set(table.x.tolist())) > 1
     if not enough or not math.isfinite(a + b):
         raise WorkbenchError("an exchange rate needs two training and two test budgets or more, not all on one line")
+    for axis, span in (("training", np.ptp(where)), (x, np.ptp(np.log10(table.x)))):
+        if span < HALF:
+            raise WorkbenchError(f"{axis} was measured over {span:.2g} decades, and a rate of decades needs {HALF}")
     if b <= 0:
         raise WorkbenchError(f"accuracy does not rise with search ({b:.3g} a decade): training replaces nothing here")
     drawn, seeds = resampled(table.rows(), plane, seed), int(table.seeds.min())

@@ -18,6 +18,7 @@ import importlib
 import itertools
 import json
 import pkgutil
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -31,7 +32,9 @@ from ..types import Labelled, Problem, Step, Trace, WorkbenchError, unknown
 LONGEST = 20_000  # characters of a problem or a step; longer is no step
 LONGEST_LINE = 1 << 24  # bytes of a line; longer is no row
 MOST = 1000  # steps of a chain, or children of a node; more are no chain
-MALFORMED = KeyError, TypeError, ValueError, AttributeError, IndexError  # what reading a row of another shape raises
+TREE = 1_000_000  # steps of a problem's chains, prefix by prefix; more is no tree that people or rollouts rated
+# what reading a row of another shape raises
+MALFORMED = KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError
 LISTED = 100  # rejected rows that are kept with their place; all are counted
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
 
@@ -161,6 +164,10 @@ def check(chain: Labelled) -> None:
             raise Reject("empty step")
         if len(text) > LONGEST:
             raise Reject(f"a text of more than {LONGEST} characters")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise Reject("half of a surrogate pair in a text") from None
         if any(tag in text for tag in TAGS):
             raise Reject("a tag of the reasoning channel in a text")
     if all(x is None for x in labels):
@@ -256,7 +263,7 @@ def merged(
     marks: dict[tuple[Step, ...], list[float]] = {}
     for number, row in enumerate(rows):
         try:
-            found = list(rated(row, partial(note, i=number)))
+            found = list(bounded(rated(row, partial(note, i=number))))
         except (Reject, *MALFORMED) as why:
             note(_why(why), number)
             continue
@@ -282,10 +289,24 @@ def chains(problem: Problem, nodes: dict[tuple[Step, ...], float | None]) -> Ite
     [(1.0, 0.0), (None,)]
     """
     inner = {path[:-1] for path in nodes}
-    for path in nodes:
+    known: dict[tuple[Step, ...], tuple[float | None, ...]] = {(): ()}
+    for path, label in bounded(nodes.items()):
+        above = known.get(path[:-1])
+        if above is None:  # it comes later, or nobody rated it
+            above = tuple(nodes.get(path[: i + 1]) for i in range(len(path) - 1))
+        known[path] = labels = (*above, label)
         if path not in inner:
-            labels = tuple(nodes.get(path[: i + 1]) for i in range(len(path)))
             yield Labelled(problem, Trace(path, "answer" if path[-1].final else "cut"), labels)
+
+
+def bounded(nodes: Iterable[tuple[tuple[Step, ...], float | None]]) -> Iterator[tuple[tuple[Step, ...], float | None]]:
+    """The same (path, label), as long as the paths hold no more than `TREE` steps in all: so long reading takes."""
+    total = 0
+    for path, label in nodes:
+        total += len(path)
+        if total > TREE:
+            raise Reject(f"a tree of more than {TREE} steps, prefix by prefix")
+        yield path, label
 
 
 # --- where rows come from ---
@@ -345,7 +366,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict | Reject]]:
 def _line(file, path: Path) -> bytes:
     try:
         return file.readline(LONGEST_LINE + 1)
-    except (EOFError, OSError) as error:  # half a gzip file
+    except (EOFError, OSError, zlib.error) as error:  # half a gzip file
         raise WorkbenchError(f"{path} cannot be read to its end ({error}): fetch it again") from error
 
 

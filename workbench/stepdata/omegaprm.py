@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ..types import Labelled, Step
-from . import Reject, chains, one_line, problem, several
+from . import Reject, bounded, chains, one_line, problem, several
 
 FIELDS = ("question", "final_answer", "reasoning_steps")
 
@@ -15,21 +15,20 @@ def read(rows: list[dict], note: Callable[..., None]) -> Iterator[Labelled]:
     for row in rows:
         known = problem(row["question"], row["final_answer"], "omegaprm")
         given = row["reasoning_steps"]
-        nodes = _tree(given) if isinstance(given, dict) else _prefixes(row["question"], several(given))
+        tree = isinstance(given, dict)
+        nodes = dict(bounded(_tree(given))) if tree else _prefixes(row["question"], several(given))
         if not nodes:
             raise Reject("no steps")
         yield from chains(known, nodes)
 
 
-def _tree(root: dict) -> dict[tuple[Step, ...], float]:
-    nodes: dict[tuple[Step, ...], float] = {}
-    todo = [((), child) for child in reversed(root["children"])]
+def _tree(root: dict) -> Iterator[tuple[tuple[Step, ...], float]]:
+    todo = [((), child) for child in reversed(several(root["children"]))]
     while todo:  # not by recursion: a tree may be as deep as it likes
         before, node = todo.pop()
         path = (*before, Step(one_line(node["text"])))
-        nodes[path] = _value(node)
-        todo += [(path, child) for child in reversed(node["children"])]
-    return nodes
+        yield path, _value(node)
+        todo += [(path, child) for child in reversed(several(node["children"]))]
 
 
 def _prefixes(question: str, given: list[dict]) -> dict[tuple[Step, ...], float]:
