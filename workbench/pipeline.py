@@ -130,7 +130,7 @@ class Profile:
     search_n: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)  # a slope is read off two decades
     beam_n: tuple[int, ...] = (4, 16)
     caps: tuple[int, ...] = (16, 32, 48)
-    early: tuple[int, ...] = (900, 1000, 1100)
+    early: tuple[int, ...] = (350, 600, 850, 1100)  # over half a decade with the end, or no rate is read off it
     early_n: int = 16
     small: str = "nano-14th"
     small_teach: Schedule = field(default_factory=lambda: Schedule(3000, batch=32, muon_lr=0.01, warmup=50))
@@ -241,7 +241,8 @@ class Series:
         return self.task.load(split, n, self.seed, level)
 
     def held_out(self) -> list[Problem]:
-        """The validation problems: what to stop at, tune on and calibrate with. Never reported."""
+        """The validation problems: what to stop at, tune on and calibrate with. What is reported of them is the course
+        of a training run, and it says so."""
         return self.problems("valid", self.profile.held_out)
 
     def test(self) -> list[Problem]:

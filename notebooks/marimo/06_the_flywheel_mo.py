@@ -369,8 +369,8 @@ def _(mo):
     mo.md(r"""
     ## Search as the teacher
 
-    Expert iteration lets a search write the chains: a beam that the judge of notebook 04 guides. It costs more.
-    Are its chains righter, and does the policy learn more from them?
+    Expert iteration lets a search write the chains: a beam that the judge of notebook 04 guides. What does
+    that cost, are its chains righter, and does the policy learn more from them?
     """)
     return
 

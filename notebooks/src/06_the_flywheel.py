@@ -201,8 +201,8 @@ print(f"the prompt it sees: {flywheel.hinted(problems[0]).prompt!r}")
 # %% [markdown]
 # ## Search as the teacher
 #
-# Expert iteration lets a search write the chains: a beam that the judge of notebook 04 guides. It costs more.
-# Are its chains righter, and does the policy learn more from them?
+# Expert iteration lets a search write the chains: a beam that the judge of notebook 04 guides. What does
+# that cost, are its chains righter, and does the policy learn more from them?
 
 # %%
 for _kind in ("restart", "search", "prm-filter"):

@@ -363,7 +363,7 @@ print(f"{len(never)} problems were never solved in {ks[-1]} chains each; solved 
 #
 # Every rollout, every step that was judged and every update is on the ledger, and so are the teaching and the judge's
 # training before. So you can draw held-out accuracy against training FLOPs, on the kind of axis that search has at test
-# time.
+# time. These are validation problems, which settings were chosen on: they tell a run's course, not its gain.
 
 # %%
 bought = {name: series.training_curve(f"reinforce-{reward}") for name, reward in names.items()}
@@ -462,7 +462,8 @@ Markdown(
     f"{fresh['before']} without any training, by four more throws. The closer these are to "
     "nothing, the more reward taught it to be sure, not able.\n"
     f"- A decade of reinforcement's own FLOPs is worth {decade}.\n"
-    f"- Paid for length alone, the policy loses {-gains['length'].value:.3f} of its accuracy, and the alarm "
+    f"- Paid for length alone, the policy's accuracy changes by {gains['length'].value:+.3f} "
+    f"({claims.told(gains['length'], '< 0', 'a loss', 'no loss')}), and the alarm "
     f"{'names step ' + str(alarm.step) if alarm else 'stays quiet'}.\n"
     f"- Greedy, which has no dice to sharpen, changes by {skill.value:+.3f} "
     f"({claims.told(skill, '> 0', 'above zero', 'not above zero')}).\n"
@@ -506,7 +507,7 @@ rest = [
     claims.Claim(
         "scaling.train_time_slope",
         "OpenAI o1 report 2024",
-        "accuracy rises with the logarithm of what reinforcement learning has spent",
+        "accuracy on validation problems rises with the logarithm of what reinforcement learning has spent",
         "> 0",
         slope,
     ),

@@ -362,6 +362,15 @@ _price = sum(strategy.costs.values()) / len(strategy.costs)
 print(f"{_price:.3g} FLOPs a problem; per bin, most often: {_names}")
 
 # %% [markdown]
+# That was with the difficulty known. With the judge's guess of it, and what the guess cost on the bill?
+
+# %%
+_guess = scaling.compute_optimal(allowed, guessed, quarter)
+_bill = replace(_guess, costs={p: cost + told[p] for p, cost in _guess.costs.items()})
+charged = claims.measured(scaling.efficiency, wide["best_of_n"], "best_of_n", _bill)
+print(f"best_of_n  needs {charged} times the FLOPs, those of {half} judged chains a problem included")
+
+# %% [markdown]
 # And out of one purse, of the same mean? You see what each bin gets.
 
 # %%
@@ -720,8 +729,8 @@ Markdown(
     f"{': ' + ', '.join(_clear) if _clear else ''}.\n"
     f"- Coverage reaches {ceiling[_top].value:.3f} at {_top} chains; the judge ends at {_kept.value:.3f}.\n"
     f"- The best setting per bin, at a quarter of best-of-{max(limit)}'s FLOPs: best-of-n needs {factor['best_of_n']} "
-    f"times as much, the vote {factor['majority']}. Snell et al. report 2–4. Out of one purse: {pooled}. With a "
-    f"perfect judge: {unerring}.\n"
+    f"times as much, the vote {factor['majority']}, the difficulty not charged. Snell et al. report 2–4. Guessed and "
+    f"charged: {charged}. Out of one purse: {pooled}. With a perfect judge: {unerring}.\n"
     f"- In countdown a decade is worth {their_slope or 'not measured'} with the judge.\n"
     f"- A model of one {size}th with search, less the large one's answer: {gaps[0].value:+.3f} on bins 1–3 at R = 0.16 "
     f"({claims.told(gaps[0], '> 0', 'it wins', 'it does not win')}), {gaps[1].value:+.3f} on bin 5 at R = 22.\n"
@@ -756,7 +765,7 @@ saved = [
     claims.Claim(
         "scaling.compute_optimal_factor",
         SNELL,
-        "the best setting per difficulty needs at most half of best-of-n's FLOPs for the same accuracy",
+        "the best setting per difficulty, known and not charged, needs half of best-of-n's FLOPs or less",
         ">= 2",
         factor["best_of_n"],
         "2–4",
@@ -764,9 +773,17 @@ saved = [
     claims.Claim(
         "scaling.compute_optimal_quarter",
         "this series: the goal that was set",
-        "the best setting per difficulty needs at most a quarter of best-of-n's FLOPs for the same accuracy",
+        "the best setting per difficulty, known and not charged, needs a quarter of best-of-n's FLOPs or less",
         ">= 4",
         factor["best_of_n"],
+    ),
+    claims.Claim(
+        "scaling.compute_optimal_charged",
+        SNELL,
+        "the best setting per guessed difficulty, the guess on its bill, needs fewer FLOPs than best-of-n",
+        "> 1",
+        charged,
+        "not charged there",
     ),
     claims.Claim(
         "scaling.one_purse_quarter",
@@ -790,7 +807,7 @@ elsewhere = [
     claims.Claim(
         "scaling.countdown_quarter",
         "this series: the goal that was set",
-        "countdown: the best setting per difficulty needs at most a quarter of best-of-n's FLOPs",
+        "countdown: the best setting per difficulty, known, not charged, needs a quarter of best-of-n's FLOPs or less",
         ">= 4",
         their_best["with the judge"] and their_best["with the judge"][1],
     ),
