@@ -409,6 +409,39 @@ def test_the_command_line_trains_and_judges(chains, base, tmp_path, capsys, monk
     assert f"{len(learnt)} of {len(asked)} problems were trained on and are left out" in capsys.readouterr().out
     report = json.loads((tmp_path / "few" / "report.json").read_text())
     assert report["tuning"]["problems"] == len(asked) - len(learnt) > 0
+
+    # best-of-N and over-optimisation from responses; with four problems there is no depth to draw, and the rest stays
+    sampled = [
+        {
+            "question": f"{i}+{i}?",
+            "code": [f"{i}+{i}\n\nso", "no", ""],
+            "pred": [str(2 * i), "7", "8"],
+            "score": [True, False, False],
+        }
+        for i in range(4)
+    ]
+    bad = [
+        {**sampled[0], "question": "?", "score": [1, 0, 0]},
+        {"question": "?"},
+        {**sampled[0], "question": "?", "pred": [""] * 3},
+    ]
+    given = tmp_path / "responses.jsonl"
+    given.write_text("".join(json.dumps(row) + "\n" for row in sampled + bad))
+    assert main([*command[:-2], "--out", str(tmp_path / "four"), "--problems", "4", "--responses", str(given)]) == 0
+    said = capsys.readouterr().out
+    assert "12 responses to 4 problems; left out: 1 x a score that is not" in said and "1 x right without" in said
+    report = json.loads((tmp_path / "four" / "report.json").read_text())
+    assert report["choice"]["problems"] == 4 and report["choice"]["rows"][-1]["ceiling"]["value"] == 1.0
+    assert {p.stem for p in (tmp_path / "four").iterdir()} == {
+        "report",
+        "reliability",
+        "best_of_n",
+        "over_optimisation",
+    }
+    assert "not measured: no depth has" in said
+    given.write_text(json.dumps({**sampled[0], "question": min(learnt)}) + "\n")
+    assert main([*command, "--responses", str(given)]) == 2 and "were trained on" in capsys.readouterr().err
+
     taught = rows_of([c for c in chains if c.problem.prompt in learnt], tmp_path / "taught.jsonl")
     assert main([*command, "--tuning", str(taught)]) == 2 and "were trained on: name others" in capsys.readouterr().err
     assert main(["prm", "evaluate", str(run_folder / "model"), str(data), "--no-policy"]) == 2

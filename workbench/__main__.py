@@ -167,6 +167,7 @@ def prm_train(args) -> int:
 def prm_evaluate(args) -> int:
     from . import judging, plots, stepdata
     from .adapters import fast_dtype, prepare
+    from .claims import measured
     from .format import Encoder
     from .models import load_model, placed
     from .packing import UNKNOWN, mask_after_error
@@ -174,6 +175,9 @@ def prm_evaluate(args) -> int:
     from .verifiers import score_all
     from .verifiers.likelihood import mean_logprobs
     from .verifiers.prm import about
+
+    def score(pairs):
+        return judge.score_trees(pairs, progress=True) if args.way == "prm" else score_all(judge, pairs, progress=True)
 
     if args.problems < 0:
         raise WorkbenchError(f"--problems {args.problems}: how many to judge, or 0 for all of them")
@@ -201,24 +205,30 @@ def prm_evaluate(args) -> int:
         apart = [digest("tuning", chain.problem.id) % 4 == 0 for chain in items]
         tuning = [chain for chain, held in zip(items, apart, strict=True) if held]
         items = [chain for chain, held in zip(items, apart, strict=True) if not held]
+    sampled = _responses(args.responses) if args.responses else {}
     known = set(about(args.checkpoint).get("learnt", ()))
-    learnt = {c.problem.prompt for c in items + tuning if digest(plain(c.problem.prompt)) in known}
+
+    def learnt(prompts):
+        return {prompt for prompt in prompts if digest(plain(prompt)) in known}
+
     if args.tuning:  # of what the PRM was trained on, the part that it held out will do
         asked = {c.problem.prompt for c in tuning}
-        tuning = [c for c in tuning if c.problem.prompt not in learnt]
-        print(f"{args.tuning}: {len(asked & learnt):,} of {len(asked):,} problems were trained on and are left out")
-        learnt -= asked - {c.problem.prompt for c in items}
+        old = learnt(asked)
+        print(f"{args.tuning}: {len(old):,} of {len(asked):,} problems were trained on and are left out")
+        tuning = [c for c in tuning if c.problem.prompt not in old]
         if not tuning:
             raise WorkbenchError(f"all problems of {args.tuning} were trained on: name others with --tuning")
-    if learnt:
+    problems = [c.problem for c in items + tuning] + [some[0][0] for some in sampled.values()]
+    if both := learnt({p.prompt for p in problems}):
         raise WorkbenchError(
-            f"{len(learnt)} of these problems were trained on, the first {min(learnt)[:60]!r}: judge others"
+            f"{len(both)} of these problems were trained on, the first {min(both)[:60]!r}: judge others"
         )
     if args.problems:
         items, tuning = drawn(items, args.problems, "judged"), drawn(tuning, -(-args.problems // 3), "for thresholds")
     out = args.out or args.checkpoint.parent / f"judged-{Path(args.data).stem}"
     both = [(chain.problem.blind(), chain.trace) for chain in items + tuning]
-    scores = judge.score_trees(both, progress=True) if args.way == "prm" else score_all(judge, both, progress=True)
+    scores = score(both)
+    responses = _scored(sampled, score, judge.aggregate) if sampled else None
     if args.way == "generative":
         print(f"{judge.unknown:,} of {judge.critiques:,} critiques gave no verdict")
     baselines, base = {}, args.policy or args.reference or about(args.checkpoint).get("base")
@@ -229,16 +239,45 @@ def prm_evaluate(args) -> int:
         sure = [tuple(None if x is None else math.exp(x) for x in row) for row in found]
         baselines[judging.POLICY] = (sure[: len(items)], sure[len(items) :])
     report = judging.report(
-        items, scores[: len(items)], tuning, scores[len(items) :], baselines, name=args.checkpoint.name
+        items, scores[: len(items)], tuning, scores[len(items) :], baselines, responses, name=args.checkpoint.name
     )
     print(judging.as_text(report))
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(judging.to_json(report) + "\n")
-    figures = {"reliability": plots.reliability_plot(report.bins), "depth": plots.score_by_depth(report.depths)}
-    for name, figure in figures.items():
-        plots.save(figure, out / name)
+    figures = {"reliability": (plots.reliability_plot, report.bins), "depth": (plots.score_by_depth, report.depths)}
+    if choice := report.choice:
+        figures |= {"best_of_n": (plots.best_of_n, choice), "over_optimisation": (plots.over_optimisation, choice)}
+    for name, (draw, rows) in figures.items():
+        if figure := measured(draw, rows):  # with few problems there may be nothing to draw, and the rest stays
+            plots.save(figure, out / name)
     print(out)
     return 0
+
+
+def _responses(source):
+    """`stepdata.responses`, with a word on what was left out."""
+    from . import stepdata
+
+    found, why = stepdata.responses(source)
+    left = ", ".join(f"{n:,} x {reason}" for reason, n in why.items()) or "none"
+    print(f"{source}: {sum(map(len, found.values())):,} responses to {len(found):,} problems; left out: {left}")
+    return found
+
+
+def _scored(sampled, score, aggregate):
+    """{problem: its responses as best-of-N wants them}, each with the aggregate of its steps' scores."""
+    from .grading import canonical
+    from .judging import Response
+    from .select import AGGREGATES
+
+    flat = [entry for some in sampled.values() for entry in some]
+    scores = score([(problem.blind(), trace) for problem, trace, _ in flat])
+    out: dict[str, list] = {name: [] for name in sampled}
+    for (problem, trace, right), row in zip(flat, scores, strict=True):
+        whole = None if not row or None in row else AGGREGATES[aggregate](row)
+        answer = None if trace.answer is None else canonical(trace.answer)
+        out[problem.id].append(Response(answer, right, whole))
+    return out
 
 
 def _judge(args):
@@ -390,6 +429,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("checkpoint", type=Path, help="the model folder that `prm train` wrote, or a language model's")
     made.add_argument("data", help="labelled steps: a file, a folder, or a hub id owner/name")
     made.add_argument("--tuning", help="labelled steps for the threshold, less those it learnt (default: a quarter)")
+    told = "sampled responses that are graded, to choose from: JSON lines of question, code, pred and score"
+    made.add_argument("--responses", help=told)
     ways = "prm (default), a language model that is asked for critiques, or one that is held against a --reference"
     made.add_argument("--as", dest="way", default="prm", choices=("prm", "generative", "implicit"), help=ways)
     made.add_argument("--base", help="where an adapter's base lies, if not where it was (--as prm)")

@@ -309,6 +309,47 @@ def bounded(nodes: Iterable[tuple[tuple[Step, ...], float | None]]) -> Iterator[
         yield path, label
 
 
+RESPONSES = "code", "pred", "score"
+
+
+def responses(source: str | Path) -> tuple[dict[str, list[tuple[Problem, Trace, bool]]], Counter]:
+    """Sampled responses for best-of-N: ({problem's id: [(problem, chain, whether it is right)]}, {why: rows left out}).
+
+    JSON lines as the evaluation of Qwen2.5-Math writes them, a row a problem: `question`, and three lists with an entry
+    a response in the order drawn, `code` (its text; a blank line ends a step), `pred` (its answer; empty: it gave none)
+    and `score` (whether that is right). Errors: no such file, no good row. Left out: grading anew.
+    """
+    found: dict[str, list[tuple[Problem, Trace, bool]]] = {}
+    why: Counter = Counter()
+    for path in _files(source):
+        for _, row in _lines(path):
+            try:
+                if isinstance(row, Reject):
+                    raise row
+                known, lists = problem(row["question"], None, "responses"), [several(row[k]) for k in RESPONSES]
+                found[known.id] = [(known, *_response(known, *entry)) for entry in zip(*lists, strict=True)]
+            except (Reject, *MALFORMED) as error:
+                why[_why(error)] += 1
+    found = {name: some for name, some in found.items() if some}
+    if not found:
+        reasons = ", ".join(f"{n} x {reason}" for reason, n in why.items()) or "it is empty"
+        raise WorkbenchError(f"{source} holds no response that can be judged ({reasons})")
+    return found, why
+
+
+def _response(known: Problem, text: str, answer: str | None, right: bool) -> tuple[Trace, bool]:
+    if not isinstance(right, bool):
+        raise Reject("a score that is not true or false")
+    if right and not (answer or "").strip():
+        raise Reject("right without an answer")
+    steps = [Step(one_line(part)) for part in text.split("\n\n") if part.strip()]
+    if answer and answer.strip():
+        steps.append(Step(one_line(answer), final=True))
+    trace = Trace(tuple(steps), "answer" if steps and steps[-1].final else "cut")
+    check(Labelled(known, trace, (float(right),) * len(steps)))
+    return trace, right
+
+
 # --- where rows come from ---
 
 
