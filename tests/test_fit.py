@@ -138,6 +138,8 @@ def test_a_loss_that_is_no_number_is_an_error(tokenizer, rows, tmp_path, wrong):
     config = Fit(6, 8, warmup=1, check_every=2)
     with pytest.raises(WorkbenchError, match="the gradient is (nan|inf) at step 1"):
         teach(new_model("micro", tokenizer), rows, config, tmp_path, loss=lambda m, b: sft.loss(m, b) * wrong)
+    with pytest.raises(WorkbenchError, match="the loss is (nan|inf) at step 2"):  # its gradient is a number
+        teach(new_model("micro", tokenizer), rows, config, tmp_path, loss=lambda m, b: sft.loss(m, b) + wrong)
 
 
 def test_a_gradient_that_is_no_number_ruins_nothing(tokenizer, rows, tmp_path):

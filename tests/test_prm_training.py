@@ -411,27 +411,19 @@ def test_the_command_line_trains_and_judges(chains, base, tmp_path, capsys, monk
     assert report["tuning"]["problems"] == len(asked) - len(learnt) > 0
 
     # best-of-N and over-optimisation from responses; with four problems there is no depth to draw, and the rest stays
-    sampled = [
-        {
-            "question": f"{i}+{i}?",
-            "code": [f"{i}+{i}\n\nso", "no", ""],
-            "pred": [str(2 * i), "7", "8"],
-            "score": [True, False, False],
-        }
-        for i in range(4)
-    ]
-    bad = [
-        {**sampled[0], "question": "?", "score": [1, 0, 0]},
-        {"question": "?"},
-        {**sampled[0], "question": "?", "pred": [""] * 3},
-    ]
+    row = {"code": ["1+1\n\nso", "no", ""], "pred": ["2", "7", ""], "score": [True, False, False]}
+    sampled = [{"question": f"{i % 4}+1?", **row} for i in range(5)]  # the first question has two rows
+    bad = [{**row, "question": "?", **more} for more in ({"score": [1, 0, 0]}, {"pred": [""] * 3}, {"code": "abc"})]
     given = tmp_path / "responses.jsonl"
-    given.write_text("".join(json.dumps(row) + "\n" for row in sampled + bad))
+    given.write_text("".join(json.dumps(row) + "\n" for row in [*sampled, *bad, {"question": "?"}]))
     assert main([*command[:-2], "--out", str(tmp_path / "four"), "--problems", "4", "--responses", str(given)]) == 0
     said = capsys.readouterr().out
-    assert "12 responses to 4 problems; left out: 1 x a score that is not" in said and "1 x right without" in said
+    assert "15 responses to 4 problems; 5 x a response kept without a score: no steps" in said
+    for why in ("not as the format has it", "a score that is not true", "right without an", "no list of responses"):
+        assert f"1 x a row left out: {why}" in said
     report = json.loads((tmp_path / "four" / "report.json").read_text())
-    assert report["choice"]["problems"] == 4 and report["choice"]["rows"][-1]["ceiling"]["value"] == 1.0
+    assert report["choice"]["problems"] == 4 and report["choice"]["rows"][-1]["ceiling"]["value"] == 0.95
+    assert (report["choice"]["responses"], report["choice"]["unfinished"]) == (15, 5)
     assert {p.stem for p in (tmp_path / "four").iterdir()} == {
         "report",
         "reliability",
@@ -441,6 +433,7 @@ def test_the_command_line_trains_and_judges(chains, base, tmp_path, capsys, monk
     assert "not measured: no depth has" in said
     given.write_text(json.dumps({**sampled[0], "question": min(learnt)}) + "\n")
     assert main([*command, "--responses", str(given)]) == 2 and "were trained on" in capsys.readouterr().err
+    assert main([*command, "--responses", "no/where"]) == 2 and "from a .jsonl file" in capsys.readouterr().err
 
     taught = rows_of([c for c in chains if c.problem.prompt in learnt], tmp_path / "taught.jsonl")
     assert main([*command, "--tuning", str(taught)]) == 2 and "were trained on: name others" in capsys.readouterr().err

@@ -537,6 +537,8 @@ def test_the_forms_of_process_reward():
         (lambda items: [0.0] * len(items), "gave list: return Earned"),
         (lambda items: Earned([None] * len(items)), "what is no number"),
         (lambda items: Earned(["1"] * len(items)), "what is no number"),
+        (lambda items: Earned(None), "what is no number"),
+        (lambda items: Earned([0.0] * len(items), [None] * len(items)), "what is no number"),
     ],
 )
 def test_a_bad_reward_stops_the_run_and_names_itself(learner, tmp_path, reward, why):

@@ -672,6 +672,18 @@ def test_no_exchange_rate_without_slopes_in_both_directions():
         scaling.exchange_rate(charged, train)
     with pytest.raises(WorkbenchError, match="no records"):
         scaling.exchange_rate(records, {"z": 1e9})
+    for wrong, message in (
+        (None, "training FLOPs is missing"),
+        (0, "b has training FLOPs of 0"),
+        (-1, "b has training"),
+    ):
+        with pytest.raises(WorkbenchError, match=message):
+            scaling.exchange_rate(records, {**train, "b": wrong})
+    with pytest.raises(WorkbenchError, match="training was measured over 0.48 decades"):  # Bug: 28.8 read off .16
+        scaling.exchange_rate(records, {"a": 1e9, "b": 2e9, "c": 3e9})
+    near = [replace(r, cost=Cost(policy_flops=1e6 * (1 + r.knobs["n"] / 100))) for r in records]
+    with pytest.raises(WorkbenchError, match="flops was measured over 0.3 decades"):
+        scaling.exchange_rate(near, train)
 
 
 def test_an_exchange_rate_that_noise_could_undo_has_an_open_end():
@@ -789,6 +801,7 @@ def broken():
     yes, two = ([replace(beam[0], correct=mark), *beam[1:]] for mark in ("yes", 2))
     mixed = [replace(beam[0], problem=7), *beam[1:]]
     kilo = [*beam, replace(beam[0], seed=1, cost=Cost(policy_flops=2.0))]
+    tera = [*beam[:-1], replace(beam[-1], cost=Cost(policy_flops=2e-6))]  # of one problem
     one_seed = [replace(r, seed=1, cost=Cost(sampled=9)) for r in beam]  # FLOPs of one seed, tokens of the other
     ungraded = [replace(beam[0], correct=None), *beam[1:]]
     return vote, {
@@ -805,8 +818,16 @@ def broken():
         "a mark of text": (yes, "the mark `correct` (True, False or None) of p/000 is 'yes'"),
         "a mark of 2": (two, "the mark `correct` (True, False or None) of p/000 is 2"),
         "ids of two kinds": (mixed, "problem ids are of several kinds, int (7), str ("),
+        "another unit in one problem": (tera, "two units are mixed"),
         "two units": (kilo, "('beam', 2) on p/000 costs 2 flops and ('beam', 2) on p/000 2e+06: two units are mixed"),
     }
+
+
+def test_methods_in_two_units_are_refused():
+    """Bug: one method in FLOPs and one in TFLOPs make two curves on one axis."""
+    with pytest.raises(WorkbenchError, match=r"\('dvts', 2\) on p/\d+ costs 2e-06 flops and \('beam', 2\).*two units"):
+        scaling.curve([*rows("beam", 2, 2e6, 15), *rows("dvts", 2, 2e-6, 15)])
+    scaling.curve([*rows("beam", 2, 2e6, 15), *rows("dvts", 2, 2e12, 15)])  # as far apart as models may be
 
 
 @pytest.mark.parametrize("kind", broken()[1])

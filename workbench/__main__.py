@@ -225,6 +225,7 @@ def prm_evaluate(args) -> int:
         )
     if args.problems:
         items, tuning = drawn(items, args.problems, "judged"), drawn(tuning, -(-args.problems // 3), "for thresholds")
+        sampled = dict(list(sampled.items())[: args.problems])
     out = args.out or args.checkpoint.parent / f"judged-{Path(args.data).stem}"
     both = [(chain.problem.blind(), chain.trace) for chain in items + tuning]
     scores = score(both)
@@ -255,12 +256,12 @@ def prm_evaluate(args) -> int:
 
 
 def _responses(source):
-    """`stepdata.responses`, with a word on what was left out."""
+    """`stepdata.responses`, with a word on what was odd."""
     from . import stepdata
 
-    found, why = stepdata.responses(source)
-    left = ", ".join(f"{n:,} x {reason}" for reason, n in why.items()) or "none"
-    print(f"{source}: {sum(map(len, found.values())):,} responses to {len(found):,} problems; left out: {left}")
+    found, odd = stepdata.responses(source)
+    told = ", ".join(f"{n:,} x {what}" for what, n in odd.items()) or "nothing odd"
+    print(f"{source}: {sum(map(len, found.values())):,} responses to {len(found):,} problems; {told}")
     return found
 
 
@@ -268,15 +269,15 @@ def _scored(sampled, score, aggregate):
     """{problem: its responses as best-of-N wants them}, each with the aggregate of its steps' scores."""
     from .grading import canonical
     from .judging import Response
-    from .select import AGGREGATES
+    from .select import aggregate_score
 
     flat = [entry for some in sampled.values() for entry in some]
-    scores = score([(problem.blind(), trace) for problem, trace, _ in flat])
+    scores = iter(score([(problem.blind(), trace) for problem, trace, *_ in flat if trace]))
     out: dict[str, list] = {name: [] for name in sampled}
-    for (problem, trace, right), row in zip(flat, scores, strict=True):
-        whole = None if not row or None in row else AGGREGATES[aggregate](row)
-        answer = None if trace.answer is None else canonical(trace.answer)
-        out[problem.id].append(Response(answer, right, whole))
+    for problem, trace, answer, right in flat:
+        steps = [replace(step, score=s) for step, s in zip(trace.steps, next(scores), strict=True)] if trace else ()
+        whole = aggregate_score(replace(trace, steps=tuple(steps)), aggregate) if trace else None
+        out[problem.id].append(Response(None if answer is None else canonical(answer), right, whole))
     return out
 
 
@@ -428,7 +429,9 @@ def parser() -> argparse.ArgumentParser:
     made.set_defaults(action=prm_evaluate)
     made.add_argument("checkpoint", type=Path, help="the model folder that `prm train` wrote, or a language model's")
     made.add_argument("data", help="labelled steps: a file, a folder, or a hub id owner/name")
-    made.add_argument("--tuning", help="labelled steps for the threshold, less those it learnt (default: a quarter)")
+    made.add_argument(
+        "--tuning", help="labelled steps for the threshold, without what was trained on (default: a quarter)"
+    )
     told = "sampled responses that are graded, to choose from: JSON lines of question, code, pred and score"
     made.add_argument("--responses", help=told)
     ways = "prm (default), a language model that is asked for critiques, or one that is held against a --reference"

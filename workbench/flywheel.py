@@ -218,7 +218,7 @@ def judged(chains: Sequence[Chain], verifier, policy) -> tuple[list[Chain], Cost
         steps = tuple(replace(step, score=s) for step, s in zip(steps, scores, strict=True))
         found[id(chain)] = chain._replace(trace=replace(chain.trace, steps=steps))
         read.append(tuple(policy.prompt_tokens(problem, Node((), some)) for some in ((), steps)))
-    return [found.get(id(chain), chain) for chain in chains], cost + (billed(verifier, read) if read else Cost())
+    return [found.get(id(chain), chain) for chain in chains], cost + billed(verifier, read)
 
 
 # --- one round ---

@@ -390,7 +390,7 @@ def consensus(
         tuple(policy.prompt_tokens(row.problem.blind(), Node((), steps)) for steps in ((), row.trace.steps))
         for row, _ in judged
     ]
-    cost += billed(judge, read) if judged else Cost()
+    cost += billed(judge, read)
     for (problem, trace, labels), scores in judged:
         first = first_error(labels, cut)
         if first == first_error([s if s is None else round(s, DIGITS) for s in scores], threshold):

@@ -97,7 +97,7 @@ def judged_whole(verifier, prompt: int, whole: int) -> Cost:
 
 def billed(verifier, chains: Iterable[tuple[int, int]]) -> Cost:
     """What a verifier's last call is billed: what it says it `spent`, or every chain, (prompt, whole) in tokens."""
-    spent = getattr(verifier, "spent", None)
-    if spent is not None:
+    chains, spent = list(chains), getattr(verifier, "spent", None)
+    if chains and spent is not None:
         return sum((cost for chain in spent for cost in chain), Cost())
     return sum((judged_whole(verifier, *chain) for chain in chains), Cost())

@@ -564,11 +564,12 @@ def judge(reward: Reward, items: Sequence[tuple[Problem, Trace]]) -> Earned:
         raise WorkbenchError(f"the reward {name} failed: {type(error).__name__}: {error}") from error
     if not isinstance(earned, Earned):
         raise WorkbenchError(f"the reward {name} gave {type(earned).__name__}: return Earned, a number a chain")
-    if len(earned.chains) != len(items):
-        raise WorkbenchError(f"the reward gave {len(earned.chains)} numbers for {len(items)} chains")
-    if earned.steps is not None and [len(row) for row in earned.steps] != [len(t.steps) for _, t in items]:
-        raise WorkbenchError("the reward must give a number to every step of every chain, or no steps at all")
     try:
+        chains, steps = list(earned.chains), None if earned.steps is None else list(map(list, earned.steps))
+        if len(chains) != len(items):
+            raise WorkbenchError(f"the reward gave {len(chains)} numbers for {len(items)} chains")
+        if steps is not None and list(map(len, steps)) != [len(t.steps) for _, t in items]:
+            raise WorkbenchError("the reward must give a number to every step of every chain, or no steps at all")
         totals = list(map(float, earned.totals()))
     except (TypeError, ValueError) as error:
         raise WorkbenchError(f"the reward {name} gave what is no number ({error}): mend it") from error

@@ -142,8 +142,11 @@ def credit(form: str, scores: Sequence[float], temperature: float = 0.1) -> list
 
 
 def judging(verifier, items: Items) -> Cost:
-    """What a verifier's call is billed, see `billed`; one without an encoder, as the oracle, reads no prompt."""
+    """What a verifier's call is billed, see `billed`; one without an encoder must be free, as the oracle is."""
     encoder = getattr(verifier, "encoder", None)
+    if encoder is None and getattr(verifier, "spent", None) is None and verifier.flops(0, 1):
+        name = type(verifier).__name__
+        raise WorkbenchError(f"{name} costs FLOPs and has no `encoder` to count tokens by: give it one, or `spent`")
     prompts = [len(encoder.prompt(p.prompt)) if encoder else 0 for p, _ in items]
     return billed(verifier, [(n, n + trace.tokens) for n, (_, trace) in zip(prompts, items, strict=True)])
 

@@ -261,9 +261,9 @@ def exchange_rate(
         raise WorkbenchError(f"{some(charged)} has training FLOPs in its records' cost: give them in `train` alone")
     table = Table(records, x)
     width, n = len(table.settings), len(table.problems)
-    flops = column({method: train[method] for method, _ in table.settings}, "the training FLOPs")
-    if (flops <= 0).any():
-        raise WorkbenchError("training FLOPs of 0 or less: it was not metered, leave the method out")
+    column({method: train[method] for method, _ in table.settings}, "a method's training FLOPs")
+    if free := sorted({method for method, _ in table.settings if not train[method] > 0}):
+        raise WorkbenchError(f"{some(free)} has training FLOPs of 0 or less: not metered, so leave it out")
     where = np.log10([train[method] for method, _ in table.settings])
     t = where - where.mean()
     if logit and (flat := [table.settings[j] for j, y in enumerate(table.marks.mean(0)) if y in (0, 1)]):

@@ -288,9 +288,10 @@ def chains(problem: Problem, nodes: dict[tuple[Step, ...], float | None]) -> Ite
     >>> [c.labels for c in chains(Problem("p", "t", "?", None), {(a,): 1.0, (a, b): 0.0, (b,): None})]
     [(1.0, 0.0), (None,)]
     """
+    nodes = dict(bounded(nodes.items()))  # all of it, before the first chain is out
     inner = {path[:-1] for path in nodes}
     known: dict[tuple[Step, ...], tuple[float | None, ...]] = {(): ()}
-    for path, label in bounded(nodes.items()):
+    for path, label in nodes.items():
         above = known.get(path[:-1])
         if above is None:  # it comes later, or nobody rated it
             above = tuple(nodes.get(path[: i + 1]) for i in range(len(path) - 1))
@@ -309,45 +310,60 @@ def bounded(nodes: Iterable[tuple[tuple[Step, ...], float | None]]) -> Iterator[
         yield path, label
 
 
-RESPONSES = "code", "pred", "score"
+Sampled = tuple[Problem, Trace | None, str | None, bool]
 
 
-def responses(source: str | Path) -> tuple[dict[str, list[tuple[Problem, Trace, bool]]], Counter]:
-    """Sampled responses for best-of-N: ({problem's id: [(problem, chain, whether it is right)]}, {why: rows left out}).
+def responses(source: str | Path) -> tuple[dict[str, list[Sampled]], Counter]:
+    """Sampled responses for best-of-N: ({problem's id: [(problem, chain, answer, whether right)]}, what was found odd).
 
-    JSON lines as the evaluation of Qwen2.5-Math writes them, a row a problem: `question`, and three lists with an entry
-    a response in the order drawn, `code` (its text; a blank line ends a step), `pred` (its answer; empty: it gave none)
-    and `score` (whether that is right). Errors: no such file, no good row. Left out: grading anew.
+    JSON lines as the evaluation of Qwen2.5-Math writes them: `question`, and three lists with an entry a response in
+    the order drawn, `code` (its text; a blank line ends a step), `pred` (its answer; empty: it gave none) and `score`
+    (whether that is right). Rows of one question go together. A row that is bad is left out; a response without steps,
+    or with an endless one, stays, for it was drawn, and has no chain. Errors: no such file, no good row.
+    Left out: grading anew.
     """
-    found: dict[str, list[tuple[Problem, Trace, bool]]] = {}
-    why: Counter = Counter()
-    for path in _files(source):
+    found: dict[str, list[Sampled]] = {}
+    odd: Counter = Counter()
+    files = _files(source)
+    if not files or any(path.suffix == ".parquet" for path in files):
+        raise WorkbenchError(f"{source}: responses are read from a .jsonl file, or a folder of them")
+    for path in files:
         for _, row in _lines(path):
             try:
                 if isinstance(row, Reject):
                     raise row
-                known, lists = problem(row["question"], None, "responses"), [several(row[k]) for k in RESPONSES]
-                found[known.id] = [(known, *_response(known, *entry)) for entry in zip(*lists, strict=True)]
+                known = problem(row["question"], None, "responses")
+                lists = [row[name] for name in ("code", "pred", "score")]
+                if not all(isinstance(some, list) and some for some in lists):
+                    raise Reject("no list of responses")
+                entries = zip(*lists, strict=True)
+                new = [_response(known, *entry) for entry in entries]
             except (Reject, *MALFORMED) as error:
-                why[_why(error)] += 1
-    found = {name: some for name, some in found.items() if some}
+                odd[f"a row left out: {_why(error)}"] += 1
+                continue
+            odd.update(f"a response kept without a score: {why}" for _, why in new if why)
+            found.setdefault(known.id, []).extend(one for one, _ in new)
     if not found:
-        reasons = ", ".join(f"{n} x {reason}" for reason, n in why.items()) or "it is empty"
+        reasons = ", ".join(f"{n} x {reason}" for reason, n in odd.items()) or "it is empty"
         raise WorkbenchError(f"{source} holds no response that can be judged ({reasons})")
-    return found, why
+    return found, odd
 
 
-def _response(known: Problem, text: str, answer: str | None, right: bool) -> tuple[Trace, bool]:
+def _response(known: Problem, text: str, answer: str | None, right: bool) -> tuple[Sampled, str]:
+    """The response, and why it has no chain, if it has none."""
     if not isinstance(right, bool):
         raise Reject("a score that is not true or false")
-    if right and not (answer or "").strip():
+    answer = one_line(answer or "") or None
+    if right and answer is None:
         raise Reject("right without an answer")
     steps = [Step(one_line(part)) for part in text.split("\n\n") if part.strip()]
-    if answer and answer.strip():
-        steps.append(Step(one_line(answer), final=True))
-    trace = Trace(tuple(steps), "answer" if steps and steps[-1].final else "cut")
-    check(Labelled(known, trace, (float(right),) * len(steps)))
-    return trace, right
+    steps += [] if answer is None else [Step(answer, final=True)]
+    trace = Trace(tuple(steps), "cut" if answer is None else "answer")
+    try:
+        check(Labelled(known, trace, (float(right),) * len(steps)))
+    except Reject as why:
+        return (known, None, answer, right), str(why)
+    return (known, trace, answer, right), ""
 
 
 # --- where rows come from ---
@@ -391,7 +407,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict | Reject]]:
             place = f"{path.name}:{number}"
             if len(line) > LONGEST_LINE:
                 while line and not line.endswith(b"\n"):
-                    line = file.readline(LONGEST_LINE)
+                    line = _line(file, path)
                 yield place, Reject("a line of more than 16 MB")
                 continue
             if not line.strip():
