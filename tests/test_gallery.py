@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import copy
 import json
 import re
 
 import pytest
 
-from workbench import doctor, gallery, series
+from workbench import doctor, gallery, plots, series
 from workbench.claims import Claim, record
 from workbench.scaling import Estimate
 
@@ -106,6 +107,26 @@ def test_figures_get_images_once(bare):
     image = json.loads(bare.read_text())["cells"][3]["outputs"][0]["data"]["image/png"]
     assert gallery._is_png(image) and len(image) > 5000
     assert gallery.illustrate([bare]) == 0
+
+
+@pytest.mark.browser
+def test_a_figure_that_cannot_be_drawn_costs_no_other(bare, capsys):
+    """Bug: a control character that an untrained policy wrote into one figure left all of a series without images."""
+    if doctor.browser() is None:
+        pytest.skip("no Chromium here: see `python -m workbench doctor`")
+    book = json.loads(bare.read_text())
+    good = book["cells"][3]["outputs"][0]
+    bad = copy.deepcopy(good)
+    bad["data"][gallery.PLOTLY]["layout"]["title"] = {"text": "a\x02b"}
+    book["cells"][3]["outputs"] = [bad, good]
+    bare.write_text(json.dumps(book))
+    assert gallery.illustrate([bare]) == 1 and "1 of 2 figures have no PNG" in capsys.readouterr().out
+    outputs = json.loads(bare.read_text())["cells"][3]["outputs"]
+    assert ["image/png" in o["data"] for o in outputs] == [False, True]
+    good["data"][gallery.PLOTLY]["layout"]["title"] = {"text": plots.trees.drawable("a\x02b")}
+    book["cells"][3]["outputs"] = [good]
+    bare.write_text(json.dumps(book))
+    assert gallery.illustrate([bare]) == 1
 
 
 @pytest.mark.browser

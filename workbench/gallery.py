@@ -105,10 +105,11 @@ def illustrate(paths: Iterable[Path]) -> int:
         print(f"{len(bare)} figures stay without an image: {browser} did not draw them ({images})")
         return 0
     for (_, data), image in zip(bare, images, strict=True):
-        data["image/png"] = image
+        if image:
+            data["image/png"] = image
     for path in {path for path, _ in bare}:
         series.write(path, json.dumps(books[path], indent=1, ensure_ascii=False) + "\n")
-    return len(bare)
+    return len(bare) - images.count(None)
 
 
 def export(place: Path, books: Mapping[str, list]) -> dict[int, str]:
@@ -133,9 +134,10 @@ def export(place: Path, books: Mapping[str, list]) -> dict[int, str]:
     if isinstance(images, str):
         print(f"{len(drawn)} figures are not written as SVG: no browser drew them ({images})")
         return {}
-    for path, image in zip(drawn, images, strict=True):
+    linked = [(path, output, image) for (path, output), image in zip(drawn.items(), images, strict=True) if image]
+    for path, _, image in linked:
         path.with_suffix(".svg").write_bytes(base64.b64decode(image))
-    return {id(output): f"{place.name}/{path.name}" for path, output in drawn.items()}
+    return {id(output): f"{place.name}/{path.name}" for path, output, _ in linked}
 
 
 _DRAW = """
@@ -144,15 +146,23 @@ from kaleido import Kaleido
 
 async def draw(figures, browser, script, form):
     async with Kaleido(path=browser, plotlyjs=script, mathjax=False, timeout=None) as kaleido:
-        images = [await kaleido.calc_fig(figure, opts={"format": form, "scale": 2}) for figure in figures]
-    return [base64.b64encode(image).decode() for image in images]
+        images = []
+        for figure in figures:
+            try:
+                image = await kaleido.calc_fig(figure, opts={"format": form, "scale": 2})
+                images.append(base64.b64encode(image).decode())
+            except Exception as error:  # whatever one figure does to a browser costs that figure alone
+                images.append(None)
+                print(f"a figure is not drawn ({type(error).__name__}: {error})", file=sys.stderr)
+    return images
 
 print(json.dumps(asyncio.run(draw(json.load(sys.stdin), *sys.argv[1:]))))
 """  # with our own script and no formulas, so that drawing works without a network
 
 
-def _draw(figures: list[Mapping[str, Any]], browser: str, form: str = "png") -> list[str] | str:
-    """Images in base64, or what went wrong. In a process of its own, since a browser that fails may hang its caller."""
+def _draw(figures: list[Mapping[str, Any]], browser: str, form: str = "png") -> list[str | None] | str:
+    """Images in base64, None for one that cannot be drawn; or why there is none at all. In a process of its own, since
+    a browser that fails may hang its caller."""
     command = [sys.executable, "-c", _DRAW, browser, str(_plotly_script()), form]
     plain = json.dumps([{"data": figure["data"], "layout": figure["layout"]} for figure in figures])
     try:
@@ -162,7 +172,11 @@ def _draw(figures: list[Mapping[str, Any]], browser: str, form: str = "png") -> 
         return f"not within {limit} s"
     if done.returncode:
         return (done.stderr.strip() or "no message").split("\n")[-1][:200]
-    return json.loads(done.stdout.strip().split("\n")[-1])
+    images = json.loads(done.stdout.strip().split("\n")[-1])
+    if failed := images.count(None):
+        why = next((line for line in done.stderr.split("\n") if "is not drawn" in line), "no message")
+        print(f"{failed} of {len(images)} figures have no {form.upper()}: {why[:200]}")
+    return images
 
 
 def _plotly_script() -> Path:

@@ -810,6 +810,94 @@ def _(kinds, most, rows, scaling):
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
+    ## What the papers say of these searches
+
+    Some of their sentences can be tested here, each on the same problems, at equal FLOPs where the two sides cost
+    differently. Each speaks of the papers' models and judges: here is another world, so a failure is no refutation.
+    """)
+    return
+
+
+@app.cell
+def _(claims, records, rows, scaling, series):
+    wide = max(series.profile.beam_n)
+
+
+    def equal_flops(a, b, n=wide):
+        return claims.measured(scaling.paired_at_equal_flops, records, a, b, n=n)
+
+
+    def equal_n(a, b):
+        return claims.measured(scaling.difference, rows(a, wide), rows(b, wide))
+
+    return equal_flops, equal_n, wide
+
+
+@app.cell
+def _(claims, equal_flops, equal_n, rows, scaling, series, wide):
+    forced_on = claims.measured(scaling.difference, rows("budget_forcing (extend 1)", 1), rows("majority", 1))
+    SNELL = "Snell et al. 2024 (2408.03314)"
+    sayings = [
+        (
+            "search.beam_over_best_of_n",
+            SNELL,
+            f"a beam of {wide} beats best-of-n at equal FLOPs",
+            "> 0",
+            equal_flops("beam", "best_of_n"),
+        ),
+        (
+            "search.lookahead_under_beam",
+            SNELL,
+            "looking one step ahead, a beam is worse than a plain one of equal FLOPs",
+            "< 0",
+            equal_flops("lookahead", "beam", min(series.profile.beam_n)),
+        ),
+        (
+            "search.revisions_over_parallel",
+            SNELL,
+            f"{wide} revisions in a row beat best-of-n at equal FLOPs (here the policy was not taught to revise)",
+            "> 0",
+            equal_flops("revisions", "best_of_n"),
+        ),
+        (
+            "search.dvts_over_beam",
+            "Beeching et al. 2024, Scaling test-time compute with open models",
+            f"apart from one another the subtrees of DVTS end higher than one beam of {wide}",
+            "> 0",
+            equal_n("dvts", "beam"),
+        ),
+        (
+            "search.particles_over_beam",
+            "Puri et al. 2025 (2502.01618)",
+            f"{wide} particles, drawn in proportion to the judge's odds, end higher than a beam that keeps the best",
+            "> 0",
+            equal_n("particle", "beam"),
+        ),
+        (
+            "search.steps_over_outcomes",
+            "Lightman et al. 2023 (2305.20050)",
+            f"of {wide} chains a head taught on steps chooses better than one taught on outcomes",
+            "> 0",
+            equal_n("best_of_n (head)", "best_of_n (ORM)"),
+            "MATH-500, best of 1860: .782, .724",
+        ),
+        (
+            "adaptive.wait_gain",
+            "s1, Muennighoff et al. 2025 (2501.19393)",
+            "made to go on once, by a Wait in place of its answer, the policy is right more often",
+            "> 0",
+            forced_on,
+        ),
+    ]
+    said = [claims.Claim(*saying) for saying in sayings]
+    for _claim in said:
+        print(f"{_claim.id:<32} {_claim.value:>7} [{_claim.interval}]: {_claim.verdict}")
+    return (said,)
+
+
+@app.cell(hide_code=True)
+def _(mo):
+    mo.md(r"""
     ## What you saw
     """)
     return
@@ -868,7 +956,7 @@ def _(
 
 
 @app.cell
-def _(claims, gain, n, profile, runs):
+def _(claims, gain, n, profile, runs, said):
     claims.record(
         runs,
         profile,
@@ -881,10 +969,12 @@ def _(claims, gain, n, profile, runs):
                 "> 0",
                 gain,
                 "MATH-500, best of 1860: PRM .782, majority .696 (without the judge's FLOPs)",
-            )
+            ),
+            *said,
         ],
     )
-    print(claims.table(c for c in claims.load(runs, profile) if c.id == "search.prm_over_majority"))
+    _mine = {"search.prm_over_majority", *(claim.id for claim in said)}
+    print(claims.table(c for c in claims.load(runs, profile) if c.id in _mine))
     return
 
 

@@ -97,7 +97,7 @@ def labelled_tree(nodes: Iterable[Node], title: str | None = None) -> go.Figure:
     headline = f"{len(found)} nodes, {len(ended)} finished chain{'s' * (len(ended) != 1)}"
     if scored := [node for node in ended if node.score is not None and node.trace.answer is not None]:
         top = max(scored, key=lambda node: node.score)
-        headline += f"; the best-scored ends in {html.escape(top.trace.answer)} ({top.score:.2f})"
+        headline += f"; the best-scored ends in {drawable(top.trace.answer)} ({top.score:.2f})"
     note = "Square: finished. Hollow: not scored. Faded: no finished chain passes through."
     return frame(fig, title or headline, "step", note)
 
@@ -161,7 +161,7 @@ def _steps_table(trace: Trace) -> str:
 
 
 def _hover(path: tuple[int, ...], node: Node | None) -> str:
-    text = html.escape(node.steps[-1].text) if node and node.steps else "root" if not path else "not recorded"
+    text = drawable(node.steps[-1].text) if node and node.steps else "root" if not path else "not recorded"
     score = "not scored" if node is None or node.score is None else f"score {node.score:.3f}"
     return f"{text}<br>{score}" + (f"<br>{node.stop}" if node and node.stop else "")
 
@@ -178,4 +178,16 @@ def _shade(score: float | None, faded: bool = False) -> str:
 
 def _cut(text: str, room: int) -> str:
     text = " ".join(text.split())
-    return html.escape(text if len(text) <= room else text[: room - 1] + "…")
+    return drawable(text if len(text) <= room else text[: room - 1] + "…")
+
+
+CONTROLS = {code: 0x2400 + code for code in range(32)} | {127: 0x2421}  # to the pictures that Unicode has of them
+
+
+def drawable(text: str) -> str:
+    """Text that a figure may hold: escaped, and control characters as pictures, since no SVG may contain them.
+
+    >>> drawable("a<b\x02")
+    'a&lt;b␂'
+    """
+    return html.escape(text.translate(CONTROLS))
