@@ -316,7 +316,7 @@ def test_a_peft_wrapper(micro, tokenizer, encoder, chains, tmp_path):
     assert any(trainable) and not all(trainable)
     base = {k: v.clone() for k, v in model.state_dict().items() if "lora" not in k}
     seen = taught(model, None, tokenizer, encoder, tmp_path, lr=1e-2)
-    assert seen[-1] < 0.3 < seen[0] and [w.requires_grad for w in model.parameters()] == trainable
+    assert seen[-1] < min(0.3, seen[0] / 2) and [w.requires_grad for w in model.parameters()] == trainable
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in base.items()), "only the adapter learns"
     wrong, right = Implicit(model, tokenizer, beta=0.5, form="cumulative").score(CHAINS)
     assert wrong[-1] < 0.4 and right[-1] > 0.6

@@ -834,10 +834,10 @@ def _(claims, records, rows, scaling, series):
 
 
 @app.cell
-def _(claims, equal_flops, equal_n, rows, scaling, series, wide):
+def _(claims, equal_flops, rows, scaling, series, wide):
     forced_on = claims.measured(scaling.difference, rows("budget_forcing (extend 1)", 1), rows("majority", 1))
     SNELL = "Snell et al. 2024 (2408.03314)"
-    sayings = [
+    snell = [
         (
             "search.beam_over_best_of_n",
             SNELL,
@@ -859,6 +859,13 @@ def _(claims, equal_flops, equal_n, rows, scaling, series, wide):
             "> 0",
             equal_flops("revisions", "best_of_n"),
         ),
+    ]
+    return forced_on, snell
+
+
+@app.cell
+def _(equal_n, forced_on, wide):
+    others_say = [
         (
             "search.dvts_over_beam",
             "Beeching et al. 2024, Scaling test-time compute with open models",
@@ -889,7 +896,12 @@ def _(claims, equal_flops, equal_n, rows, scaling, series, wide):
             forced_on,
         ),
     ]
-    said = [claims.Claim(*saying) for saying in sayings]
+    return (others_say,)
+
+
+@app.cell
+def _(claims, others_say, snell):
+    said = [claims.Claim(*saying) for saying in snell + others_say]
     for _claim in said:
         print(f"{_claim.id:<32} {_claim.value:>7} [{_claim.interval}]: {_claim.verdict}")
     return (said,)

@@ -477,7 +477,7 @@ def equal_n(a, b):
 # %%
 forced_on = claims.measured(scaling.difference, rows("budget_forcing (extend 1)", 1), rows("majority", 1))
 SNELL = "Snell et al. 2024 (2408.03314)"
-sayings = [
+snell = [
     (
         "search.beam_over_best_of_n",
         SNELL,
@@ -499,6 +499,10 @@ sayings = [
         "> 0",
         equal_flops("revisions", "best_of_n"),
     ),
+]
+
+# %%
+others_say = [
     (
         "search.dvts_over_beam",
         "Beeching et al. 2024, Scaling test-time compute with open models",
@@ -529,7 +533,8 @@ sayings = [
         forced_on,
     ),
 ]
-said = [claims.Claim(*saying) for saying in sayings]
+# %%
+said = [claims.Claim(*saying) for saying in snell + others_say]
 for _claim in said:
     print(f"{_claim.id:<32} {_claim.value:>7} [{_claim.interval}]: {_claim.verdict}")
 
