@@ -207,3 +207,10 @@ def test_a_search_is_billed_what_it_ran(nano, tokenizer, sums):
     ran, cost = counter.get_total_flops(), result.cost
     last = 2 * policy.flops(cost.prompt + cost.sampled, 1)  # a chain's last token is drawn and judged, and never read
     assert cost.reread == 0 and cost.sampled >= 30 and ran <= cost.flops <= 1.02 * ran + last
+
+
+def test_a_checkpoint_that_is_nowhere_is_named(tmp_path, monkeypatch):
+    """Bug: the base of an adapter, given as a relative path, is not found from another folder: a raw traceback."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WorkbenchError, match="runs/models/base is no folder under .*--base"):
+        load_model("runs/models/base")

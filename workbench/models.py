@@ -92,7 +92,14 @@ def load_model(folder: str | Path, kind: str = "AutoModelForCausalLM", **more):
             f"{path} has no *.safetensors: other weight formats are refused, convert the checkpoint first"
         )
     transformers.utils.logging.disable_progress_bar()  # a bar for every small file tells nobody anything
-    model = getattr(transformers, kind).from_pretrained(folder, use_safetensors=True, **more)
+    try:
+        model = getattr(transformers, kind).from_pretrained(folder, use_safetensors=True, **more)
+    except OSError as error:  # of a hub's many ways to fail, and of a path that is no folder
+        why = str(error).strip().split("\n")[0][:200]
+        raise WorkbenchError(
+            f"{folder} is no folder under {Path.cwd()}, and the hub did not give it ({why}): name a checkpoint that is "
+            "there (an adapter's base with base=, or --base)"
+        ) from error
     for part in model.modules() if getattr(model, "is_quantized", False) else ():
         # On a CPU with bf16 units bitsandbytes would lay 4-bit weights out anew when they are first scored with, round
         # their scales and give no gradient from then on: scores would not be training's, and nothing below would learn.
