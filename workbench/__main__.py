@@ -225,7 +225,8 @@ def prm_evaluate(args) -> int:
         )
     if args.problems:
         items, tuning = drawn(items, args.problems, "judged"), drawn(tuning, -(-args.problems // 3), "for thresholds")
-        sampled = dict(list(sampled.items())[: args.problems])
+        kept = sorted(sampled, key=lambda name: digest("drawn", name))[: args.problems]
+        sampled = {name: sampled[name] for name in kept}
     out = args.out or args.checkpoint.parent / f"judged-{Path(args.data).stem}"
     both = [(chain.problem.blind(), chain.trace) for chain in items + tuning]
     scores = score(both)

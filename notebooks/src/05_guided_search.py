@@ -533,6 +533,7 @@ others_say = [
         forced_on,
     ),
 ]
+
 # %%
 said = [claims.Claim(*saying) for saying in snell + others_say]
 for _claim in said:
