@@ -10,6 +10,7 @@ import pytest
 
 from workbench import __main__ as cli
 from workbench import series
+from workbench.lanes import JobFailed
 from workbench.types import WorkbenchError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,5 +92,5 @@ def test_build_check_names_what_is_stale(tmp_path, monkeypatch, capsys):
 
 
 def test_exit_codes_tell_work_from_request():
-    assert series.NotebookFailed("x").code == 1
+    assert JobFailed("x").code == 1
     assert not hasattr(WorkbenchError("x"), "code")

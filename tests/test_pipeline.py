@@ -4,7 +4,6 @@ import json
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -60,24 +59,6 @@ def test_what_is_missing_is_known_before_it_is_built(built, monkeypatch, tmp_pat
     changed["micro"] = replace(pipeline.PROFILES["micro"], search_n=(1, 2, 4))
     assert {"search", "reinforce-outcome"} <= set(pipeline.missing("micro", built)) < set(STAGES)
     assert sorted(path.name for path in (built / "micro").iterdir()) == before
-
-
-@pytest.mark.parametrize(
-    "cores, free, want", [(1, 64, 1), (2, 64, 2), (16, 64, 4), (16, 5, 2), (16, 1, 1), (None, 64, 1)]
-)
-def test_as_many_lanes_as_there_are_cores_and_memory(monkeypatch, cores, free, want):
-    """Bugs: two of sixteen cores are used; four stages at once on a machine of 4 GB; none where memory is short."""
-    monkeypatch.setattr(pipeline.os, "cpu_count", lambda: cores)
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=free * 10**9))
-    assert pipeline.lanes() == want
-
-
-def test_no_more_lanes_than_a_line_of_stages_can_use():
-    """Bug: an estimate that falls with every lane, though teaching must be over before anything is sampled."""
-    seconds = {name: about for name, (_, about) in STAGES.items()}
-    line = sum(seconds[name] for name in ("teach", "chains", "judge-likelihood", "search"))
-    assert pipeline.wall(seconds, 2) == sum(seconds.values()) / 2 > line == pipeline.wall(seconds, 100)
-    assert pipeline.wall({"search": 5}, 2) == 5 and pipeline.wall({}, 2) == 0
 
 
 def test_a_finished_series_is_found_not_built(built, capsys):

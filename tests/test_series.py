@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from workbench import series
+from workbench.lanes import JobFailed
 from workbench.types import WorkbenchError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -257,7 +258,7 @@ def test_run_skip_and_run_again_when_something_changed(root):
 
 @pytest.mark.parametrize("trouble, said", [("raise", "ValueError: the first line the second"), ("die", "kernel ended")])
 def test_a_failure_is_recorded_and_told_in_one_sentence(root, trouble, said):
-    with pytest.raises(series.NotebookFailed, match=said) as error:
+    with pytest.raises(JobFailed, match=said) as error:
         series.run("tiny", parameters={"trouble": trouble}, root=root)
     assert str(root / "runs" / "nano" / "notebooks" / "00_tiny.ipynb") in str(error.value)
     assert "\n" not in str(error.value)
@@ -315,23 +316,25 @@ def test_both_forms_of_a_notebook_give_the_same(root):
 def test_reproduce_twice(root):
     (root / "notebooks" / "src" / "01_next.py").write_text(TINY.replace("How big", "How wide"))
     said = []
-    first = series.reproduce(root=root, say=said.append)
-    assert [status["name"] for status in first] == ["00_tiny", "01_next"] and all(s["ok"] for s in first)
-    assert said[0] == "2 notebooks at profile nano, 2 to run, about 0:24", "the minutes stated in the notebooks"
+    ran, peak = series.reproduce(root=root, lanes=2, say=said.append)
+    assert ran == 2 and peak > 0 and all(series.plan(name, root=root).done for name in ("00_tiny", "01_next"))
+    assert said[0] == "2 notebooks at profile nano, 2 to run, about 0:12", (
+        "by the minutes stated in the notebooks, two at a time"
+    )
     code = (
         "import sys, time\nfrom workbench import series\nfrom pathlib import Path\n"
         f"series.reproduce(root=Path({str(root)!r}))\n"
         "print([m for m in ('torch', 'papermill', 'jupytext', 'plotly') if m in sys.modules], time.process_time())"
     )
     out = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).splitlines()
-    assert "0 to run" in out[0] and out[1].endswith("finished before")
+    assert out[0].endswith("finished before")
     assert out[-1].startswith("[] ") and float(out[-1][3:]) < 2, "when all is done nothing heavy is loaded"
 
 
 def test_reproduce_stops_at_the_first_failure(root):
     edit(root, 'trouble = ""', 'trouble = "raise"')
     (root / "notebooks" / "src" / "01_next.py").write_text(TINY)
-    with pytest.raises(series.NotebookFailed, match="00_tiny"):
+    with pytest.raises(JobFailed, match="00_tiny"):
         series.reproduce(root=root)
     assert not (root / "runs" / "nano" / "notebooks" / "01_next.json").exists()
 
@@ -355,8 +358,8 @@ def test_code_hash_follows_imports(root):
 def test_live_line_tells_time_gone_and_left(tmp_path, monkeypatch):
     monkeypatch.setattr(series.time, "monotonic", lambda: 1020.0)
     with (tmp_path / "log").open("w") as log:
-        live = series.Live("[1/2] 00_tiny", expected=60, later=30, log=log, say=print)
+        live = series.Live("00_tiny", expected=60, log=log, say=print)
         live.start = 1000.0
-        assert live.line() == "[1/2] 00_tiny: 0:20 gone, about 1:10 left"
+        assert live.line() == "00_tiny: 0:20 gone, about 0:40 left"
         live.write("step 1\rstep 2\r")
         assert live.last == "step 2"

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import sys
-import threading
 import time
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -58,14 +57,12 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def reproduce(args) -> int:
-    from . import pipeline, series
+    from . import lanes, pipeline, series
 
     series.check_profile(args.profile)
     runs, began = series.runs_folder(args.runs), time.monotonic()
-    built, peak = pipeline.build(args.profile, runs, lanes=pipeline.lanes())
-    todo = series.unfinished(args.profile, args.runs)
-    statuses = series.reproduce(args.profile, args.runs, again=args.again)
-    peak = max([peak, *(status.get("peak_mb", 0) for status in statuses)])
+    built, most = pipeline.build(args.profile, runs, lanes=lanes.lanes(gigabytes=2))
+    ran, peak = series.reproduce(args.profile, args.runs, again=args.again, lanes=lanes.lanes(gigabytes=4))
     args.json, args.anew = False, args.again
     print()
     claims(args)
@@ -76,8 +73,8 @@ def reproduce(args) -> int:
         series.write(series.ROOT / "docs" / "claims.md", page)
     print()
     code = gallery(args)
-    row = {"seconds": round(time.monotonic() - began, 1), "peak_mb": peak, "built": built}
-    row |= {"stages": len(pipeline.STAGES), "ran": len(statuses) if args.again else len(todo)}
+    row = {"seconds": round(time.monotonic() - began, 1), "peak_mb": max(most, peak), "built": built}
+    row |= {"stages": len(pipeline.STAGES), "ran": ran}
     with (runs / args.profile / "reproduce.jsonl").open("a") as log:
         log.write(json.dumps(row) + "\n")
     return code
@@ -114,14 +111,6 @@ def solve(args) -> int:
 def stage(args) -> int:
     from . import pipeline, pretrained, series
 
-    parent = os.getppid()
-
-    def die_with_parent():
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)  # killed with no chance to stop us: free the stage for whoever comes next
-
-    threading.Thread(target=die_with_parent, daemon=True).start()
     pipeline.build_stage(args.stage, args.profile, series.runs_folder(args.runs), args.seed, pretrained.open_series)
     return 0
 

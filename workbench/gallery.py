@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import doctor, series
+from .lanes import clock
 
 PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
 
@@ -309,7 +310,7 @@ def _figure(figure: Mapping[str, Any], png: str | None, still: bool = False) -> 
 def _index(profile: str, cards: list[str], runs: Path, statuses: Mapping[str, Mapping[str, Any]]) -> str:
     seconds = sum(status.get("seconds", 0) for status in statuses.values())
     peak = max([status.get("peak_mb", 0) for status in statuses.values()], default=0) / 1024
-    about = f"{len(cards)} notebooks at profile {profile}: {series.clock(seconds)} in all, {peak:.1f} GB at peak."
+    about = f"{len(cards)} notebooks at profile {profile}: {clock(seconds)} in all, {peak:.1f} GB at peak."
     none = "<p>No notebook has run yet: <code>make reproduce</code></p>"
     body = (
         f'<header><h1>workbench</h1><p class="soft">{html.escape(about)}</p></header>'
@@ -343,7 +344,7 @@ def _is_png(text: str | list[str]) -> bool:
 
 def _spent(status: Mapping[str, Any]) -> str:
     if status.get("ok"):
-        return f"{series.clock(status['seconds'])} · {status['peak_mb'] / 1024:.1f} GB"
+        return f"{clock(status['seconds'])} · {status['peak_mb'] / 1024:.1f} GB"
     return "stopped: " + (status["error"] if status.get("error") else "not finished")
 
 

@@ -5,16 +5,13 @@ A stage is `runs/<profile>/<stage>/`; its parameters and the hashes of its input
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from . import tasks
+from .lanes import Job, abreast, clock, wall
 from .runs import Run
 from .types import Cost, Problem, Record, Step, Trace, WorkbenchError, unknown
 
@@ -178,16 +175,6 @@ PROFILES = {
         small_n=(1, 4),
     ),
 }
-
-
-def clock(seconds: float) -> str:
-    """
-    >>> clock(75), clock(3725)
-    ('1:15', '1:02:05')
-    """
-    minutes, second = divmod(int(seconds), 60)
-    hour, minute = divmod(minutes, 60)
-    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
 
 
 def profile(name: str) -> Profile:
@@ -824,18 +811,7 @@ STAGES: dict[str, tuple[tuple[str, ...], int]] = {
 }
 
 
-def memory() -> int:
-    """Bytes held by the processes that this one started; shared pages are counted once where that is known."""
-    import psutil
-
-    total = 0
-    for child in psutil.Process().children(recursive=True):
-        try:
-            full = child.memory_full_info()
-            total += getattr(full, "pss", full.rss)
-        except psutil.Error:
-            pass  # it ended while we looked
-    return total
+HEAVY = ("transformers.trainer", "workbench.pretrained")  # what most stages import; it takes seconds
 
 
 class _Absent(Exception):
@@ -886,74 +862,21 @@ def build_stage(
     return series.teach(reasoning=False) if name == "direct" else getattr(series, name)()
 
 
-def lanes() -> int:
-    """How many stages to build at a time: a core and 2 GB of free memory each, at most four, since by then one stage
-    waits for another (`wall`)."""
-    import psutil
-
-    return max(1, min(4, os.cpu_count() or 1, psutil.virtual_memory().available // (2 * 10**9)))
-
-
-def wall(seconds: Mapping[str, float], lanes: int) -> float:
-    """Seconds that these stages take, `lanes` at a time, at the least: all their work shared, or the longest line of
-    stages that wait for one another.
-
-    >>> wall({"teach": 320, "direct": 230, "chains": 120}, lanes=1), wall({"teach": 320, "chains": 120}, lanes=4)
-    (670.0, 440)
-    """
-
-    def line(name: str) -> float:
-        return seconds.get(name, 0) + max(map(line, STAGES[name][0]), default=0)
-
-    return max(sum(seconds.values()) / lanes, *map(line, seconds)) if seconds else 0
-
-
 def build(
-    profile_name: str = "nano", runs: str | Path = "runs", seed: int = 0, lanes: int = 2, say=print
+    profile_name: str = "nano", runs: str | Path = "runs", seed: int = 0, lanes: int = 2, say: Callable = print
 ) -> tuple[int, int]:
-    """Build all stages, `lanes` at a time, each in a process with one thread: two lanes of one thread do nearly half
-    as much again as one of two, and the result does not depend on how many cores there are.
+    """Build all stages, `lanes` at a time, each in a process of its own.
 
     A finished stage costs nothing. A failing one stops the rest and names its log; the same call goes on from there.
     Returns (how many stages were built, peak memory of them all in MB).
     """
     profile(profile_name)
-    root = runs_folder(runs) / profile_name
-    todo = missing(profile_name, runs, seed)
-    if not todo:
+    jobs = [
+        Job(name, build_stage, (name, profile_name, runs, seed), *STAGES[name])
+        for name in missing(profile_name, runs, seed)
+    ]
+    if not jobs:
         return 0, 0
-    (root / "logs").mkdir(parents=True, exist_ok=True)
-    began, running, total = time.monotonic(), {}, wall({name: STAGES[name][1] for name in todo}, lanes)
-    built, peak, looked, took, thought = len(todo), 0, 0.0, 0.0, 0
-    say(f"{len(todo)} stages to build, about {clock(total)} (the longest first, {lanes} at a time)")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    try:
-        while todo or running:
-            for name in [n for n in todo if not set(STAGES[n][0]) & {*todo, *running}][: lanes - len(running)]:
-                log = (root / "logs" / f"{name}.log").open("w")
-                words = [sys.executable, "-m", "workbench", "stage", name, "--profile", profile_name]
-                words += ["--runs", str(runs), "--seed", str(seed)]
-                running[name] = (subprocess.Popen(words, stdout=log, stderr=log, env=environment), time.monotonic())
-                todo.remove(name)
-            time.sleep(0.5)
-            if time.monotonic() - looked > 5:  # a look takes a tenth of a second of a core
-                peak, looked = max(peak, memory()), time.monotonic()
-            for name, (process, start) in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[name]
-                if process.returncode:
-                    log = root / "logs" / f"{name}.log"
-                    last = [line for line in log.read_text().splitlines() if line.strip()][-1:]
-                    raise WorkbenchError(f"stage {name} failed ({' '.join(last)}): read {log}, then run this again")
-                took, thought = took + time.monotonic() - start, thought + STAGES[name][1]
-                pace = took / thought  # of this machine
-                left = wall({n: STAGES[n][1] * pace for n in [*todo, *running]}, lanes)
-                say(
-                    f"  {name}: {clock(time.monotonic() - start)}; {clock(time.monotonic() - began)} gone, "
-                    + (f"about {clock(left)} left" if left else "all built")
-                )
-    finally:
-        for process, _ in running.values():
-            process.terminate()
-    return built, peak // 2**20
+    say(f"{len(jobs)} stages to build, about {clock(wall(jobs, lanes))} (the longest first, {lanes} at a time)")
+    peak = abreast(jobs, lanes, runs_folder(runs) / profile_name / "logs", (__name__, *HEAVY), say)
+    return len(jobs), peak // 2**20

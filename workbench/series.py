@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from . import pretrained
-from .pipeline import PROFILES, clock, memory
+from .lanes import Job, JobFailed, abreast, clock, memory, over, wall
+from .pipeline import PROFILES
 from .runs import write
 from .types import WorkbenchError, unknown
 
@@ -36,12 +37,6 @@ FIGURES = {"PLOTLY_RENDERER": "plotly_mimetype"}  # as data: images are drawn la
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 TAGS = {"parameters", "setup", "solution", "mutant", "check"}
 MUTATORS = {"append", "extend", "update", "add", "insert", "pop", "clear", "sort", "remove", "setdefault"}
-
-
-class NotebookFailed(WorkbenchError):
-    """A notebook stopped: the message names the cell, its error and the executed copy."""
-
-    code = 1  # the exit code: the work failed, the request was fine
 
 
 def runs_folder(runs: str | Path | None = None, root: Path = ROOT) -> Path:
@@ -481,19 +476,16 @@ def run(
     parameters: Mapping[str, Any] | None = None,
     root: Path = ROOT,
     again: bool = False,
-    later: float = 0.0,
-    label: str = "",
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Execute one notebook under papermill and return its status; a finished, unchanged one is left alone.
 
     The executed copy, its log and its status file lie in `runs/<profile>/notebooks/`. The status file says `ok`
-    only after everything else is written. `later` is what still follows, in seconds, for the estimate shown.
+    only after everything else is written.
     """
     job = plan(name, profile, runs, parameters, root)
-    label = f"{label}{job.name}"
     if job.done and not again:
-        say(f"{label}: finished before")
+        say(f"{job.name}: finished before")
         return read_status(job.status)
     job.output.parent.mkdir(parents=True, exist_ok=True)
     status = {"name": job.name, "title": job.title, "hash": job.hash, "parameters": dict(job.parameters)}
@@ -501,14 +493,14 @@ def run(
     status |= {"ok": None, "error": None, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "expected": job.expected}
     write(job.status, _json(status))
     start = time.monotonic()
-    with job.log.open("w", encoding="utf-8") as log, Live(label, job.expected, later, log, say) as live:
+    with job.log.open("w", encoding="utf-8") as log, Live(job.name, job.expected, log, say) as live:
         error = _execute(job, root, live)
     status |= {"ok": error is None, "error": error, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     status |= {"seconds": round(time.monotonic() - start, 2), "peak_mb": round(live.peak / 2**20)}
     write(job.status, _json(status))
     if error:
-        raise NotebookFailed(f"notebook {job.name} stopped in {error}; look at {job.output}")
-    say(f"{label}: done in {clock(status['seconds'])}, {status['peak_mb'] / 1024:.1f} GB at peak")
+        raise JobFailed(f"notebook {job.name} stopped in {error}; look at {job.output}")
+    say(f"{job.name}: done in {clock(status['seconds'])}, {status['peak_mb'] / 1024:.1f} GB at peak")
     return status
 
 
@@ -604,8 +596,8 @@ def run_marimo(
 class Live:
     """Shows that a notebook is alive, keeps what it prints in a log, and samples the memory of its processes."""
 
-    def __init__(self, label: str, expected: float, later: float, log, say: Callable[[str], None]):
-        self.label, self.expected, self.later, self.log, self.say = label, expected, later, log, say
+    def __init__(self, label: str, expected: float, log, say: Callable[[str], None]):
+        self.label, self.expected, self.log, self.say = label, expected, log, say
         self.peak, self.last, self._stop = 0, "", threading.Event()
 
     def write(self, text: str) -> None:
@@ -624,12 +616,11 @@ class Live:
     def __exit__(self, *_) -> None:
         self._stop.set()
         self._thread.join()
-        if sys.stdout.isatty():
-            print("\r\033[K", end="", flush=True)
+        over("")
 
     def line(self) -> str:
         elapsed = time.monotonic() - self.start
-        left = max(self.expected - elapsed, 0) + self.later
+        left = max(self.expected - elapsed, 0)
         return f"{self.label}: {clock(elapsed)} gone, " + (f"about {clock(left)} left" if left else "soon done")
 
     def _watch(self) -> None:
@@ -637,17 +628,9 @@ class Live:
         while not self._stop.wait(0.5):
             self.peak = max(self.peak, memory())
             elapsed = time.monotonic() - self.start
-            if sys.stdout.isatty():
-                print(f"\r\033[K{f'{self.line()} · {self.last}'[: _columns()]}", end="", flush=True)
-            elif elapsed - spoken >= 30:
+            if not over(f"{self.line()} · {self.last}") and elapsed - spoken >= 30:
                 spoken = elapsed
                 self.say(self.line())
-
-
-def _columns() -> int:
-    import shutil
-
-    return shutil.get_terminal_size().columns - 1
 
 
 # --- the whole study ---------------------------------------------------------------------------------------------
@@ -658,32 +641,26 @@ def reproduce(
     runs: str | Path | None = None,
     root: Path = ROOT,
     again: bool = False,
+    lanes: int = 1,
     say: Callable[[str], None] = print,
-) -> list[dict[str, Any]]:
-    """Run the series in order. Whatever is finished and unchanged is skipped, so a killed call goes on from there."""
+) -> tuple[int, int]:
+    """Run the series, `lanes` notebooks at a time. Whatever is finished and unchanged is skipped, so a killed call goes
+    on from there. Returns (how many notebooks ran, peak memory of them all in MB)."""
     check_profile(profile)
-    jobs = [plan(name, profile, runs, None, root) for name in names(root)]
-    if not jobs:
+    plans, began = [plan(name, profile, runs, None, root) for name in names(root)], time.monotonic()
+    if not plans:
         raise WorkbenchError(f"no notebooks under {root / 'notebooks' / 'src'}: call this from a clone of the project")
-    todo = [job for job in jobs if again or not job.done]
-    say(f"{len(jobs)} notebooks at profile {profile}, {len(todo)} to run, about {clock(_expected(todo))}")
-    statuses = []
-    for number, job in enumerate(jobs, 1):
-        later = _expected([each for each in jobs[number:] if each in todo])
-        label = f"[{number}/{len(jobs)}] "
-        statuses.append(run(job.name, profile, runs, None, root, again, later, label, say))
-    peak = max(status.get("peak_mb", 0) for status in statuses) / 1024
-    say(f"{len(jobs)} notebooks took {clock(sum(s.get('seconds', 0) for s in statuses))} and {peak:.1f} GB at peak")
-    return statuses
-
-
-def unfinished(profile: str = "nano", runs: str | Path | None = None, root: Path = ROOT) -> list[str]:
-    """Names of the notebooks that `reproduce` would run."""
-    return [name for name in names(root) if not plan(name, profile, runs, None, root).done]
-
-
-def _expected(jobs: Iterable[Plan]) -> float:
-    return sum(job.expected for job in jobs)
+    todo = [each for each in plans if again or not each.done]
+    jobs = [Job(p.name, run, (p.name, profile, runs, None, root, again), (), p.expected) for p in todo]
+    if lanes > 1:
+        jobs.sort(key=lambda job: -job.expected)  # or one lane waits for the other in the end
+    if not todo:
+        say(f"{len(plans)} notebooks at profile {profile}, finished before")
+        return 0, 0
+    say(f"{len(plans)} notebooks at profile {profile}, {len(todo)} to run, about {clock(wall(jobs, lanes))}")
+    peak = abreast(jobs, lanes, runs_folder(runs, root) / profile / "logs", show=say) // 2**20
+    say(f"{len(todo)} notebooks took {clock(time.monotonic() - began)} and {peak / 1024:.1f} GB at peak")
+    return len(todo), peak
 
 
 # --- what a notebook depends on ----------------------------------------------------------------------------------
