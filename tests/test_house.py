@@ -45,6 +45,7 @@ FLOORS = (
     ("F8", "doctor"),
     ("F8", "series"),
     ("F8", "gallery"),
+    ("F8", "prm_cli"),
     ("F8", "__main__"),
 )
 FLOOR = {unit: number for number, (_, units) in enumerate(FLOORS) for unit in units.split()}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from workbench import adapters, labels, models, stepdata, tasks
+from workbench import adapters, labels, models, prm_cli, stepdata, tasks
 from workbench.__main__ import main
 from workbench.models import load_model, new_model
 from workbench.packing import pack
@@ -394,7 +394,7 @@ def test_the_command_line_trains_and_judges(chains, base, tmp_path, capsys, monk
     assert asked == [{"dtype": adapters.fast_dtype()}]
     report = json.loads((tmp_path / "judged" / "report.json").read_text())
     assert report["verifier"]["auc"] and len(report["baselines"]) == 3
-    assert {path.stem for path in (tmp_path / "judged").iterdir()} == {"report", "reliability", "depth"}
+    assert {path.stem for path in (tmp_path / "judged").iterdir()} == {"report", "reliability", "depth", "scores"}
     command = ["prm", "evaluate", str(run_folder / "model"), str(other), "--no-policy", "--out", str(tmp_path / "few")]
     assert main([*command, "--problems", "8"]) == 0
     assert "judged: 8 of " in capsys.readouterr().out
@@ -424,12 +424,8 @@ def test_the_command_line_trains_and_judges(chains, base, tmp_path, capsys, monk
     report = json.loads((tmp_path / "four" / "report.json").read_text())
     assert report["choice"]["problems"] == 4 and report["choice"]["rows"][-1]["ceiling"]["value"] == 0.95
     assert (report["choice"]["responses"], report["choice"]["unfinished"]) == (15, 5)
-    assert {p.stem for p in (tmp_path / "four").iterdir()} == {
-        "report",
-        "reliability",
-        "best_of_n",
-        "over_optimisation",
-    }
+    drawn = {path.stem for path in (tmp_path / "four").iterdir()}
+    assert drawn == {"report", "scores", "reliability", "best_of_n", "over_optimisation"}
     assert "not measured: no depth has" in said
     given.write_text(json.dumps({**sampled[0], "question": min(learnt)}) + "\n")
     assert main([*command, "--responses", str(given)]) == 2 and "were trained on" in capsys.readouterr().err
@@ -439,6 +435,37 @@ def test_the_command_line_trains_and_judges(chains, base, tmp_path, capsys, monk
     assert main([*command, "--tuning", str(taught)]) == 2 and "were trained on: name others" in capsys.readouterr().err
     assert main(["prm", "evaluate", str(run_folder / "model"), str(data), "--no-policy"]) == 2
     assert f"{len(learnt)} of these problems were trained on" in capsys.readouterr().err
+
+
+def test_an_evaluation_goes_on_where_it_was_stopped(tmp_path):
+    """Bugs: half an hour of reading is lost with the call; scores of other chains, or of another checkpoint, are taken
+    for these; where it stopped shows in the numbers."""
+    checkpoint, asked = tmp_path / "model", []
+    checkpoint.mkdir()
+    (checkpoint / "weights").write_text("first")
+    problems = [Problem(f"p/{i}", "arithmetic", f"{i}+1", str(i + 1)) for i in range(20)]
+    pairs = [(p, Trace((Step(f"{k}"), Step(p.answer, True)))) for k in range(3) for p in problems]
+
+    def score(some, stop=None):
+        if len(asked) == stop:
+            raise KeyboardInterrupt
+        asked.append([p.id for p, _ in some])
+        return [(None, 1 / (3 + int(p.answer) + int(t.steps[0].text))) for p, t in some]
+
+    def call(chains=pairs, score=score, **about):
+        return prm_cli.kept(tmp_path / "scores", about, {"checkpoint": checkpoint}, chains, score)
+
+    with pytest.raises(KeyboardInterrupt):
+        call(score=lambda some: score(some, stop=2))
+    found = call()
+    assert [len(part) for part in asked] == [24, 24, 12] and len({id for part in asked for id in part}) == 20
+    assert found == score(pairs) and asked.pop()
+    assert call() == found and len(asked) == 3, "one that ended reads nothing"
+    assert call(pairs[:5]) == found[:5] and len(asked) == 4, "other chains"
+    assert call(way="other") == found and len(asked) == 7
+    assert call() == found and len(asked) == 7, "the first is taken back"
+    (checkpoint / "weights").write_text("second")
+    assert call() == found and len(asked) == 10, "another checkpoint of the same name"
 
 
 def test_a_mistyped_command_is_one_sentence(chains, base, tmp_path, capsys):

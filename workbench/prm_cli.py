@@ -1,0 +1,276 @@
+"""`python -m workbench prm train` and `evaluate`: a process reward model from labelled steps, and how good it is."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+from .runs import Run
+from .types import Problem, Trace, WorkbenchError, unknown
+
+TOGETHER = 8  # problems that are scored, and kept, at a time
+
+
+def train(args) -> int:
+    from . import stepdata
+    from .runs import Run
+    from .verifiers import prm
+
+    if args.profile not in prm.SIZES:
+        raise WorkbenchError(f"profile {args.profile!r} has no pre-trained base: one of {', '.join(prm.SIZES)}")
+    size = prm.SIZES[args.profile]
+    config = _changed(size.training, dict(args.parameter))
+    rows = stepdata.Rows(args.data, args.format, args.split)
+    reported = stepdata.Rows(args.reported, split=args.reported_split) if args.reported else ()
+    about = {"base": args.base or size.base, "data": rows.hash, "reported": None, **asdict(config)}
+    if args.reported:
+        about["reported"] = reported.hash
+    prompts = (chain.problem.prompt for chain in reported)
+    if int(os.environ.get("RANK", 0)):  # under `accelerate launch` the first process keeps the records
+        prm.train(rows, about["base"], args.out, config, prompts, log=lambda row: None, progress=False)
+        return 0
+    run = Run.open(args.out, about)
+    if run.done:
+        print(f"{run.path / 'model'} is finished")
+        return 0
+    run.rewind("history", prm.reached(run.path / "trainer") or -1)  # -1: the header, too, comes again
+
+    def log(row):
+        run.append("history", [row])
+        print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
+
+    if config == size.training and not args.base:
+        need = size.memory(4).total / 1e9
+        print(f"{size.note}, about {size.minutes} minutes, {need:.1f} GB of memory at most")
+    folder, cost = prm.train(rows, about["base"], run.path, config, prompts, log=log)
+    listed = dict(rows.reasons()) | {"listed": rows.rejected}
+    run.finish(rows=rows.counts["rows"], chains=rows.counts["chains"], rejected=listed, cost=asdict(cost))
+    print(folder)
+    return 0
+
+
+_BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def _changed(config, given: dict[str, str]):
+    """`config` with some fields replaced by what was typed, read as the field's own kind."""
+    kinds = {field.name: type(getattr(config, field.name)) for field in fields(config)}
+    for name, text in given.items():
+        if name not in kinds:
+            raise unknown("parameter", name, kinds)
+        try:
+            value = _BOOLS[text.lower()] if kinds[name] is bool else kinds[name](text)
+        except (ValueError, KeyError):
+            raise WorkbenchError(f"-p {name}={text}: {name} is {kinds[name].__name__}") from None
+        config = replace(config, **{name: value})
+    return config
+
+
+def evaluate(args) -> int:
+    from . import judging, plots
+    from .claims import measured
+    from .verifiers import score_all
+
+    if args.problems < 0:
+        raise WorkbenchError(f"--problems {args.problems}: how many to judge, or 0 for all of them")
+    judge = _judge(args)
+    items, tuning, sampled = _unseen(args)
+    out = args.out or args.checkpoint.parent / f"judged-{Path(args.data).stem}"
+    both = [(chain.problem.blind(), chain.trace) for chain in items + tuning]
+
+    def scored(name: str, pairs: Sequence[tuple[Problem, Trace]]) -> list[tuple]:
+        about = {k: getattr(args, k) for k in ("way", "base", "critiques", "reference")}
+        return kept(out / "scores" / name, about, {"checkpoint": args.checkpoint}, pairs, score)
+
+    def score(pairs: Sequence[tuple[Problem, Trace]]) -> list[tuple]:
+        return judge.score_trees(pairs) if args.way == "prm" else score_all(judge, pairs)
+
+    scores = scored(args.way, both)
+    responses = _responses(sampled, scored, judge.aggregate) if sampled else None
+    if getattr(judge, "critiques", 0):
+        print(f"{judge.unknown:,} of {judge.critiques:,} critiques gave no verdict")
+    baselines = {}
+    if sure := _policy(args, out / "scores" / "policy", both):
+        baselines[judging.POLICY] = (sure[: len(items)], sure[len(items) :])
+    report = judging.report(
+        items, scores[: len(items)], tuning, scores[len(items) :], baselines, responses, name=args.checkpoint.name
+    )
+    print(judging.as_text(report))
+    (out / "report.json").write_text(judging.to_json(report) + "\n")
+    figures = {"reliability": (plots.reliability_plot, report.bins), "depth": (plots.score_by_depth, report.depths)}
+    if choice := report.choice:
+        figures |= {"best_of_n": (plots.best_of_n, choice), "over_optimisation": (plots.over_optimisation, choice)}
+    for name, (draw, rows) in figures.items():
+        if figure := measured(draw, rows):  # with few problems there may be nothing to draw, and the rest stays
+            plots.save(figure, out / name)
+    print(out)
+    return 0
+
+
+def _judge(args):
+    for option, way in (("base", "prm"), ("critiques", "generative"), ("reference", "implicit")):
+        if getattr(args, option) is not None and args.way != way:
+            raise WorkbenchError(f"--{option} is for --as {way}, and this is --as {args.way}: leave it out")
+    if args.way == "generative":
+        from .verifiers.generative import Generative
+
+        return Generative.load(args.checkpoint, **({} if args.critiques is None else {"k": args.critiques}))
+    if args.way == "implicit":
+        from .verifiers.implicit import Implicit
+
+        if args.reference is None:
+            raise WorkbenchError("--as implicit compares with what training began from: name it, --reference MODEL")
+        return Implicit.load(args.checkpoint, args.reference)
+    from .verifiers.prm import PRM
+
+    return PRM.load(args.checkpoint, args.base)
+
+
+def _unseen(args) -> tuple[list, list, dict]:
+    """What is judged, what thresholds come from, and the responses: problems that were not trained on."""
+    from .tasks import digest, plain
+    from .verifiers.prm import about
+
+    known = set(about(args.checkpoint).get("learnt", ()))
+
+    def learnt(prompts):
+        return {prompt for prompt in prompts if digest(plain(prompt)) in known}
+
+    items, sampled = _labelled(args.data, args), _graded(args.responses) if args.responses else {}
+    if args.tuning:  # of what the PRM was trained on, the part that it held out will do
+        tuning = _labelled(args.tuning, args)
+        asked = {c.problem.prompt for c in tuning}
+        old = learnt(asked)
+        print(f"{args.tuning}: {len(old):,} of {len(asked):,} problems were trained on and are left out")
+        tuning = [c for c in tuning if c.problem.prompt not in old]
+        if not tuning:
+            raise WorkbenchError(f"all problems of {args.tuning} were trained on: name others with --tuning")
+    else:  # every fourth problem, by a hash of its text
+        apart = [digest("tuning", chain.problem.id) % 4 == 0 for chain in items]
+        tuning = [chain for chain, held in zip(items, apart, strict=True) if held]
+        items = [chain for chain, held in zip(items, apart, strict=True) if not held]
+    problems = [c.problem for c in items + tuning] + [some[0][0] for some in sampled.values()]
+    if both := learnt({p.prompt for p in problems}):
+        raise WorkbenchError(
+            f"{len(both)} of these problems were trained on, the first {min(both)[:60]!r}: judge others"
+        )
+    if args.problems:
+        items, tuning = _drawn(items, args.problems, "judged"), _drawn(tuning, -(-args.problems // 3), "for thresholds")
+        some = sorted(sampled, key=lambda name: digest("drawn", name))[: args.problems]
+        sampled = {name: sampled[name] for name in some}
+    return items, tuning, sampled
+
+
+def _labelled(source, args) -> list:
+    from . import stepdata
+    from .packing import UNKNOWN, mask_after_error
+
+    rows = stepdata.Rows(source, args.format, args.split)
+    chains = [c._replace(labels=tuple(None if x == UNKNOWN else x for x in mask_after_error(c.labels))) for c in rows]
+    print(
+        f"{source}: {len(chains):,} chains, {rows.counts['labels']:,} labels; "
+        f"left out, or not as they were: {', '.join(f'{n:,} x {why}' for why, n in rows.reasons()) or 'none'}"
+    )
+    return chains
+
+
+def _drawn(chains: Sequence, n: int, what: str) -> list:
+    """Whole problems: of chains that are drawn, most steps are the right ones they share."""
+    from .tasks import digest
+
+    ids = sorted({c.problem.id for c in chains}, key=lambda name: digest("drawn", name))
+    some = set(ids[:n])
+    print(f"{what}: {len(some):,} of {len(ids):,} problems, drawn at random, with all of their chains")
+    return [c for c in chains if c.problem.id in some]
+
+
+def _graded(source):
+    """`stepdata.responses`, with a word on what was odd."""
+    from . import stepdata
+
+    found, odd = stepdata.responses(source)
+    told = ", ".join(f"{n:,} x {what}" for what, n in odd.items()) or "nothing odd"
+    print(f"{source}: {sum(map(len, found.values())):,} responses to {len(found):,} problems; {told}")
+    return found
+
+
+def _responses(sampled, scored, aggregate):
+    """{problem: its responses as best-of-N wants them}, each with the aggregate of its steps' scores."""
+    from .grading import canonical
+    from .judging import Response
+    from .select import aggregate_score
+
+    flat = [entry for some in sampled.values() for entry in some]
+    scores = iter(scored("responses", [(problem.blind(), trace) for problem, trace, *_ in flat if trace]))
+    out: dict[str, list] = {name: [] for name in sampled}
+    for problem, trace, answer, right in flat:
+        steps = [replace(step, score=s) for step, s in zip(trace.steps, next(scores), strict=True)] if trace else ()
+        whole = aggregate_score(replace(trace, steps=tuple(steps)), aggregate) if trace else None
+        out[problem.id].append(Response(None if answer is None else canonical(answer), right, whole))
+    return out
+
+
+def _policy(args, path: Path, pairs: Sequence[tuple[Problem, Trace]]) -> list[tuple] | None:
+    """The log-prob baseline: the mean probability that a language model gives to a step's tokens."""
+    from .adapters import fast_dtype, prepare
+    from .format import Encoder
+    from .models import load_model, placed
+    from .verifiers.likelihood import mean_logprobs
+    from .verifiers.prm import about
+
+    base = args.policy or args.reference or about(args.checkpoint).get("base")
+    if args.no_policy or not base:
+        return None
+    loaded: list = []
+
+    def score(some: Sequence[tuple[Problem, Trace]]) -> list[tuple]:
+        if not loaded:
+            model, tokenizer = load_model(base, dtype=fast_dtype())
+            prepare(model, tokenizer)
+            loaded.extend((placed(model), Encoder(tokenizer)))
+        return mean_logprobs(*loaded, some)
+
+    inputs = {"policy": base} if Path(base).exists() else {}
+    found = kept(path, {"policy": str(base)}, inputs, pairs, score)
+    return [tuple(None if x is None else math.exp(x) for x in row) for row in found]
+
+
+def kept(
+    path: Path,
+    about: Mapping,
+    inputs: Mapping[str, str | Path],
+    pairs: Sequence[tuple[Problem, Trace]],
+    score: Callable[[Sequence[tuple[Problem, Trace]]], list[tuple]],
+) -> list[tuple[float | None, ...]]:
+    """A score a step for every chain, from the run at `path` where it has them: a call that was stopped goes on where
+    it was, and of one that ended nothing is read again.
+
+    `score` is given all chains of `TOGETHER` problems at a time, the same ones wherever it goes on from, so that the
+    numbers do not depend on it. Other chains, another `about` or other `inputs` begin a run of their own.
+    """
+    from tqdm.auto import tqdm
+
+    from .tasks import digest
+
+    chains = [[problem.prompt, [[step.text, step.final] for step in trace.steps]] for problem, trace in pairs]
+    run = Run.open(path, {**about, "chains": digest(json.dumps(chains))}, inputs)
+    groups: dict[str, list[int]] = {}
+    for place, (problem, _) in enumerate(pairs):
+        groups.setdefault(problem.id, []).append(place)
+    whole, rows = list(groups.values()), run.read("scores")
+    parts = [whole[first : first + TOGETHER] for first in range(0, len(whole), TOGETHER)]
+    with tqdm(total=len(groups), desc=f"scores of {path.name}", unit="problem", disable=run.done) as bar:
+        for number, part in enumerate(parts):
+            if number >= len(rows):
+                places = [place for group in part for place in group]
+                rows.append({"places": places, "scores": score([pairs[place] for place in places])})
+                run.append("scores", rows[-1:])
+            bar.update(len(part))
+    if not run.done:
+        run.finish()
+    found = {place: tuple(s) for row in rows for place, s in zip(row["places"], row["scores"], strict=True)}
+    return [found[place] for place in range(len(pairs))]
