@@ -1,5 +1,6 @@
 # Two commands do everything on a fresh machine: `make reproduce` and `make test`.
 PROFILE ?= nano
+SEED ?= 0
 VENV ?= .venv
 PY = $(firstword $(wildcard $(VENV)/Scripts/python.exe) $(VENV)/bin/python)
 export VENV
@@ -13,8 +14,8 @@ help:  ## say what there is
 setup:  ## create .venv and install the locked packages (PYTHON=..., EXTRAS=gpu,small)
 	@bash scripts/setup.sh
 
-reproduce: setup  ## run the notebook series, print the claims, write the gallery (PROFILE=nano)
-	@$(PY) -m workbench reproduce --profile $(PROFILE)
+reproduce: setup  ## run the notebook series, print the claims, write the gallery (PROFILE=nano SEED=0)
+	@$(PY) -m workbench reproduce --profile $(PROFILE) --seed $(SEED)
 
 test: setup  ## lint, notebooks up to date, every test
 	$(PY) -m ruff check .

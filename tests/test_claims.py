@@ -6,7 +6,21 @@ import os
 
 import pytest
 
-from workbench.claims import Claim, cells, decide, load, measured, page, record, table, to_json, told
+from workbench.claims import (
+    HEADS,
+    Claim,
+    cells,
+    decide,
+    load,
+    measured,
+    page,
+    record,
+    rows,
+    table,
+    to_json,
+    told,
+    trainings,
+)
 from workbench.scaling import Estimate, Ratio, difference
 from workbench.types import Record, WorkbenchError
 
@@ -110,8 +124,8 @@ def test_table_and_json():
     head, first, second = table(claims).splitlines()
     assert head.index("verdict") == first.index("undecided") == second.index("holds")
     assert "–" in first and "0.25 to 0.75" in second and "two lines" in second
-    rows = json.loads(to_json(claims))
-    assert (rows[0]["low"], rows[0]["verdict"], rows[1]["n"]) == (None, "undecided", 1319)
+    found = json.loads(to_json(claims))
+    assert (found[0]["low"], found[0]["verdict"], found[1]["n"]) == (None, "undecided", 1319)
 
 
 def test_an_open_ratio_is_decided_written_and_read(tmp_path):
@@ -125,8 +139,31 @@ def test_an_open_ratio_is_decided_written_and_read(tmp_path):
 
 
 def test_the_page_counts_the_verdicts():
-    said = page([claim("a"), claim("b", -1, 1)], "nano", "2026-11-01")
+    said = page({0: [claim("a"), claim("b", -1, 1)]}, "nano", "2026-11-01")
     assert "2 claims: 1 holds, 1 undecided" in said and "2026-11-01" in said and said.count("\n| ") == 3
+    assert "trained once" in said
+
+
+def test_other_trainings_are_told_beside_the_first(tmp_path):
+    """Bugs: a verdict of one training passes for a law; a claim that was not measured again counts as another verdict;
+    the second training's numbers take the first one's place."""
+    lost = Claim("c", "me", "it works", "> 0", None)
+    record(tmp_path, "nano", "05", [claim("a"), claim("b"), claim("c"), claim("d", -1, 1)])
+    record(tmp_path / "seed-1", "nano", "05", [claim("a", -2, 2), claim("b"), lost, claim("e")])
+    record(tmp_path / "seed-10", "nano", "05", [claim("d", -1, 1)])
+    (tmp_path / "seed-x").mkdir()
+    (tmp_path / "seed-2").mkdir()
+    found = trainings(tmp_path, "nano")
+    assert list(found) == [0, 1, 10] and found[0] == load(tmp_path, "nano")
+    said = page(found, "nano", "2026-11-01")
+    assert "seed 1: of 2 claims 1 have the same verdict, and of 2 that held 1 hold again" in said
+    assert "seed 10: of 1 claims 1 have the same verdict, and of 0 that held 0 hold again" in said
+    at = HEADS.index("trained again")
+    told = {row[0]: row[at] for row in rows(found)}
+    value = claim("a").value
+    assert told == {"a": f"{value} undecided", "b": f"{value} holds", "c": "–", "d": f"{value} undecided"}
+    assert f"{value} undecided" in table(found) and "| e |" not in said
+    assert list(trainings(tmp_path / "none", "nano").values()) == [[]]
 
 
 def test_what_was_not_measured_stays_in_the_table(tmp_path, capsys):
@@ -137,7 +174,7 @@ def test_what_was_not_measured_stays_in_the_table(tmp_path, capsys):
     record(tmp_path, "nano", "04_prm", [lost, claim("b")])
     found = load(tmp_path, "nano")
     assert found[0] == lost and [c.verdict for c in found] == ["not measured", "holds"]
-    assert "1 holds, 1 not measured" in page(found, "nano", "2026-11-01")
+    assert "1 holds, 1 not measured" in page({0: found}, "nano", "2026-11-01")
     assert cells(lost)[:7] == ("a.lost", "not measured", "–", "–", "> 0", "–", "–")
     assert told(None, "> 0", "yes", "no", "open") == "open"
     path = next((tmp_path / "nano" / "claims").iterdir())

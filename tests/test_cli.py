@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from workbench import __main__ as cli
-from workbench import series
+from workbench import claims, gallery, pipeline, series
 from workbench.lanes import JobFailed
+from workbench.scaling import Estimate
 from workbench.types import WorkbenchError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,3 +95,29 @@ def test_build_check_names_what_is_stale(tmp_path, monkeypatch, capsys):
 def test_exit_codes_tell_work_from_request():
     assert JobFailed("x").code == 1
     assert not hasattr(WorkbenchError("x"), "code")
+
+
+def test_another_seed_is_another_training_in_a_folder_of_its_own(tmp_path, monkeypatch, capsys):
+    """Bugs: it moves the first training's stages aside; notebooks read seed 0; its claims are told as the first's."""
+    asked = []
+
+    def notebooks(profile, runs, given, again, lanes):
+        asked.append((runs, given))
+        (runs / profile).mkdir(parents=True, exist_ok=True)
+        claim = claims.Claim("a.b", "me", "it works", "> 0", Estimate(0.25 + given["seed"], 0.1, 2.0, 9))
+        claims.record(runs, profile, "05", [claim])
+        return 1, 9
+
+    monkeypatch.setattr(pipeline, "build", lambda *given: asked.append(given) or (0, 7))
+    monkeypatch.setattr(series, "reproduce", notebooks)
+    monkeypatch.setattr(gallery, "write", lambda *given, **more: tmp_path)
+    for seed in (0, 3):
+        assert cli.main(["reproduce", "--runs", str(tmp_path), "--seed", str(seed)]) == 0
+    assert [(built[1], built[2]) for built in asked[::2]] == [(tmp_path, 0), (tmp_path / "seed-3", 3)]
+    assert asked[1::2] == [(tmp_path, {"seed": 0}), (tmp_path / "seed-3", {"seed": 3})]
+    assert "3.25 holds" in capsys.readouterr().out
+    assert cli.main(["claims", "--runs", str(tmp_path)]) == 0
+    [row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("a.b")]
+    assert row.split()[:3] == ["a.b", "holds", "0.25"] and "3.25 holds" in row
+    assert json.loads((tmp_path / "seed-3" / "nano" / "reproduce.jsonl").read_text())["peak_mb"] == 9
+    assert cli.main(["reproduce", "--seed", "-1"]) == 2 and "--seed -1" in capsys.readouterr().err

@@ -54,46 +54,46 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def reproduce(args) -> int:
-    from . import lanes, pipeline, series
+    from . import claims as found
+    from . import gallery, lanes, pipeline, series
 
     series.check_profile(args.profile)
-    runs, began = series.runs_folder(args.runs), time.monotonic()
-    built, most = pipeline.build(args.profile, runs, lanes=lanes.lanes(gigabytes=2))
-    ran, peak = series.reproduce(args.profile, args.runs, again=args.again, lanes=lanes.lanes(gigabytes=4))
-    args.json, args.anew = False, args.again
-    print()
-    claims(args)
-    if args.profile == "nano" and args.runs is None:
-        from . import claims as found
-
-        page = found.page(found.load(runs, args.profile), args.profile, time.strftime("%Y-%m-%d"))
+    if args.seed < 0:
+        raise WorkbenchError(f"--seed {args.seed}: 0, or another training's number from 1 on")
+    root, began = series.runs_folder(args.runs), time.monotonic()
+    runs = root / f"seed-{args.seed}" if args.seed else root
+    built, most = pipeline.build(args.profile, runs, args.seed, lanes.lanes(gigabytes=2))
+    given = {"seed": args.seed}
+    ran, peak = series.reproduce(args.profile, runs, given, again=args.again, lanes=lanes.lanes(gigabytes=4))
+    both = found.trainings(root, args.profile)
+    print("\n" + found.table(both if both[0] else {args.seed: both.get(args.seed, [])}) + "\n")
+    if args.profile == "nano" and args.runs is None and both[0]:
+        page = found.page(both, args.profile, time.strftime("%Y-%m-%d"))
         series.write(series.ROOT / "docs" / "claims.md", page)
-    print()
-    code = gallery(args)
+    print(f"gallery: {gallery.write(args.profile, runs, anew=args.again)}")
     row = {"seconds": round(time.monotonic() - began, 1), "peak_mb": max(most, peak), "built": built}
     row |= {"stages": len(pipeline.STAGES), "ran": ran}
     with (runs / args.profile / "reproduce.jsonl").open("a") as log:
         log.write(json.dumps(row) + "\n")
-    return code
+    return 0
 
 
 def claims(args) -> int:
     from . import claims, series
 
     series.check_profile(args.profile)
-    rows = claims.load(series.runs_folder(args.runs), args.profile)
+    found = claims.trainings(series.runs_folder(args.runs), args.profile)
     if args.json:
-        print(claims.to_json(rows))
+        print(claims.to_json(found[0]))
     else:
-        print(claims.table(rows) if rows else "no claims yet: run the notebooks with `make reproduce`")
+        print(claims.table(found) if found[0] else "no claims yet: run the notebooks with `make reproduce`")
     return 0
 
 
 def gallery(args) -> int:
     from . import gallery
 
-    page = gallery.write(args.profile, args.runs, anew=getattr(args, "anew", True))
-    print(f"gallery: {page}")
+    print(f"gallery: {gallery.write(args.profile, args.runs)}")
     return 0
 
 
@@ -204,6 +204,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--marimo", action="store_true", help="run the marimo build instead")
     made = command(reproduce, "run the whole series, print the claims, write the gallery")
     made.add_argument("--again", action="store_true", help="run every notebook again; finished stages stay")
+    told = "train all again on other problems, in runs/seed-<n>; the claims are then told beside those of seed 0"
+    made.add_argument("--seed", type=int, default=0, help=told)
     made = command(claims, "print what the notebooks found, with intervals")
     made.add_argument("--json", action="store_true", help="for machines")
     command(gallery, "write the executed notebooks as web pages that need no network")

@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -181,56 +181,87 @@ HEADS = (  # of the columns of every table of claims
     "goal",
     "n",
     "samples",
+    "trained again",
     "the source says",
     "what would hold",
     "source",
 )
 
 
-def cells(claim: Claim) -> tuple[str, ...]:
-    """What a table says of a claim under `HEADS`."""
+def trainings(runs: str | Path, profile: str) -> dict[int, list[Claim]]:
+    """{seed: claims}: what `load` finds, as seed 0, and what other seeds left in `runs/seed-<n>`."""
+    runs = runs_folder(runs)
+    again = {int(path.name.removeprefix("seed-")): path for path in runs.glob("seed-*") if path.name[5:].isdigit()}
+    found = {seed: load(path, profile) for seed, path in sorted({0: runs, **again}.items())}
+    return {seed: claims for seed, claims in found.items() if claims or not seed}
+
+
+def cells(claim: Claim, again: Iterable[Claim] = ()) -> tuple[str, ...]:
+    """What a table says of a claim under `HEADS`; `again`: the same claim where all was trained anew."""
     on = (str(getattr(claim.estimate, name, "–")) for name in ("n", "seeds"))
-    numbers = (claim.value, claim.interval, claim.goal, *on, claim.said or "–")
+    other = "; ".join(f"{c.value} {c.verdict}" for c in again if c.estimate) or "–"
+    numbers = (claim.value, claim.interval, claim.goal, *on, other, claim.said or "–")
     row = (claim.id, claim.verdict, *numbers, claim.text, claim.source)
     return tuple(" ".join(cell.split()) for cell in row)  # a line break in a text would break the table
 
 
-def table(claims: Iterable[Claim]) -> str:
-    """The claims as aligned plain text; a missing interval is a dash.
+def rows(found: Mapping[int, Iterable[Claim]]) -> list[tuple[str, ...]]:
+    """`cells` of every claim of the first training, with what the others say of it."""
+    first, *others = found.values()
+    return [cells(claim, [c for other in others for c in other if c.id == claim.id]) for claim in first]
+
+
+def table(claims: Iterable[Claim] | Mapping[int, Iterable[Claim]]) -> str:
+    """The claims of one training, or of several (`trainings`), as aligned plain text; a missing interval is a dash.
 
     >>> print(table([Claim("a.b", "me", "it works", "> 0", Estimate(0.25, 0.125, 0.375, 50, 2), "about .3")]))
-    claim  verdict  value  95 % interval   goal  n   samples  the source says  what would hold  source
-    a.b    holds    0.25   0.125 to 0.375  > 0   50  2        about .3         it works         me
+    claim  verdict  value  95 % interval   goal  n   samples  trained again  the source says  what would hold  source
+    a.b    holds    0.25   0.125 to 0.375  > 0   50  2        –              about .3         it works         me
     """
-    rows = [HEADS, *map(cells, claims)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    lines = [HEADS, *rows(claims if isinstance(claims, Mapping) else {0: claims})]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-def page(claims: Iterable[Claim], profile: str, date: str) -> str:
-    """The claims as a Markdown page that says when and on what kind of machine they were measured.
+def page(found: Mapping[int, list[Claim]], profile: str, date: str) -> str:
+    """The claims of `trainings` as a Markdown page that says when and on what kind of machine they were measured.
 
-    >>> text = page([Claim("a.b", "me", "it works", "> 0", Estimate(0.25, 0.125, 0.375, 50, 2))], "nano", "2026-11-01")
-    >>> print(text.splitlines()[-1])
-    | a.b | holds | 0.25 | 0.125 to 0.375 | > 0 | 50 | 2 | – | it works | me |
+    >>> claim = Claim("a.b", "me", "it works", "> 0", Estimate(0.25, 0.125, 0.375, 50, 2))
+    >>> print(page({0: [claim], 1: [claim]}, "nano", "2026-11-01").splitlines()[-1])
+    | a.b | holds | 0.25 | 0.125 to 0.375 | > 0 | 50 | 2 | 0.25 holds | – | it works | me |
     """
     where = f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}"
-    rows = [cells(claim) for claim in claims]
-    count = {verdict: sum(row[1] == verdict for row in rows) for verdict in get_args(Verdict)}
+    first = next(iter(found.values()))
+    count = {verdict: sum(claim.verdict == verdict for claim in first) for verdict in get_args(Verdict)}
     lines = [
         "# What was found",
         "",
         f"Written by `make reproduce` on {date}; profile `{profile}`; {where}. A verdict follows from the interval: "
         "the whole of it meets the goal (holds), all of it misses it (fails), or neither (undecided).",
         "",
-        "Every model behind them was trained once: intervals are over n problems (samples: chains of each), not over "
-        f"trainings. Nothing pays for there being {len(rows)} of them: were none true, about {len(rows) / 40:.1f} "
-        "would hold by luck.",
+        "Intervals are over n problems (samples: chains of each), not over trainings. " + _again(found),
         "",
-        f"{len(rows)} claims: " + ", ".join(f"{n} {verdict}" for verdict, n in count.items() if n) + ".",
+        f"{len(first)} claims: " + ", ".join(f"{n} {verdict}" for verdict, n in count.items() if n) + ". Nothing pays "
+        f"for there being so many: were none true, about {len(first) / 40:.1f} would hold by luck.",
         "",
         "| " + " | ".join(HEADS) + " |",
         "|---" * len(HEADS) + "|",
     ]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows(found)]
     return "\n".join(lines) + "\n"
+
+
+def _again(found: Mapping[int, list[Claim]]) -> str:
+    """How the other trainings bear the first one out."""
+    (_, first), *others = found.items()
+    if not others:
+        return "Every model behind them was trained once; `make reproduce SEED=1` trains all of them again."
+    told = []
+    for seed, claims in others:
+        both = [(c, d) for c in first for d in claims if c.id == d.id and c.estimate and d.estimate]
+        held = [d for c, d in both if c.verdict == "holds"]
+        told.append(
+            f"seed {seed}: of {len(both)} claims {sum(c.verdict == d.verdict for c, d in both)} have the same verdict, "
+            f"and of {len(held)} that held {sum(d.verdict == 'holds' for d in held)} hold again"
+        )
+    return "Every model behind them was trained again, on other problems, with " + "; ".join(told) + "."

@@ -639,6 +639,7 @@ class Live:
 def reproduce(
     profile: str = "nano",
     runs: str | Path | None = None,
+    parameters: Mapping[str, Any] | None = None,
     root: Path = ROOT,
     again: bool = False,
     lanes: int = 1,
@@ -647,11 +648,11 @@ def reproduce(
     """Run the series, `lanes` notebooks at a time. Whatever is finished and unchanged is skipped, so a killed call goes
     on from there. Returns (how many notebooks ran, peak memory of them all in MB)."""
     check_profile(profile)
-    plans, began = [plan(name, profile, runs, None, root) for name in names(root)], time.monotonic()
+    plans, began = [plan(name, profile, runs, parameters, root) for name in names(root)], time.monotonic()
     if not plans:
         raise WorkbenchError(f"no notebooks under {root / 'notebooks' / 'src'}: call this from a clone of the project")
     todo = [each for each in plans if again or not each.done]
-    jobs = [Job(p.name, run, (p.name, profile, runs, None, root, again), (), p.expected) for p in todo]
+    jobs = [Job(p.name, run, (p.name, profile, runs, parameters, root, again), (), p.expected) for p in todo]
     if lanes > 1:
         jobs.sort(key=lambda job: -job.expected)  # or one lane waits for the other in the end
     if not todo:
