@@ -295,7 +295,6 @@ def test_countdown_accepts(prompt, answer):
         ("3 5=8", "3+5\n", "a line end"),
         ("3 5=8", "8", "the target alone"),
         ("3 5=8", "(" * 60 + "3+5" + ")" * 60, "too long"),
-        ("3 5=8", "(" * 30 + "3+5" + ")" * 30, "too deep"),
         ("1 3=3", "3*True", "python"),
         ("9 9 9 9=1", "9**9**9**9", "a bomb"),
         ("3 5=8", "", "nothing"),

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .types import WorkbenchError, unknown
+from .types import WorkbenchError, aligned, unknown
 
 
 def doctor(args) -> int:
@@ -154,10 +154,7 @@ def bench_table(name: str, rows: list[dict[str, Any]]) -> str:
     for row in rows:
         goal = "-" if row["goal"] is None else str(row["goal"])
         lines.append([row["name"], _number(row["value"]), row["unit"], goal, words[row["holds"]]])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    pad = [str.ljust, str.rjust, str.ljust, str.ljust, str.ljust]
-    rows_of_text = [[p(cell, w) for p, cell, w in zip(pad, line, widths, strict=True)] for line in lines]
-    return "\n".join("  ".join(line).rstrip() for line in rows_of_text)
+    return aligned(lines, right=(1,))
 
 
 def _number(value: Any) -> str:

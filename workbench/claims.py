@@ -16,7 +16,7 @@ from typing import Literal, get_args
 from .pipeline import runs_folder
 from .runs import write
 from .scaling import Estimate, Ratio
-from .types import WorkbenchError
+from .types import WorkbenchError, aligned
 
 Verdict = Literal["holds", "fails", "undecided", "not measured"]
 
@@ -218,9 +218,7 @@ def table(claims: Iterable[Claim] | Mapping[int, Iterable[Claim]]) -> str:
     claim  verdict  value  95 % interval   goal  n   samples  trained again  the source says  what would hold  source
     a.b    holds    0.25   0.125 to 0.375  > 0   50  2        –              about .3         it works         me
     """
-    lines = [HEADS, *rows(claims if isinstance(claims, Mapping) else {0: claims})]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return aligned([HEADS, *rows(claims if isinstance(claims, Mapping) else {0: claims})])
 
 
 def page(found: Mapping[int, list[Claim]], profile: str, date: str) -> str:

@@ -6,14 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 from typing import Literal
 
-from .types import unknown
+from .types import aligned, unknown
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDS = {"micro": (2, 1), "nano": (5, 2), "small": (8, 6), "gpu": (16, 40)}  # GB of memory and of free disk
@@ -69,10 +68,8 @@ def table(checks: list[Check]) -> str:
     disk    limited  1.0 GB free  free 2 GB
     python  ok       3.11.7
     """
-    lines = [["item", "state", "found", "what to do"]]
-    lines += [[check.item, check.state, check.found, check.advice] for check in checks]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    rows = [[check.item, check.state, check.found, check.advice] for check in checks]
+    return aligned([["item", "state", "found", "what to do"], *rows])
 
 
 def _python() -> Check:
@@ -130,19 +127,12 @@ def _bf16() -> Check:
 
 def _seconds(torch, dtype, device: str) -> float:
     """Best of some matrix products by one thread; other work on the machine only ever adds, and lets threads wait."""
+    from torch.utils.benchmark import Timer
+
     size = 4096 if device == "cuda" else 256  # what a GPU takes to start is not its speed
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    times, threads = [], torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for _ in range(20):
-            start = time.perf_counter()
-            product = left @ right
-            product.sum().item()  # waits for a GPU
-            times.append(time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(threads)
-    return min(times)
+    timer = Timer("left @ right", globals={"left": left, "right": right})
+    return min(timer.timeit(1).mean for _ in range(20))
 
 
 def _four_bit(profile: str) -> Check:

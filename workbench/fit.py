@@ -223,7 +223,7 @@ class _Trainer(Trainer):
 
     def _get_train_sampler(self, dataset=None):
         rows = self.train_dataset
-        lengths = getattr(rows.data, "lengths", None)
+        lengths = getattr(rows, "lengths", None)
         lengths = [len(row.ids) for row in rows] if lengths is None else lengths
         return Ordered(lengths, self.args.train_batch_size, self.args.seed)
 
@@ -354,20 +354,6 @@ class _Watch(TrainerCallback):
         row["best"] = self.best_step
 
 
-class _Rows(torch.utils.data.Dataset):
-    def __init__(self, data: Sequence):
-        self.data = data
-
-    def __len__(self):
-        return len(self.data)
-
-    def __getitem__(self, i):
-        return self.data[i]
-
-    def __iter__(self):
-        return iter(self.data)
-
-
 def fit(
     model,
     data: Sequence,
@@ -433,7 +419,7 @@ def fit(
     watch.trainer = trainer = _Trainer(
         model=model.train(),
         args=arguments,
-        train_dataset=_Rows(data),
+        train_dataset=data,
         data_collator=collate,
         optimizers=(optimizer, schedule),
         loss=loss,

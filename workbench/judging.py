@@ -22,7 +22,7 @@ import numpy as np
 
 from . import scaling
 from .scaling import Bin, Estimate, bootstrap, hit_rates, paired_bootstrap
-from .types import Labelled, WorkbenchError
+from .types import Labelled, WorkbenchError, aligned
 
 Scores = Sequence[Sequence[float | None]]
 
@@ -343,7 +343,7 @@ def to_json(found: Report | Choice) -> str:
 def as_text(found: Report) -> str:
     """The report as aligned columns for a terminal; what is undefined says so, and why is listed below.
 
-    >>> print(_table([("", "AUC"), ("verifier", "0.9 [0.8, 1]")]))
+    >>> print(aligned([("", "AUC"), ("verifier", "0.9 [0.8, 1]")]))
               AUC
     verifier  0.9 [0.8, 1]
     """
@@ -366,16 +366,16 @@ def as_text(found: Report) -> str:
             (j.name, _cell(j.auc), leads[0], _cell(j.f1), leads[1])
             + (_cell(j.located), _cell(j.passed), _cell(j.threshold, ".3g"))
         )
-    parts.append(_table(rows))
+    parts.append(aligned(rows))
     rows = [("", "Brier", "ECE", "bias", "steps", "chains")]
     rows += [(j.name, _cell(j.brier), _cell(j.ece), _cell(j.bias, "+.3f"), str(j.steps), str(j.chains)) for j in judged]
-    parts.append(_table(rows))
+    parts.append(aligned(rows))
     for title, depths in (("step", found.depths), ("up to share", found.relative)):
         rows = [(title, "score", "label", "gap", "steps")]
         shown, rest = depths[:ROWS], depths[ROWS:]
         rows += [(f"{d.depth:g}", _cell(d.score), _cell(d.label), _cell(d.gap, "+.3f"), str(d.count)) for d in shown]
         parts.append(
-            _table(rows) + (f"\nand {sum(d.count for d in rest)} steps in {len(rest)} deeper rows" * bool(rest))
+            aligned(rows) + (f"\nand {sum(d.count for d in rest)} steps in {len(rest)} deeper rows" * bool(rest))
         )
     if found.choice:
         rows = [("N", "majority", "best_of_n", "weighted_vote", "ceiling", "gap", "over majority", "change", "reward")]
@@ -384,7 +384,7 @@ def as_text(found: Report) -> str:
             moves = [_cell(r.over_majority, "+.3f"), "" if r.change is None else _cell(r.change, "+.3f")]
             rows.append((str(r.n), *levels, *moves, _cell(r.reward)))
         parts.append(
-            _table(rows) + f"\n{found.choice.problems} problems, {found.choice.responses} responses, "
+            aligned(rows) + f"\n{found.choice.problems} problems, {found.choice.responses} responses, "
             f"{found.choice.unscored} not scored, {found.choice.unfinished} without an answer."
         )
     if notes := [f"{j.name}: {note}" for j in judged for note in j.notes]:
@@ -398,11 +398,6 @@ def _cell(value: Estimate | float | None, form: str = ".3f") -> str:
     if not isinstance(value, Estimate):
         return format(value, form)
     return format(value.value, form) + ("" if value.low is None else f" [{value.low:{form}}, {value.high:{form}}]")
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 # Parts shared by the above

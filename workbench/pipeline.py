@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from . import tasks
 from .lanes import Job, abreast, clock, wall
 from .runs import Run
@@ -475,7 +477,7 @@ class Series:
         from .search import Memo, drive
 
         problems, sampling, memos = self.test(), self.profile.sampling, {}
-        for label, method, judge, knobs, who in _tqdm(plan, run.path.name, self.progress):
+        for label, method, judge, knobs, who in tqdm(plan, run.path.name, disable=not self.progress):
             memo, tree = memos.setdefault(id(who), Memo()), method == "beam"
             evaluate.into(
                 run, problems, method, who, judges.get(judge), self.seed, memo, sampling, label, tree=tree, **knobs
@@ -721,12 +723,6 @@ def _scored(records: Sequence[Record], voted: Sequence, judge) -> list[Record]:
         knobs = {"score": aggregate_score(trace, judge.aggregate), "judged_flops": flops}
         out.append(replace(record, knobs={**record.knobs, **knobs}))
     return out
-
-
-def _tqdm(items, what: str, progress: bool):
-    from tqdm.auto import tqdm
-
-    return tqdm(items, desc=what, disable=not progress)
 
 
 def solve_cli(args) -> int:

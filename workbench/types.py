@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from operator import add, attrgetter
@@ -14,6 +14,19 @@ Stop = Literal["answer", "length", "cut"]
 
 class WorkbenchError(Exception):
     """A mistake that the caller can mend: the message names the thing and the remedy."""
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+    """Rows of cells as lines of text with aligned columns; those in `right` to the right.
+
+    >>> print(aligned([["vote", "12"], ["beam", "3"]], right=[1]))
+    vote  12
+    beam   3
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    pad = [str.rjust if i in right else str.ljust for i in range(len(widths))]
+    lines = ([p(cell, w) for p, cell, w in zip(pad, row, widths, strict=True)] for row in rows)
+    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def unknown(kind: str, word: str, known: Iterable[str]) -> WorkbenchError:

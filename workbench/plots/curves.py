@@ -8,12 +8,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import plotly.graph_objects as go
+from plotly.colors import hex_to_rgb
 from plotly.subplots import make_subplots
 
 from ..judging import Choice, Depth
 from ..scaling import Bin, Estimate, Point, PowerLaw, by_level, calibration_error
 from ..types import Record, WorkbenchError
-from .frame import FAINT, INK, colour, frame, grouped, rgb
+from .frame import FAINT, INK, colour, frame, grouped
 
 _UNITS = {"flops": "FLOPs per problem", "tokens": "tokens per problem", "sampled": "sampled tokens per problem"}
 _UNITS |= {"seconds": "seconds per problem"}
@@ -625,4 +626,4 @@ def _power(x: float) -> str:
 
 
 def _tint(ink: str, alpha: float) -> str:
-    return f"rgba({','.join(map(str, rgb(ink)))},{alpha})"
+    return f"rgba({','.join(map(str, hex_to_rgb(ink)))},{alpha})"

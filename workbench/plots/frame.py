@@ -173,15 +173,6 @@ def wrap(text: str, width: float) -> str:
     return "<br>".join(" ".join(line) for line in lines)
 
 
-def rgb(ink: str) -> tuple[int, ...]:
-    """Red, green and blue, 0-255, of a colour in hex.
-
-    >>> rgb("#ff8000")
-    (255, 128, 0)
-    """
-    return tuple(int(ink[i : i + 2], 16) for i in (1, 3, 5))
-
-
 def grouped(things: Iterable, key: Callable) -> dict:
     """{key: the things that have it}, both in the order of their first appearance.
 

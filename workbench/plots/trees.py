@@ -8,9 +8,10 @@ import textwrap
 from collections.abc import Callable, Iterable
 
 import plotly.graph_objects as go
+from plotly.colors import find_intermediate_color, sample_colorscale
 
 from ..types import Node, Trace, WorkbenchError
-from .frame import FAINT, INK, frame, grouped, rgb
+from .frame import FAINT, INK, frame, grouped
 
 SCALE = [[0, "#b2182b"], [0.5, "#f4e3b2"], [1, "#1b7837"]]  # wrong, unsure, right
 
@@ -170,10 +171,9 @@ def _shade(score: float | None, faded: bool = False) -> str:
     """The colour of a score on SCALE, as plotly itself would mix it; white for an unknown one."""
     if score is None:
         return "#ffffff"
-    score = min(max(score, 0.0), 1.0)
-    (a, start), (b, end) = SCALE[:2] if score < 0.5 else SCALE[1:]
-    mixed = (s + (score - a) / (b - a) * (e - s) for s, e in zip(rgb(start), rgb(end), strict=True))
-    return f"rgb({','.join(str(round(m + 0.6 * faded * (255 - m))) for m in mixed)})"
+    [colour] = sample_colorscale(SCALE, [min(max(score, 0.0), 1.0)], colortype="tuple")
+    mixed = find_intermediate_color(colour, (1.0, 1.0, 1.0), 0.6 * faded)
+    return f"rgb({','.join(str(round(255 * part)) for part in mixed)})"
 
 
 def _cut(text: str, room: int) -> str:

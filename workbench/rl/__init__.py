@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from tqdm.auto import tqdm
 
 from .. import tasks
 from ..adapters import adapter_of, learning, switched
@@ -419,7 +420,7 @@ def _run(policy, task, reward, config, run, held_out, progress, reference, sampl
         keep(0)  # who is stopped before the first check, and called again with the same policy, begins where it began
     if not history:
         write({"step": 0, **check(0)})
-    bar = _bar(config.steps, step, progress and main)
+    bar = tqdm(total=config.steps, initial=step, desc="reinforce", unit="step", disable=not (progress and main))
     try:
         while step < config.steps:
             for group, rate in zip(optimizer.param_groups, rates_, strict=True):
@@ -634,9 +635,3 @@ def _held_out(policy, problems: Sequence[Problem], reward: Reward, config: RL) -
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _bar(total: int, done: int, progress: bool):
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, initial=done, desc="reinforce", unit="step", disable=not progress)

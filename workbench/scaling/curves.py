@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -83,7 +82,7 @@ class Columns:
     def graded(self) -> None:
         if (unknown := np.isnan(self.mark)).any():
             which = some({self.problems[i] for i in self.problem[unknown]})
-            raise WorkbenchError(f"{unknown.sum()} records are not graded ({which}): grade them, or skip_unknown")
+            raise WorkbenchError(f"{unknown.sum()} records are not graded ({which}): grade them, or leave them out")
 
     def counts(self, weights=None) -> np.ndarray:
         """[problems, settings]: how many records each cell has, or the sum of their `weights`."""
@@ -175,27 +174,23 @@ def _codes(names: Iterable, what: str = "problem ids") -> tuple[list, np.ndarray
     return known, rank[codes]
 
 
-def by_problem(records: Iterable[Record], *, skip_unknown: bool = False) -> dict[str, float]:
+def by_problem(records: Iterable[Record]) -> dict[str, float]:
     """{problem id: mean of `correct` over its seeds}, for the records of one method at one n.
 
-    Errors: a record twice (same run, problem and seed), two methods or two n pooled by accident, and a record
-    whose `correct` is None — unless `skip_unknown`, which leaves such records out and warns with their number.
+    Errors: a record twice (same run, problem and seed), two methods or two n pooled by accident, and a record whose
+    `correct` is None.
 
     >>> rows = [Record("r", p, s, "5", ok) for p, s, ok in [("p/1", 0, True), ("p/1", 1, False), ("p/2", 0, True)]]
     >>> by_problem(rows)
     {'p/1': 0.5, 'p/2': 1.0}
     """
-    return _by_problem(Columns(records), skip_unknown)
+    return _by_problem(Columns(records))
 
 
-def _by_problem(columns: Columns, skip_unknown: bool = False) -> dict[str, float]:
+def _by_problem(columns: Columns) -> dict[str, float]:
     columns.one_setting()
-    known = ~np.isnan(columns.mark)
-    if not skip_unknown:
-        columns.graded()
-    elif not known.all():
-        warnings.warn(f"left out {(~known).sum()} of {len(known)} records: not graded", stacklevel=3)
-    count, total = columns.counts(known)[:, 0], columns.counts(np.where(known, columns.mark, 0))[:, 0]
+    columns.graded()
+    count, total = columns.counts()[:, 0], columns.counts(columns.mark)[:, 0]
     return {columns.problems[i]: float(total[i] / count[i]) for i in np.flatnonzero(count)}
 
 

@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 
+from tqdm.auto import tqdm
+
 from ..policies import Policy, Sampling, Want
 from ..tasks import rng
 from ..types import Budget, Cost, Node, Problem, ProblemError, WorkbenchError, unknown
@@ -277,7 +279,8 @@ def drive(
     problems = list(problems)
     name = search if isinstance(search, str) else search.__name__
     found = {}
-    for result in _bar(stream(problems, search, *args, **more), len(problems), name, progress):
+    results = stream(problems, search, *args, **more)
+    for result in tqdm(results, total=len(problems), desc=name, unit="problem", disable=not progress):
         found[result.problem.id] = result
     results = [found[problem.id] for problem in problems]
     if failed := [result for result in results if result.stop == "error"]:
@@ -497,9 +500,3 @@ class _Round:
             elif scored:
                 twig.node = child
         return child
-
-
-def _bar(results: Iterator[Result], total: int, name: str, progress: bool) -> Iterator[Result]:
-    from tqdm.auto import tqdm
-
-    return tqdm(results, total=total, desc=name, unit="problem", disable=not progress)

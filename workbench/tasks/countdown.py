@@ -19,6 +19,8 @@ Left out: leaving numbers unused (the television rule), backtracking inside a ch
 
 from __future__ import annotations
 
+import ast
+import operator
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -37,6 +39,8 @@ PRODUCTS = {1: 0, 2: 1, 3: 0, 4: 1, 5: 2}  # level → how many * and / it needs
 TARGET = 100
 LONGEST = 100  # characters of an answer; five numbers need fewer than forty
 EXAMPLE = "write two to five whole numbers, '=' and the target, for example 3 5 8=29"
+
+SIGNS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 Value = int | Fraction  # a Fraction only where it is not whole
 Move = tuple[Value, str, Value, Value]  # a, operation, b, result
@@ -76,8 +80,8 @@ def check(problem: Problem, answer: str | None) -> bool:
     if not isinstance(answer, str) or len(answer) > LONGEST:
         return False
     try:
-        value, used = _Parser(answer).value()
-    except (_Malformed, ZeroDivisionError):
+        value, used = _worth(answer)
+    except (SyntaxError, ZeroDivisionError):
         return False
     return Counter(used) == Counter(numbers) and value == target
 
@@ -392,55 +396,19 @@ def _number(text: str) -> Value:
     return int(value) if value.denominator == 1 else value
 
 
-class _Malformed(Exception):
-    pass
+def _worth(expression: str) -> tuple[Fraction, list[int]]:
+    """(its exact value, the numbers in it); SyntaxError for anything but + - * / and whole numbers."""
+    used: list[int] = []
 
+    def value(node: ast.AST) -> Fraction:
+        match node:
+            case ast.Constant():
+                used.append(node.value)
+                return Fraction(node.value)
+            case ast.BinOp(op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div()):
+                return SIGNS[type(node.op)](value(node.left), value(node.right))
+        raise SyntaxError(f"{type(node).__name__} is no sum of whole numbers")
 
-class _Parser:
-    """Recursive descent over `sum: term ([+-] term)*`, `term: unit ([*/] unit)*`, `unit: digits | ( sum )`."""
-
-    def __init__(self, text: str):
-        if not re.fullmatch(r"(?: *(?:[0-9]+|[-+*/()]))+ *", text):
-            raise _Malformed
-        self.tokens, self.at, self.used, self.depth = re.findall(r"[0-9]+|[-+*/()]", text), 0, [], 0
-
-    def value(self) -> tuple[Fraction, list[int]]:
-        value = self._sum()
-        if self.at < len(self.tokens):
-            raise _Malformed
-        return value, self.used
-
-    def _peek(self) -> str:
-        return self.tokens[self.at] if self.at < len(self.tokens) else ""
-
-    def _next(self) -> str:
-        self.at += 1
-        return self.tokens[self.at - 1] if self.at <= len(self.tokens) else ""
-
-    def _sum(self) -> Fraction:
-        value = self._term()
-        while self._peek() in ("+", "-"):
-            value = value + self._term() if self._next() == "+" else value - self._term()
-        return value
-
-    def _term(self) -> Fraction:
-        value = self._unit()
-        while self._peek() in ("*", "/"):
-            value = value * self._unit() if self._next() == "*" else value / self._unit()
-        return value
-
-    def _unit(self) -> Fraction:
-        token = self._next()
-        if token.isdigit() and len(token) <= 9 and (token == "0" or token[0] != "0"):
-            self.used.append(int(token))
-            return Fraction(int(token))
-        if token != "(":
-            raise _Malformed
-        self.depth += 1
-        if self.depth > 20:
-            raise _Malformed
-        value = self._sum()
-        self.depth -= 1
-        if self._next() != ")":
-            raise _Malformed
-        return value
+    if not re.fullmatch(r"[-+*/() 0-9]*", expression):
+        raise SyntaxError("digits, + - * /, parentheses and blanks only")
+    return value(ast.parse(expression.strip(), mode="eval").body), used
