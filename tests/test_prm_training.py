@@ -472,7 +472,7 @@ def test_a_mistyped_command_is_one_sentence(chains, base, tmp_path, capsys):
     data = str(rows_of(chains, tmp_path / "rows.jsonl"))
     for more, text in [
         (["-p", "stepz=4"], "did you mean 'steps'"),
-        (["-p", "steps=x"], "steps is int"),
+        (["-p", "steps=x"], "steps='x' should be of type int"),
         (["--profile", "nano"], "one of small, gpu"),
         (["--reported", data], "are also reported on"),
     ]:

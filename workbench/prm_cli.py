@@ -6,24 +6,27 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from .pretrained import changed
 from .runs import Run
-from .types import Problem, Trace, WorkbenchError, unknown
+from .series import coerce
+from .types import Problem, Trace, WorkbenchError
 
 TOGETHER = 8  # problems that are scored, and kept, at a time
 
 
 def train(args) -> int:
     from . import stepdata
-    from .runs import Run
     from .verifiers import prm
 
     if args.profile not in prm.SIZES:
         raise WorkbenchError(f"profile {args.profile!r} has no pre-trained base: one of {', '.join(prm.SIZES)}")
     size = prm.SIZES[args.profile]
-    config = _changed(size.training, dict(args.parameter))
+    plain = asdict(size.training)
+    typed = {k: coerce(k, text, plain[k]) if k in plain else text for k, text in args.parameter}
+    config = changed(size.training, typed)
     rows = stepdata.Rows(args.data, args.format, args.split)
     reported = stepdata.Rows(args.reported, split=args.reported_split) if args.reported else ()
     about = {"base": args.base or size.base, "data": rows.hash, "reported": None, **asdict(config)}
@@ -51,23 +54,6 @@ def train(args) -> int:
     run.finish(rows=rows.counts["rows"], chains=rows.counts["chains"], rejected=listed, cost=asdict(cost))
     print(folder)
     return 0
-
-
-_BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-
-
-def _changed(config, given: dict[str, str]):
-    """`config` with some fields replaced by what was typed, read as the field's own kind."""
-    kinds = {field.name: type(getattr(config, field.name)) for field in fields(config)}
-    for name, text in given.items():
-        if name not in kinds:
-            raise unknown("parameter", name, kinds)
-        try:
-            value = _BOOLS[text.lower()] if kinds[name] is bool else kinds[name](text)
-        except (ValueError, KeyError):
-            raise WorkbenchError(f"-p {name}={text}: {name} is {kinds[name].__name__}") from None
-        config = replace(config, **{name: value})
-    return config
 
 
 def evaluate(args) -> int:
