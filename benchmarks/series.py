@@ -35,11 +35,16 @@ def main() -> list[dict]:
         if id not in found:
             raise WorkbenchError(f"no claim {id} is recorded: run `make reproduce` first")
         claim = found[id]
-        rows.append(
-            row(f"{name} ({claim.estimate})", claim.estimate.value, "", goal, decide(claim.estimate, goal) == "holds")
-        )
+        value, holds = getattr(claim.estimate, "value", None), decide(claim.estimate, goal) == "holds"
+        rows.append(row(f"{name} ({claim.estimate or 'not measured'})", value, "", goal, holds))
     return rows
 
 
-def row(name: str, value: float, unit: str, goal: str, holds: bool) -> dict:
-    return {"name": name, "value": round(value, 4), "unit": unit, "goal": goal, "holds": holds}
+def row(name: str, value: float | None, unit: str, goal: str, holds: bool) -> dict:
+    return {
+        "name": name,
+        "value": None if value is None else round(value, 4),
+        "unit": unit,
+        "goal": goal,
+        "holds": holds,
+    }

@@ -151,18 +151,22 @@ def test_other_trainings_are_told_beside_the_first(tmp_path):
     record(tmp_path, "nano", "05", [claim("a"), claim("b"), claim("c"), claim("d", -1, 1)])
     record(tmp_path / "seed-1", "nano", "05", [claim("a", -2, 2), claim("b"), lost, claim("e")])
     record(tmp_path / "seed-10", "nano", "05", [claim("d", -1, 1)])
+    record(tmp_path / "seed-0", "nano", "05", [claim("x")])
     (tmp_path / "seed-x").mkdir()
     (tmp_path / "seed-2").mkdir()
     found = trainings(tmp_path, "nano")
     assert list(found) == [0, 1, 10] and found[0] == load(tmp_path, "nano")
     said = page(found, "nano", "2026-11-01")
-    assert "seed 1: of 2 claims 1 have the same verdict, and of 2 that held 1 hold again" in said
-    assert "seed 10: of 1 claims 1 have the same verdict, and of 0 that held 0 hold again" in said
+    same = "of 4 that were measured 1 have the same verdict and {} could not be measured again; of 3 that held {} hold"
+    assert "seed 1: " + same.format(2, 1) in said and "seed 10: " + same.format(3, 0) in said
     at = HEADS.index("trained again")
     told = {row[0]: row[at] for row in rows(found)}
     value = claim("a").value
-    assert told == {"a": f"{value} undecided", "b": f"{value} holds", "c": "–", "d": f"{value} undecided"}
-    assert f"{value} undecided" in table(found) and "| e |" not in said
+    assert told["a"] == f"seed 1: {value} undecided; seed 10: –" and told["c"] == "seed 1: –; seed 10: –"
+    assert told["d"] == f"seed 1: –; seed 10: {value} undecided"
+    assert f"seed 1: {value} undecided" in table(found) and "| e |" not in said
+    read = {row["id"]: row.get("again", {}) for row in json.loads(to_json(found))}
+    assert read["a"]["1"]["verdict"] == "undecided" and list(read["d"]) == ["10"] and "e" not in read
     assert list(trainings(tmp_path / "none", "nano").values()) == [[]]
 
 

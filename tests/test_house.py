@@ -51,8 +51,8 @@ FLOORS = (
 FLOOR = {unit: number for number, (_, units) in enumerate(FLOORS) for unit in units.split()}
 # what runs when a figure is drawn again or a finished series is looked at must not wait for torch
 LIGHT = (
-    "types format grading runs watch tasks select search trees scaling judging claims".split()
-    + "pretrained plots doctor series gallery __main__".split()
+    "types format grading runs watch lanes tasks select search trees scaling judging claims".split()
+    + "pretrained plots doctor series gallery prm_cli __main__".split()
 )
 
 

@@ -394,6 +394,12 @@ def test_the_command_line_trains_and_judges(chains, base, tmp_path, capsys, monk
     assert asked == [{"dtype": adapters.fast_dtype()}]
     report = json.loads((tmp_path / "judged" / "report.json").read_text())
     assert report["verifier"]["auc"] and len(report["baselines"]) == 3
+    with monkeypatch.context() as patch:
+        for reader in ("workbench.verifiers.prm.PRM.load", "workbench.verifiers.likelihood.mean_logprobs"):
+            patch.setattr(reader, lambda *_, **__: pytest.fail("it reads again"))
+        assert main(["prm", "evaluate", str(run_folder / "model"), str(other), "--out", str(tmp_path / "judged")]) == 0
+    assert json.loads((tmp_path / "judged" / "report.json").read_text()) == report
+    assert "scores of policy: read before" in capsys.readouterr().out
     assert {path.stem for path in (tmp_path / "judged").iterdir()} == {"report", "reliability", "depth", "scores"}
     command = ["prm", "evaluate", str(run_folder / "model"), str(other), "--no-policy", "--out", str(tmp_path / "few")]
     assert main([*command, "--problems", "8"]) == 0
@@ -437,7 +443,7 @@ def test_the_command_line_trains_and_judges(chains, base, tmp_path, capsys, monk
     assert f"{len(learnt)} of these problems were trained on" in capsys.readouterr().err
 
 
-def test_an_evaluation_goes_on_where_it_was_stopped(tmp_path):
+def test_an_evaluation_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     """Bugs: half an hour of reading is lost with the call; scores of other chains, or of another checkpoint, are taken
     for these; where it stopped shows in the numbers."""
     checkpoint, asked = tmp_path / "model", []
@@ -450,22 +456,29 @@ def test_an_evaluation_goes_on_where_it_was_stopped(tmp_path):
         if len(asked) == stop:
             raise KeyboardInterrupt
         asked.append([p.id for p, _ in some])
-        return [(None, 1 / (3 + int(p.answer) + int(t.steps[0].text))) for p, t in some]
+        rows = [(None, 1 / (3 + int(p.answer) + int(t.steps[0].text))) for p, t in some]
+        return rows, {"critiques": len(some), "unknown": 1}
 
-    def call(chains=pairs, score=score, **about):
-        return prm_cli.kept(tmp_path / "scores", about, {"checkpoint": checkpoint}, chains, score)
+    def call(chains=pairs, score=score, **how):
+        models = {"checkpoint": checkpoint, "base": "hub/id", "reference": None}
+        return prm_cli.kept(tmp_path / "scores", how, models, chains, score)
 
+    monkeypatch.setattr(prm_cli, "TOGETHER", 22)
     with pytest.raises(KeyboardInterrupt):
         call(score=lambda some: score(some, stop=2))
-    found = call()
+    found, counts = call()
     assert [len(part) for part in asked] == [24, 24, 12] and len({id for part in asked for id in part}) == 20
-    assert found == score(pairs) and asked.pop()
-    assert call() == found and len(asked) == 3, "one that ended reads nothing"
-    assert call(pairs[:5]) == found[:5] and len(asked) == 4, "other chains"
-    assert call(way="other") == found and len(asked) == 7
-    assert call() == found and len(asked) == 7, "the first is taken back"
+    assert counts == {"critiques": 60, "unknown": 3}, "what was counted before the stop is in it"
+    assert found == score(pairs)[0] and asked.pop()
+    assert call() == (found, counts) and len(asked) == 3, "one that ended reads nothing"
+    assert "read before" in capsys.readouterr().out
+    assert call(pairs[:5])[0] == found[:5] and len(asked) == 4, "other chains"
+    assert call(way="other")[0] == found and len(asked) == 7
+    assert call()[0] == found and len(asked) == 7, "the first is taken back"
     (checkpoint / "weights").write_text("second")
-    assert call() == found and len(asked) == 10, "another checkpoint of the same name"
+    assert call()[0] == found and len(asked) == 10, "another checkpoint of the same name"
+    monkeypatch.setattr(prm_cli, "TOGETHER", 30)
+    assert call()[0] == found and len(asked) == 12, "in other parts"
 
 
 def test_a_mistyped_command_is_one_sentence(chains, base, tmp_path, capsys):

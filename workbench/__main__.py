@@ -62,12 +62,12 @@ def reproduce(args) -> int:
         raise WorkbenchError(f"--seed {args.seed}: 0, or another training's number from 1 on")
     root, began = series.runs_folder(args.runs), time.monotonic()
     runs = root / f"seed-{args.seed}" if args.seed else root
-    built, most = pipeline.build(args.profile, runs, args.seed, lanes.lanes(gigabytes=2))
+    built, most = pipeline.build(args.profile, runs, args.seed, lanes.how_many(gigabytes=2))
     given = {"seed": args.seed}
-    ran, peak = series.reproduce(args.profile, runs, given, again=args.again, lanes=lanes.lanes(gigabytes=4))
-    both = found.trainings(root, args.profile)
-    print("\n" + found.table(both if both[0] else {args.seed: both.get(args.seed, [])}) + "\n")
-    if args.profile == "nano" and args.runs is None and both[0]:
+    ran, peak = series.reproduce(args.profile, runs, given, again=args.again, lanes=lanes.how_many(gigabytes=4))
+    both, left_out = series.trainings(args.profile, root, args.seed)
+    print("\n".join(["", *left_out, found.table(both), ""]))
+    if args.profile == "nano" and args.runs is None and both.get(0):
         page = found.page(both, args.profile, time.strftime("%Y-%m-%d"))
         series.write(series.ROOT / "docs" / "claims.md", page)
     print(f"gallery: {gallery.write(args.profile, runs, anew=args.again)}")
@@ -82,11 +82,12 @@ def claims(args) -> int:
     from . import claims, series
 
     series.check_profile(args.profile)
-    found = claims.trainings(series.runs_folder(args.runs), args.profile)
+    found, left_out = series.trainings(args.profile, args.runs)
     if args.json:
-        print(claims.to_json(found[0]))
+        print(claims.to_json(found))
     else:
-        print(claims.table(found) if found[0] else "no claims yet: run the notebooks with `make reproduce`")
+        none = "no claims yet: run the notebooks with `make reproduce`"
+        print("\n".join([*left_out, claims.table(found) if found[0] else none]))
     return 0
 
 

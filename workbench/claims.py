@@ -164,13 +164,20 @@ def load(runs: str | Path, profile: str) -> list[Claim]:
     return [found[id][0] for id in sorted(found)]
 
 
-def to_json(claims: Iterable[Claim]) -> str:
-    """The claims as a JSON list of flat objects, for machines.
+def to_json(claims: Iterable[Claim] | Mapping[int, Iterable[Claim]]) -> str:
+    """The claims of one training, or of several, as a JSON list of objects, for machines; `again`: seed -> the same
+    claim of another training.
 
     >>> json.loads(to_json([Claim("a.b", "me", "it works", "> 0", Estimate(1.0, None, None, 1))]))[0]["verdict"]
     'undecided'
     """
-    return json.dumps([claim.row() for claim in claims], indent=1, ensure_ascii=False, allow_nan=False)
+    first, *others = (claims if isinstance(claims, Mapping) else {0: claims}).items()
+    rows = {claim.id: claim.row() for claim in first[1]}
+    for seed, found in others:
+        for claim in found:
+            if claim.id in rows:
+                rows[claim.id].setdefault("again", {})[seed] = claim.row()
+    return json.dumps(list(rows.values()), indent=1, ensure_ascii=False, allow_nan=False)
 
 
 HEADS = (  # of the columns of every table of claims
@@ -191,15 +198,16 @@ HEADS = (  # of the columns of every table of claims
 def trainings(runs: str | Path, profile: str) -> dict[int, list[Claim]]:
     """{seed: claims}: what `load` finds, as seed 0, and what other seeds left in `runs/seed-<n>`."""
     runs = runs_folder(runs)
-    again = {int(path.name.removeprefix("seed-")): path for path in runs.glob("seed-*") if path.name[5:].isdigit()}
-    found = {seed: load(path, profile) for seed, path in sorted({0: runs, **again}.items())}
+    again = {int(path.name[5:]): path for path in runs.glob("seed-*") if path.name[5:].isdigit()}
+    found = {seed: load(path, profile) for seed, path in sorted({**again, 0: runs}.items())}
     return {seed: claims for seed, claims in found.items() if claims or not seed}
 
 
-def cells(claim: Claim, again: Iterable[Claim] = ()) -> tuple[str, ...]:
-    """What a table says of a claim under `HEADS`; `again`: the same claim where all was trained anew."""
+def cells(claim: Claim, again: Mapping[int, Claim | None] = {}) -> tuple[str, ...]:
+    """What a table says of a claim under `HEADS`; `again`: seed -> the same claim where all was trained anew."""
     on = (str(getattr(claim.estimate, name, "–")) for name in ("n", "seeds"))
-    other = "; ".join(f"{c.value} {c.verdict}" for c in again if c.estimate) or "–"
+    told = (f"seed {seed}: " + (f"{c.value} {c.verdict}" if c and c.estimate else "–") for seed, c in again.items())
+    other = "; ".join(told) or "–"
     numbers = (claim.value, claim.interval, claim.goal, *on, other, claim.said or "–")
     row = (claim.id, claim.verdict, *numbers, claim.text, claim.source)
     return tuple(" ".join(cell.split()) for cell in row)  # a line break in a text would break the table
@@ -207,8 +215,8 @@ def cells(claim: Claim, again: Iterable[Claim] = ()) -> tuple[str, ...]:
 
 def rows(found: Mapping[int, Iterable[Claim]]) -> list[tuple[str, ...]]:
     """`cells` of every claim of the first training, with what the others say of it."""
-    first, *others = found.values()
-    return [cells(claim, [c for other in others for c in other if c.id == claim.id]) for claim in first]
+    (_, first), *others = ((seed, {claim.id: claim for claim in claims}) for seed, claims in found.items())
+    return [cells(claim, {seed: other.get(id) for seed, other in others}) for id, claim in first.items()]
 
 
 def table(claims: Iterable[Claim] | Mapping[int, Iterable[Claim]]) -> str:
@@ -226,7 +234,7 @@ def page(found: Mapping[int, list[Claim]], profile: str, date: str) -> str:
 
     >>> claim = Claim("a.b", "me", "it works", "> 0", Estimate(0.25, 0.125, 0.375, 50, 2))
     >>> print(page({0: [claim], 1: [claim]}, "nano", "2026-11-01").splitlines()[-1])
-    | a.b | holds | 0.25 | 0.125 to 0.375 | > 0 | 50 | 2 | 0.25 holds | – | it works | me |
+    | a.b | holds | 0.25 | 0.125 to 0.375 | > 0 | 50 | 2 | seed 1: 0.25 holds | – | it works | me |
     """
     where = f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}"
     first = next(iter(found.values()))
@@ -256,10 +264,11 @@ def _again(found: Mapping[int, list[Claim]]) -> str:
         return "Every model behind them was trained once; `make reproduce SEED=1` trains all of them again."
     told = []
     for seed, claims in others:
-        both = [(c, d) for c in first for d in claims if c.id == d.id and c.estimate and d.estimate]
-        held = [d for c, d in both if c.verdict == "holds"]
+        verdicts = {claim.id: claim.verdict for claim in claims}
+        both = [(c.verdict, verdicts.get(c.id, "not measured")) for c in first if c.estimate]
+        held, lost = [v for u, v in both if u == "holds"], sum(v == "not measured" for _, v in both)
         told.append(
-            f"seed {seed}: of {len(both)} claims {sum(c.verdict == d.verdict for c, d in both)} have the same verdict, "
-            f"and of {len(held)} that held {sum(d.verdict == 'holds' for d in held)} hold again"
+            f"seed {seed}: of {len(both)} that were measured {sum(u == v for u, v in both)} have the same verdict and "
+            f"{lost} could not be measured again; of {len(held)} that held {held.count('holds')} hold again"
         )
-    return "Every model behind them was trained again, on other problems, with " + "; ".join(told) + "."
+    return "All was trained again, on other problems, and tested on others, with " + ", with ".join(told) + "."

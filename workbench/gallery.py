@@ -349,10 +349,10 @@ def _spent(status: Mapping[str, Any]) -> str:
 
 
 def _claims(runs: Path, profile: str) -> str:
-    from .claims import HEADS, cells, load
+    from .claims import HEADS, rows
 
     lines, heads = [], (HEADS[-2], *HEADS[1:-2], HEADS[-1])
-    for name, verdict, *numbers, text, source in map(cells, load(runs, profile)):
+    for name, verdict, *numbers, text, source in rows(series.trainings(profile, runs)[0]):
         row = [f'<td>{html.escape(text)}<br><span class="soft">{html.escape(name)}</span></td>']
         row.append(f'<td class="{verdict}">{verdict}</td>')
         row += [f'<td class="number">{html.escape(cell)}</td>' for cell in numbers]

@@ -12,15 +12,18 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
+from types import ModuleType
 
 from .types import WorkbenchError
 
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+GPU = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # where one may be: a process that has asked for it cannot be forked
+ERROR = "error: "
+STOPPED = 143  # the exit code of a job that was told to stop
 
 
 class JobFailed(WorkbenchError):
@@ -64,9 +67,9 @@ def memory() -> int:
     return total
 
 
-def lanes(gigabytes: int) -> int:
-    """How many jobs of so much memory to run at a time: a core each, and at most four, since by then one stage waits
-    for another (`wall`)."""
+def how_many(gigabytes: int) -> int:
+    """How many jobs of so much memory to run at a time: a core each, and at most four (by then stages wait for one
+    another, see `wall`)."""
     import psutil
 
     return max(1, min(4, os.cpu_count() or 1, psutil.virtual_memory().available // (gigabytes * 10**9)))
@@ -94,13 +97,14 @@ def abreast(
     lanes: int,
     logs: Path,
     imports: Sequence[str] = (),
+    threads: int = 1,
     show: Callable[[str], None] = print,
 ) -> int:
     """Run the jobs, `lanes` at a time, in their order as far as their needs allow; returns peak memory in bytes.
 
     What a job prints goes to `logs`/NAME.log, and `show` says what is done and what is left. The first that fails stops
     the rest: `JobFailed` has its last line and names its log. `imports` are modules that all jobs need: where a process
-    can be forked safely they are loaded once for all.
+    can be forked safely they are loaded once for all. `threads`: of each job.
 
     >>> import tempfile
     >>> jobs = [Job("a", print, ("ready",)), Job("b", print, ("steady",), needs=("a",))]
@@ -110,11 +114,12 @@ def abreast(
     ['a.log', 'b.log'] True
     """
     todo, running, done = list(jobs), {}, []
-    began, peak, looked = time.monotonic(), 0, 0.0
+    began, peak, looked, spoken = time.monotonic(), 0, 0.0, time.monotonic()
     logs.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-    if imports and sys.platform == "linux":
-        context.set_forkserver_preload(list(imports))
+    linux = sys.platform == "linux"
+    context = multiprocessing.get_context("forkserver" if linux else "spawn")
+    if linux:
+        context.set_forkserver_preload([] if any(map(os.path.exists, GPU)) else list(imports))
 
     def left() -> str:
         """By the pace of this machine so far."""
@@ -130,15 +135,18 @@ def abreast(
             waiting = {*running, *(job.name for job in todo)}
             for job in [job for job in todo if not set(job.needs) & waiting][: lanes - len(running)]:
                 log = logs / f"{job.name}.log"
+                log.write_text("")
                 process = context.Process(target=_work, args=(log, job.work, job.arguments), name=job.name)
-                with _environment(ONE_THREAD):
+                with _alone(threads):
                     process.start()
                 running[job.name] = (job, process, time.monotonic())
                 todo.remove(job)
             wait([process.sentinel for _, process, _ in running.values()], timeout=0.5)
             if time.monotonic() - looked > 5:  # a look takes a tenth of a second of a core
                 peak, looked = max(peak, memory()), time.monotonic()
-            over(f"{left()} · {', '.join(running)}")
+            if not over(f"{left()} · {', '.join(running)}") and time.monotonic() - spoken > 30:
+                spoken = time.monotonic()
+                show(f"  {', '.join(running)}: {left()}")
             for name, (job, process, start) in list(running.items()):
                 if process.exitcode is None:
                     continue
@@ -155,6 +163,11 @@ def abreast(
         for _, process, _ in running.values():
             process.join(5)
             process.kill()
+            process.join()
+        if linux:  # or it would fork, and keep, the modules and the environment of now for whoever comes next
+            from multiprocessing.forkserver import _forkserver
+
+            _forkserver._stop()
     return peak
 
 
@@ -163,36 +176,47 @@ def _work(log: Path, work: Callable, arguments: tuple) -> None:
     with log.open("w") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
+    sys.stdout = sys.stderr = open(1, "w", encoding="utf-8", buffering=1, closefd=False)
 
     def end_with_parent():
         multiprocessing.parent_process().join()
         os._exit(1)  # it was killed with no chance to stop us: free the job for whoever comes next
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # being stopped is Ctrl-C, after which all is tidied up
+    # Ctrl-C reaches a whole group: the parent alone decides, and its word is tidied up after as Ctrl-C is
+    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         work(*arguments)
     except WorkbenchError as error:
-        print(f"error: {error}", flush=True)
+        print(f"{ERROR}{error}")
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(STOPPED)
 
 
 def _story(name: str, code: int, log: Path) -> str:
-    last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
-    told = last[0].strip() if last else "it said nothing"
-    if code == -signal.SIGTERM or code == -9:
+    lines = [line for line in log.read_text("utf-8", errors="replace").splitlines() if line.strip()]
+    told = lines[-1].strip() if lines else "it said nothing"
+    if told.startswith(ERROR):  # a sentence that names the thing and the remedy
+        return f"{name}: {told.removeprefix(ERROR)}"
+    if code in (STOPPED, -signal.SIGTERM, -9):
         told = f"killed from outside, as a system does when its memory runs out; last it said: {told}"
     return f"{name} failed ({told}): read {log}, then run this again"
 
 
 @contextmanager
-def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    """For a process that starts meanwhile: libraries look at these when they are loaded."""
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
+def _alone(threads: int) -> Iterator[None]:
+    """A process that starts meanwhile has so many threads, for libraries look when they are loaded; and it does not run
+    the caller's script again to find `work`, which is a module's."""
+    main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    changes = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    before = {name: os.environ.get(name) for name in (*changes, "TOKENIZERS_PARALLELISM")}
+    os.environ.update(changes, TOKENIZERS_PARALLELISM="false")
     try:
         yield
     finally:
+        sys.modules["__main__"] = main
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
 

@@ -807,7 +807,7 @@ STAGES: dict[str, tuple[tuple[str, ...], int]] = {
 }
 
 
-HEAVY = ("transformers.trainer", "workbench.pretrained")  # what most stages import; it takes seconds
+HEAVY = ("workbench.flywheel", "workbench.rl", "workbench.evaluate", "workbench.verifiers.prm")  # it takes seconds
 
 
 class _Absent(Exception):
@@ -874,5 +874,5 @@ def build(
     if not jobs:
         return 0, 0
     say(f"{len(jobs)} stages to build, about {clock(wall(jobs, lanes))} (the longest first, {lanes} at a time)")
-    peak = abreast(jobs, lanes, runs_folder(runs) / profile_name / "logs", (__name__, *HEAVY), say)
+    peak = abreast(jobs, lanes, runs_folder(runs) / profile_name / "logs", (__name__, *HEAVY), show=say)
     return len(jobs), peak // 2**20

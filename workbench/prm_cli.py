@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 
 from .pretrained import changed
@@ -14,7 +16,7 @@ from .runs import Run
 from .series import coerce
 from .types import Problem, Trace, WorkbenchError
 
-TOGETHER = 8  # problems that are scored, and kept, at a time
+TOGETHER = 64  # chains, or a few more, that are scored and kept at a time
 
 
 def train(args) -> int:
@@ -60,25 +62,32 @@ def evaluate(args) -> int:
     from . import judging, plots
     from .claims import measured
     from .verifiers import score_all
+    from .verifiers.prm import about
 
     if args.problems < 0:
         raise WorkbenchError(f"--problems {args.problems}: how many to judge, or 0 for all of them")
-    judge = _judge(args)
+    judge = cache(_judge(args))
     items, tuning, sampled = _unseen(args)
-    out = args.out or args.checkpoint.parent / f"judged-{Path(args.data).stem}"
+    said, out = about(args.checkpoint), args.out or args.checkpoint.parent / f"judged-{Path(args.data).stem}"
     both = [(chain.problem.blind(), chain.trace) for chain in items + tuning]
 
     def scored(name: str, pairs: Sequence[tuple[Problem, Trace]]) -> list[tuple]:
-        about = {k: getattr(args, k) for k in ("way", "base", "critiques", "reference")}
-        return kept(out / "scores" / name, about, {"checkpoint": args.checkpoint}, pairs, score)
+        how = {k: getattr(args, k) for k in ("way", "critiques")}
+        models = {"checkpoint": args.checkpoint, "base": args.base or said.get("base"), "reference": args.reference}
+        scores, counts = kept(out / "scores" / name, how, models, pairs, score)
+        if drawn := counts["critiques"]:
+            print(f"{counts['unknown']:,} of {drawn:,} critiques gave no verdict")
+        return scores
 
-    def score(pairs: Sequence[tuple[Problem, Trace]]) -> list[tuple]:
-        return judge.score_trees(pairs) if args.way == "prm" else score_all(judge, pairs)
+    def score(pairs: Sequence[tuple[Problem, Trace]]) -> tuple[list[tuple], dict[str, int]]:
+        if args.way == "prm":
+            return judge().score_trees(pairs), {}
+        before = Counter({name: getattr(judge(), name, 0) for name in ("critiques", "unknown")})
+        scores = score_all(judge(), pairs)
+        return scores, {name: getattr(judge(), name, 0) - n for name, n in before.items()}
 
     scores = scored(args.way, both)
-    responses = _responses(sampled, scored, judge.aggregate) if sampled else None
-    if getattr(judge, "critiques", 0):
-        print(f"{judge.unknown:,} of {judge.critiques:,} critiques gave no verdict")
+    responses = _responses(sampled, scored, judge) if sampled else None
     baselines = {}
     if sure := _policy(args, out / "scores" / "policy", both):
         baselines[judging.POLICY] = (sure[: len(items)], sure[len(items) :])
@@ -97,23 +106,24 @@ def evaluate(args) -> int:
     return 0
 
 
-def _judge(args):
+def _judge(args) -> Callable:
+    """What loads the verifier when it is first needed: where all its scores are kept it is not."""
     for option, way in (("base", "prm"), ("critiques", "generative"), ("reference", "implicit")):
         if getattr(args, option) is not None and args.way != way:
             raise WorkbenchError(f"--{option} is for --as {way}, and this is --as {args.way}: leave it out")
     if args.way == "generative":
         from .verifiers.generative import Generative
 
-        return Generative.load(args.checkpoint, **({} if args.critiques is None else {"k": args.critiques}))
+        return lambda: Generative.load(args.checkpoint, **({} if args.critiques is None else {"k": args.critiques}))
     if args.way == "implicit":
         from .verifiers.implicit import Implicit
 
         if args.reference is None:
             raise WorkbenchError("--as implicit compares with what training began from: name it, --reference MODEL")
-        return Implicit.load(args.checkpoint, args.reference)
+        return lambda: Implicit.load(args.checkpoint, args.reference)
     from .verifiers.prm import PRM
 
-    return PRM.load(args.checkpoint, args.base)
+    return lambda: PRM.load(args.checkpoint, args.base)
 
 
 def _unseen(args) -> tuple[list, list, dict]:
@@ -184,7 +194,7 @@ def _graded(source):
     return found
 
 
-def _responses(sampled, scored, aggregate):
+def _responses(sampled, scored, judge):
     """{problem: its responses as best-of-N wants them}, each with the aggregate of its steps' scores."""
     from .grading import canonical
     from .judging import Response
@@ -195,7 +205,7 @@ def _responses(sampled, scored, aggregate):
     out: dict[str, list] = {name: [] for name in sampled}
     for problem, trace, answer, right in flat:
         steps = [replace(step, score=s) for step, s in zip(trace.steps, next(scores), strict=True)] if trace else ()
-        whole = aggregate_score(replace(trace, steps=tuple(steps)), aggregate) if trace else None
+        whole = aggregate_score(replace(trace, steps=tuple(steps)), judge().aggregate) if trace else None
         out[problem.id].append(Response(None if answer is None else canonical(answer), right, whole))
     return out
 
@@ -213,50 +223,58 @@ def _policy(args, path: Path, pairs: Sequence[tuple[Problem, Trace]]) -> list[tu
         return None
     loaded: list = []
 
-    def score(some: Sequence[tuple[Problem, Trace]]) -> list[tuple]:
+    def score(some: Sequence[tuple[Problem, Trace]]) -> tuple[list[tuple], dict]:
         if not loaded:
             model, tokenizer = load_model(base, dtype=fast_dtype())
             prepare(model, tokenizer)
             loaded.extend((placed(model), Encoder(tokenizer)))
-        return mean_logprobs(*loaded, some)
+        return mean_logprobs(*loaded, some), {}
 
-    inputs = {"policy": base} if Path(base).exists() else {}
-    found = kept(path, {"policy": str(base)}, inputs, pairs, score)
+    found, _ = kept(path, {}, {"policy": base}, pairs, score)
     return [tuple(None if x is None else math.exp(x) for x in row) for row in found]
 
 
 def kept(
     path: Path,
-    about: Mapping,
-    inputs: Mapping[str, str | Path],
+    how: Mapping,
+    models: Mapping[str, str | Path | None],
     pairs: Sequence[tuple[Problem, Trace]],
-    score: Callable[[Sequence[tuple[Problem, Trace]]], list[tuple]],
-) -> list[tuple[float | None, ...]]:
-    """A score a step for every chain, from the run at `path` where it has them: a call that was stopped goes on where
-    it was, and of one that ended nothing is read again.
+    score: Callable[[Sequence[tuple[Problem, Trace]]], tuple[list[tuple], Mapping[str, int]]],
+) -> tuple[list[tuple[float | None, ...]], Counter]:
+    """A score a step for every chain, and what `score` counted, from the run at `path` where it has them: a call that
+    was stopped goes on where it was, and of one that ended nothing is read again.
 
-    `score` is given all chains of `TOGETHER` problems at a time, the same ones wherever it goes on from, so that the
-    numbers do not depend on it. Other chains, another `about` or other `inputs` begin a run of their own.
+    `score` is given whole problems, `TOGETHER` chains of them at a time, the same wherever it goes on from, so that the
+    numbers do not depend on it. Other chains, another `how` or other `models` (their bytes, if they lie on this
+    machine) begin a run of their own.
     """
     from tqdm.auto import tqdm
 
     from .tasks import digest
 
-    chains = [[problem.prompt, [[step.text, step.final] for step in trace.steps]] for problem, trace in pairs]
-    run = Run.open(path, {**about, "chains": digest(json.dumps(chains))}, inputs)
     groups: dict[str, list[int]] = {}
     for place, (problem, _) in enumerate(pairs):
         groups.setdefault(problem.id, []).append(place)
-    whole, rows = list(groups.values()), run.read("scores")
-    parts = [whole[first : first + TOGETHER] for first in range(0, len(whole), TOGETHER)]
-    with tqdm(total=len(groups), desc=f"scores of {path.name}", unit="problem", disable=run.done) as bar:
-        for number, part in enumerate(parts):
+    parts: list[list[int]] = [[]]
+    for places in groups.values():
+        if len(parts[-1]) >= TOGETHER:
+            parts.append([])
+        parts[-1] += places
+    chains = [[p.id, p.prompt, [[step.text, step.final] for step in trace.steps]] for p, trace in pairs]
+    named = {name: str(model) for name, model in models.items() if model}
+    params = {**how, **named, "chains": digest(json.dumps(chains)), "together": TOGETHER}
+    run = Run.open(path, params, {name: model for name, model in named.items() if Path(model).exists()})
+    rows = run.read("scores")
+    if run.done:
+        print(f"scores of {path.name}: read before; to read again, delete {path}")
+    with tqdm(total=len(pairs), desc=f"scores of {path.name}", unit="chain", disable=run.done) as bar:
+        for number, places in enumerate(parts):
             if number >= len(rows):
-                places = [place for group in part for place in group]
-                rows.append({"places": places, "scores": score([pairs[place] for place in places])})
+                scores, counts = score([pairs[place] for place in places])
+                rows.append({"places": places, "scores": scores, "counts": counts})
                 run.append("scores", rows[-1:])
-            bar.update(len(part))
+            bar.update(len(places))
     if not run.done:
         run.finish()
     found = {place: tuple(s) for row in rows for place, s in zip(row["places"], row["scores"], strict=True)}
-    return [found[place] for place in range(len(pairs))]
+    return [found[place] for place in range(len(pairs))], sum((Counter(row["counts"]) for row in rows), Counter())

@@ -19,6 +19,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import pretrained
+from . import claims, pretrained
 from .lanes import Job, JobFailed, abreast, clock, memory, over, wall
 from .pipeline import PROFILES
 from .runs import write
@@ -511,7 +512,8 @@ def _execute(job: Plan, root: Path, live: Live) -> str | None:
     from papermill.engines import papermill_engines
     from papermill.exceptions import PapermillExecutionError
 
-    papermill_engines.register("workbench", _engine())
+    folder = tempfile.TemporaryDirectory(prefix="wb-")
+    papermill_engines.register("workbench", _engine(folder.name))
     try:
         papermill.execute_notebook(
             str(job.source),
@@ -530,12 +532,12 @@ def _execute(job: Plan, root: Path, live: Live) -> str | None:
     except (DeadKernelError, CellTimeoutError) as error:
         # the saved copy claims that every cell completed, so only our own status can be believed
         return f"a cell: {type(error).__name__}: the kernel ended (out of memory, or stopped from outside)"
+    finally:
+        folder.cleanup()
     return None
 
 
-def _engine():
-    import tempfile
-
+def _engine(folder: str):
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
     from papermill.clientwrap import PapermillNotebookClient
@@ -549,8 +551,7 @@ def _engine():
             self.shutdown_wait_time = 2.0  # what a busy kernel gets after Ctrl-C
             if sys.platform != "win32":
                 # sockets in a folder of our own: no port races, and a path short enough for the operating system
-                self._folder = tempfile.TemporaryDirectory(prefix="wb-")
-                self.transport, self.ip = "ipc", os.path.join(self._folder.name, "k")
+                self.transport, self.ip = "ipc", os.path.join(folder, "k")
 
         @property
         def kernel_spec(self):
@@ -624,10 +625,11 @@ class Live:
         return f"{self.label}: {clock(elapsed)} gone, " + (f"about {clock(left)} left" if left else "soon done")
 
     def _watch(self) -> None:
-        spoken = 0.0
+        spoken, looks = 0.0, 0
         while not self._stop.wait(0.5):
-            self.peak = max(self.peak, memory())
-            elapsed = time.monotonic() - self.start
+            elapsed, looks = time.monotonic() - self.start, looks + 1
+            if looks < 10 or looks % 4 == 0:  # a look takes a tenth of a second of a core
+                self.peak = max(self.peak, memory())
             if not over(f"{self.line()} · {self.last}") and elapsed - spoken >= 30:
                 spoken = elapsed
                 self.say(self.line())
@@ -659,9 +661,28 @@ def reproduce(
         say(f"{len(plans)} notebooks at profile {profile}, finished before")
         return 0, 0
     say(f"{len(plans)} notebooks at profile {profile}, {len(todo)} to run, about {clock(wall(jobs, lanes))}")
-    peak = abreast(jobs, lanes, runs_folder(runs, root) / profile / "logs", show=say) // 2**20
+    threads = max(1, (os.cpu_count() or 1) // lanes)
+    peak = abreast(jobs, lanes, runs_folder(runs, root) / profile / "logs", threads=threads, show=say) // 2**20
     say(f"{len(todo)} notebooks took {clock(time.monotonic() - began)} and {peak / 1024:.1f} GB at peak")
     return len(todo), peak
+
+
+def trainings(
+    profile: str = "nano", runs: str | Path | None = None, keep: int = 0, root: Path = ROOT
+) -> tuple[dict[int, list[claims.Claim]], list[str]]:
+    """(`claims.trainings`, why some are not among them): a training of which a notebook is unfinished or of other code
+    is no evidence beside the others; the seed `keep` stays whatever it is."""
+    found, left_out = claims.trainings(runs_folder(runs, root), profile), []
+    for seed in [seed for seed in found if seed != keep]:
+        folder = runs_folder(runs, root) / f"seed-{seed}" if seed else runs
+        every = [plan(name, profile, folder, {"seed": seed}, root) for name in names(root)]
+        if old := [each.name for each in every if not each.done]:
+            del found[seed]
+            left_out.append(
+                f"seed {seed} is left out, {len(old)} of its {len(every)} notebooks are not finished or of other code: "
+                f"make reproduce SEED={seed} PROFILE={profile}"
+            )
+    return found, left_out
 
 
 # --- what a notebook depends on ----------------------------------------------------------------------------------
