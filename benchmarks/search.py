@@ -135,7 +135,7 @@ def decode() -> list[dict]:
             shapes.clear(), spent.clear()
             drive(problems, method, policy, verifier, sampling=world.sampling, **knobs)
         rows = kv.Rows(world.model)
-        rows.reserve(policy.rows.size, policy.rows.columns)
+        rows.reserve(policy.rows.work.size, policy.rows.work.columns)
         with kv.reading(world.model):
             for ids, at, which in shapes[-20:]:
                 rows.forward(ids, at, which)

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForTokenClassification
 
 from workbench import tasks, verifiers
-from workbench.models import new_model
+from workbench.models import character_tokenizer, new_model
 from workbench.policies import Sampling, Want
 from workbench.policies.scripted import Scripted
 from workbench.types import Node, Problem, ProblemError, Step, Trace, WorkbenchError
@@ -344,3 +344,20 @@ def test_all_are_scored_but_for_problems_that_cannot_be(backends, sums):
 
     with pytest.raises(ProblemError, match="stranger"):
         score_all(Lost(), items)
+
+
+def test_models_that_are_alike_share_their_working_memory():
+    """Bugs: each of four judges holds 400 MB between its calls; one finds another's keys where its own should be."""
+    tokenizer = character_tokenizer()
+    models = [new_model("micro", tokenizer, seed) for seed in range(3)]
+    problems = [Problem(f"p/{i}", "arithmetic", f"{i}+{i}", str(2 * i)) for i in range(70)]
+    items = [(p, Trace((Step(f"{p.prompt}={p.answer}"), Step(p.answer, True)))) for p in problems]
+    alone = [Likelihood(model, tokenizer).score(items) for model in models]
+    judges = [Likelihood(model, tokenizer) for model in models]
+    assert len({id(judge.reader.rows.work) for judge in judges}) == 1
+    assert Likelihood(new_model("nano", tokenizer), tokenizer).reader.rows.work is not judges[0].reader.rows.work
+    parts = [[judge.score(items[first : first + 7]) for judge in judges] for first in range(0, 70, 7)]
+    for which, scores in enumerate(alone):
+        for got, want in zip([row for part in parts for row in part[which]], scores, strict=True):
+            assert got == pytest.approx(want, abs=1e-6)
+    assert alone[0] != alone[1]

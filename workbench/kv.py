@@ -6,10 +6,12 @@ reads in them; both find what they have read before in a pool of their own.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -126,6 +128,33 @@ def _zeros(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(raw).view(like.dtype).view(shape)
 
 
+@dataclass(eq=False)
+class Work:
+    """The tensors of `Rows`. Between calls they hold nothing of worth, so models that are alike, such as a policy and
+    its judges, which work in turn, share one set."""
+
+    keys: list[torch.Tensor] = field(default_factory=list)
+    values: list[torch.Tensor] = field(default_factory=list)
+    size: int = 1  # rows there are
+    columns: int = 1  # columns there are
+
+    @staticmethod
+    def of(model) -> Work:
+        about = (type(model), model.dtype, getattr(model, "is_quantized", False), model.device, geometry(model))
+        return _works.setdefault(about, Work())
+
+
+_works: WeakValueDictionary[tuple, Work] = WeakValueDictionary()
+
+
+def geometry(model) -> tuple[int, int, int]:
+    """Layers, key heads, and their width."""
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_hidden_layers, heads, width
+
+
 class Rows(Cache):
     """One batch on its way: row r holds the keys and values of its tokens at columns 0, 1, 2, …, so that a column is a
     position and rows of any length stand side by side.
@@ -138,34 +167,34 @@ class Rows(Cache):
         super().__init__(layers=[])  # transformers is told of none: all are alike, and live here
         self.model = core(model)
         self.trunk, self.packed = self.model.base_model, Packed(self.model)
-        self.keys: list[torch.Tensor] = []
-        self.values: list[torch.Tensor] = []
-        self.size, self.columns, self.width = 1, 1, 0  # rows and columns there are, columns in use
+        self.work, self.width = Work.of(self.model), 0  # columns in use
         self.device = self.model.device
 
     def reserve(self, size: int, columns: int) -> None:
         """Room for so many rows and columns; what is held stays."""
-        if size <= self.size and columns <= self.columns:
+        work = self.work
+        if size <= work.size and columns <= work.columns:
             return
-        held = self.size, self.width
-        if size > self.size:
-            self.size = max(size, 2 * self.size, 64)
-        if columns > self.columns:
-            self.columns = max(columns, 2 * self.columns, 64)
-        for tensors in (self.keys, self.values):
+        held = work.size, self.width
+        if size > work.size:
+            work.size = max(size, 2 * work.size, 64)
+        if columns > work.columns:
+            work.columns = max(columns, 2 * work.columns, 64)
+        for tensors in (work.keys, work.values):
             for layer, old in enumerate(tensors):
-                new = _zeros(old, (self.size, old.shape[1], self.columns, old.shape[3]))
+                new = _zeros(old, (work.size, old.shape[1], work.columns, old.shape[3]))
                 new[: held[0], :, : held[1]] = old[:, :, : held[1]]
                 tensors[layer] = new
 
     # --- what transformers calls ---
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
-        if layer_idx == len(self.keys):
-            shape = (self.size, key_states.shape[1], self.columns, key_states.shape[3])
-            self.keys.append(_zeros(key_states, shape))
-            self.values.append(_zeros(value_states, shape))
-        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        work = self.work
+        if layer_idx == len(work.keys):
+            shape = (work.size, key_states.shape[1], work.columns, key_states.shape[3])
+            work.keys.append(_zeros(key_states, shape))
+            work.values.append(_zeros(value_states, shape))
+        keys, values = work.keys[layer_idx], work.values[layer_idx]
         keys[self.where, :, self.at] = key_states.transpose(1, 2)
         values[self.where, :, self.at] = value_states.transpose(1, 2)
         return keys[self.span, :, : self.seen], values[self.span, :, : self.seen]
@@ -218,7 +247,7 @@ class Rows(Cache):
 
     def copy(self, sources: np.ndarray, targets: np.ndarray, columns: int) -> None:
         sources, targets = (torch.as_tensor(x, device=self.device) for x in (sources, targets))
-        for tensor in (*self.keys, *self.values):
+        for tensor in (*self.work.keys, *self.work.values):
             tensor[targets, :, :columns] = tensor[sources, :, :columns]
 
 
@@ -250,10 +279,7 @@ class Pool:
         self.values: list[torch.Tensor] = []
         self.free: list[int] = []
         self.size, self.version = 0, None
-        config = self.model.config
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.token_bytes = 2 * config.num_hidden_layers * heads * width * self.model.dtype.itemsize
+        self.token_bytes = 2 * math.prod(geometry(self.model)) * self.model.dtype.itemsize
         self.capacity = limit // self.token_bytes  # in tokens
 
     def refresh(self) -> None:
@@ -294,7 +320,7 @@ class Pool:
         if new:
             slot = torch.as_tensor(np.concatenate([p.slots[-p.own :] for p, _ in new]), device=rows.device)
             row, column = self._places(rows, [(row, len(p.tokens) - p.own, len(p.tokens)) for p, row in new])
-            for mine, theirs in ((self.keys, rows.keys), (self.values, rows.values)):
+            for mine, theirs in ((self.keys, rows.work.keys), (self.values, rows.work.values)):
                 for pool, work in zip(mine, theirs, strict=True):
                     pool[slot] = work[row, :, column]
         return [p for p, _ in made]
@@ -311,11 +337,11 @@ class Pool:
             if prefix is not None:
                 slots[row, : len(prefix.tokens)] = prefix.slots
         slot = torch.as_tensor(slots.ravel(), device=rows.device)
-        if not rows.keys:
-            shape = (rows.size, self.keys[0].shape[1], rows.columns, self.keys[0].shape[2])
-            rows.keys = [_zeros(pool, shape) for pool in self.keys]
-            rows.values = [_zeros(pool, shape) for pool in self.values]
-        for mine, theirs in ((self.keys, rows.keys), (self.values, rows.values)):
+        if not rows.work.keys:
+            shape = (rows.work.size, self.keys[0].shape[1], rows.work.columns, self.keys[0].shape[2])
+            rows.work.keys = [_zeros(pool, shape) for pool in self.keys]
+            rows.work.values = [_zeros(pool, shape) for pool in self.values]
+        for mine, theirs in ((self.keys, rows.work.keys), (self.values, rows.work.values)):
             for pool, work in zip(mine, theirs, strict=True):
                 held = pool.index_select(0, slot).view(*slots.shape, *pool.shape[1:])
                 work[first : first + len(wanted), :, :width] = held.transpose(1, 2)
@@ -327,7 +353,7 @@ class Pool:
 
     def _take(self, rows: Rows, count: int, parent: Prefix | None) -> np.ndarray | None:
         while len(self.free) < count:
-            if self.size < self.capacity and rows.keys:
+            if self.size < self.capacity and rows.work.keys:
                 self._grow(rows, min(self.capacity, max(4 * self.size, self.size + count, 16384)))
                 continue
             oldest = next(iter(self.held.values()), None)
@@ -339,7 +365,7 @@ class Pool:
         return slots
 
     def _grow(self, rows: Rows, size: int) -> None:
-        for mine, theirs in ((self.keys, rows.keys), (self.values, rows.values)):
+        for mine, theirs in ((self.keys, rows.work.keys), (self.values, rows.work.values)):
             for layer, work in enumerate(theirs):
                 new = work.new_empty((size, work.shape[1], work.shape[3]))
                 if self.size:
