@@ -110,16 +110,21 @@ def test_another_seed_is_another_training_in_a_folder_of_its_own(tmp_path, monke
 
     monkeypatch.setattr(pipeline, "build", lambda *given: asked.append(given) or (0, 7))
     monkeypatch.setattr(series, "reproduce", notebooks)
-    monkeypatch.setattr(gallery, "write", lambda *given, **more: tmp_path)
+    drawn = []
+    monkeypatch.setattr(gallery, "write", lambda profile, runs, anew: drawn.append(runs))
     for seed in (0, 3):
         assert cli.main(["reproduce", "--runs", str(tmp_path), "--seed", str(seed)]) == 0
-    assert [(built[1], built[2]) for built in asked[::2]] == [(tmp_path, 0), (tmp_path / "seed-3", 3)]
-    assert asked[1::2] == [(tmp_path, {"seed": 0}), (tmp_path / "seed-3", {"seed": 3})]
+    assert [(built[1], built[2]) for built in asked[:4:2]] == [(tmp_path, 0), (tmp_path / "seed-3", 3)]
+    assert asked[1:4:2] == [(tmp_path, {"seed": 0}), (tmp_path / "seed-3", {"seed": 3})]
     assert "seed 0 is left out, 9 of its 9 notebooks are not finished" in (said := capsys.readouterr().out)
     assert "3.25" in said
     monkeypatch.setattr(series, "names", lambda root: [])  # all of them are
+    assert cli.main(["reproduce", "--runs", str(tmp_path), "--seed", "3"]) == 0
+    assert drawn == [tmp_path, tmp_path / "seed-3", tmp_path, tmp_path / "seed-3"], "the first one's claims, too"
+    capsys.readouterr()
     assert cli.main(["claims", "--runs", str(tmp_path)]) == 0
     [row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("a.b")]
     assert row.split()[:3] == ["a.b", "holds", "0.25"] and "seed 3: 3.25 holds" in row
-    assert json.loads((tmp_path / "seed-3" / "nano" / "reproduce.jsonl").read_text())["peak_mb"] == 9
+    told = (tmp_path / "seed-3" / "nano" / "reproduce.jsonl").read_text().splitlines()
+    assert [json.loads(line)["peak_mb"] for line in told] == [9, 9]
     assert cli.main(["reproduce", "--seed", "-1"]) == 2 and "--seed -1" in capsys.readouterr().err

@@ -70,7 +70,8 @@ def reproduce(args) -> int:
     if args.profile == "nano" and args.runs is None and both.get(0):
         page = found.page(both, args.profile, time.strftime("%Y-%m-%d"))
         series.write(series.ROOT / "docs" / "claims.md", page)
-    print(f"gallery: {gallery.write(args.profile, runs, anew=args.again)}")
+    for folder in dict.fromkeys([root, runs] if both.get(0) else [runs]):  # the first training's tells of this one, too
+        print(f"gallery: {gallery.write(args.profile, folder, anew=args.again)}")
     row = {"seconds": round(time.monotonic() - began, 1), "peak_mb": max(most, peak), "built": built}
     row |= {"stages": len(pipeline.STAGES), "ran": ran}
     with (runs / args.profile / "reproduce.jsonl").open("a") as log:
