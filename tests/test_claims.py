@@ -157,8 +157,8 @@ def test_other_trainings_are_told_beside_the_first(tmp_path):
     found = trainings(tmp_path, "nano")
     assert list(found) == [0, 1, 10] and found[0] == load(tmp_path, "nano")
     said = page(found, "nano", "2026-11-01")
-    same = "of 4 that were measured 1 have the same verdict and {} could not be measured again; of 3 that held {} hold"
-    assert "seed 1: " + same.format(2, 1) in said and "seed 10: " + same.format(3, 0) in said
+    same = "of 4 claims 1 have the same verdict and {} were not measured again; of 3 that held {} hold again ({} not"
+    assert "seed 1: " + same.format(2, 1, 1) in said and "seed 10: " + same.format(3, 0, 3) in said
     at = HEADS.index("trained again")
     told = {row[0]: row[at] for row in rows(found)}
     value = claim("a").value

@@ -303,8 +303,8 @@ def wrong_sums(lines):
             if done and value:
                 whole = re.sub(r"([0-9]+)\.([0-9]+)", lambda m: f"({int(m[1] + m[2])}/{10 ** len(m[2])})", done[1])
                 try:
-                    exact = countdown._Parser(whole.replace("x", "*")).value()[0]
-                except countdown._Malformed:
+                    exact = countdown._worth(whole.replace("x", "*"))[0]
+                except SyntaxError:
                     continue
                 yield (done[1], value[1]) if abs(exact - Fraction(value[1])) > Fraction(1, 50) else None
 

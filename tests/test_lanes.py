@@ -47,6 +47,10 @@ def told_of(path):
     path.write_text(f"{os.environ['WORKBENCH_DATA']} {os.environ['OMP_NUM_THREADS']}")
 
 
+def loaded(path, *names):
+    path.write_text(str(any(name in sys.modules for name in names)))
+
+
 def tidy(folder):
     try:
         (folder / "begun").write_text("yes")
@@ -67,12 +71,10 @@ def die():
     os.kill(os.getpid(), 9)
 
 
-@pytest.mark.parametrize(
-    "cores, free, want", [(1, 64, 1), (2, 64, 2), (16, 64, 4), (16, 5, 2), (16, 1, 1), (None, 64, 1)]
-)
+@pytest.mark.parametrize("cores, free, want", [(1, 64, 1), (2, 64, 2), (16, 64, 4), (16, 5, 2), (16, 1, 1)])
 def test_as_many_lanes_as_there_are_cores_and_memory(monkeypatch, cores, free, want):
     """Bugs: two of sixteen cores are used; four stages at once on a machine of 4 GB; none where memory is short."""
-    monkeypatch.setattr(lanes.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(lanes.os, "sched_getaffinity", lambda _: range(cores))
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=free * 10**9))
     assert lanes.how_many(gigabytes=2) == want
 
@@ -151,12 +153,21 @@ def test_a_script_without_a_guard_is_not_run_again(tmp_path):
     assert out.count("once") == 1 and (tmp_path / "times").read_text().count("ends") == 2
 
 
+def test_nothing_is_imported_before_the_fork_where_a_gpu_may_be(tmp_path, monkeypatch):
+    """Bug: a library that is loaded once for all asks for the GPU, and no job can use it: CUDA cannot be forked."""
+    for gpu, told in ((tmp_path / "none", "True"), (tmp_path, "False")):
+        monkeypatch.setattr(lanes, "GPU", (gpu,))
+        job = Job("a", loaded, (tmp_path / told, "tomllib_is_not", "sndhdr"))
+        abreast([job], 1, tmp_path / "logs", imports=["sndhdr"], show=lambda said: None)
+        assert (tmp_path / told).read_text() == told
+
+
 def test_what_is_asked_for_later_is_as_it_is_then(tmp_path, monkeypatch):
     """Bug: the process that jobs are forked from stays, with the modules and the environment of the first call."""
     for n in range(2):
         monkeypatch.setenv("WORKBENCH_DATA", f"/data/{n}")
-        abreast([Job("a", told_of, (tmp_path / f"{n}",))], 1, tmp_path / "logs", threads=n + 1, show=lambda said: None)
-        assert (tmp_path / f"{n}").read_text() == f"/data/{n} {n + 1}"
+        abreast([Job("a", told_of, (tmp_path / f"{n}",))], 1, tmp_path / "logs", show=lambda said: None)
+        assert (tmp_path / f"{n}").read_text() == f"/data/{n} 1"
     assert not [child for child in psutil.Process().children() if "forkserver" in " ".join(child.cmdline())]
 
 

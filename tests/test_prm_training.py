@@ -477,6 +477,8 @@ def test_an_evaluation_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsy
     assert call()[0] == found and len(asked) == 7, "the first is taken back"
     (checkpoint / "weights").write_text("second")
     assert call()[0] == found and len(asked) == 10, "another checkpoint of the same name"
+    checkpoint = checkpoint.rename(tmp_path / "moved")
+    assert call()[0] == found and len(asked) == 10, "the same bytes elsewhere"
     monkeypatch.setattr(prm_cli, "TOGETHER", 30)
     assert call()[0] == found and len(asked) == 12, "in other parts"
 

@@ -361,3 +361,14 @@ def test_models_that_are_alike_share_their_working_memory():
         for got, want in zip([row for part in parts for row in part[which]], scores, strict=True):
             assert got == pytest.approx(want, abs=1e-6)
     assert alone[0] != alone[1]
+    sick = Likelihood(new_model("micro", tokenizer), tokenizer)
+    for weight in sick.model.parameters():
+        weight.data.fill_(float("nan"))
+    assert sick.reader.rows.work is judges[0].reader.rows.work
+    long = [(problems[0], Trace((Step("0+0=0" * 8), Step("0", True))))]
+    assert all(math.isnan(x) for row in sick.score(long + items) for x in row)
+    again = Likelihood(models[0], tokenizer).score(items)
+    assert again == [pytest.approx(want, abs=1e-6) for want in alone[0]], "NaN is not handed on"
+    low = Likelihood(new_model("micro", tokenizer).bfloat16(), tokenizer)
+    assert low.reader.rows.work is not judges[0].reader.rows.work
+    assert low.score(items[:3]) and judges[0].score(items[:3]) == [pytest.approx(w, abs=1e-6) for w in alone[0][:3]]

@@ -84,11 +84,11 @@ def claims(args) -> int:
 
     series.check_profile(args.profile)
     found, left_out = series.trainings(args.profile, args.runs)
+    print(*left_out, sep="\n", end="\n" * bool(left_out), file=sys.stderr)
     if args.json:
         print(claims.to_json(found))
     else:
-        none = "no claims yet: run the notebooks with `make reproduce`"
-        print("\n".join([*left_out, claims.table(found) if found[0] else none]))
+        print(claims.table(found) if found[0] else "no claims yet: run the notebooks with `make reproduce`")
     return 0
 
 

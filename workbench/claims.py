@@ -266,9 +266,10 @@ def _again(found: Mapping[int, list[Claim]]) -> str:
     for seed, claims in others:
         verdicts = {claim.id: claim.verdict for claim in claims}
         both = [(c.verdict, verdicts.get(c.id, "not measured")) for c in first if c.estimate]
-        held, lost = [v for u, v in both if u == "holds"], sum(v == "not measured" for _, v in both)
+        held, lost = [v for u, v in both if u == "holds"], [v for _, v in both if v == "not measured"]
         told.append(
-            f"seed {seed}: of {len(both)} that were measured {sum(u == v for u, v in both)} have the same verdict and "
-            f"{lost} could not be measured again; of {len(held)} that held {held.count('holds')} hold again"
+            f"seed {seed}: of {len(both)} claims {sum(u == v for u, v in both)} have the same verdict and {len(lost)} "
+            f"were not measured again; of {len(held)} that held {held.count('holds')} hold again "
+            f"({held.count('not measured')} not measured)"
         )
-    return "All was trained again, on other problems, and tested on others, with " + ", with ".join(told) + "."
+    return "The series was trained again, on other problems, and tested on others, with " + ", with ".join(told) + "."

@@ -12,6 +12,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Literal
 
+from .lanes import cores
 from .types import aligned, unknown
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -185,7 +186,7 @@ def _browser() -> Check:
 
 
 def _cores() -> Check:
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = cores()
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     if count < 2:
         return Check("cores", f"{count}{load}", "limited", "the minutes stated in the notebooks are for 2")

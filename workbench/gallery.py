@@ -86,7 +86,7 @@ def write(profile: str = "nano", runs: str | Path | None = None, root: Path = se
     script = place / "plotly.min.js"
     if not script.exists():
         shutil.copyfile(_plotly_script(), script)
-    series.write(place / "index.html", _index(profile, cards, folder.parent, statuses))
+    series.write(place / "index.html", _index(profile, cards, folder.parent, statuses, root))
     return place / "index.html"
 
 
@@ -307,14 +307,14 @@ def _figure(figure: Mapping[str, Any], png: str | None, still: bool = False) -> 
 # --- the index ---------------------------------------------------------------------------------------------------
 
 
-def _index(profile: str, cards: list[str], runs: Path, statuses: Mapping[str, Mapping[str, Any]]) -> str:
+def _index(profile: str, cards: list[str], runs: Path, statuses: Mapping[str, Mapping[str, Any]], root: Path) -> str:
     seconds = sum(status.get("seconds", 0) for status in statuses.values())
     peak = max([status.get("peak_mb", 0) for status in statuses.values()], default=0) / 1024
     about = f"{len(cards)} notebooks at profile {profile}: {clock(seconds)} in all, {peak:.1f} GB at peak."
     none = "<p>No notebook has run yet: <code>make reproduce</code></p>"
     body = (
         f'<header><h1>workbench</h1><p class="soft">{html.escape(about)}</p></header>'
-        f'<main><div class="grid">{"".join(cards) or none}</div>{_claims(runs, profile)}</main>'
+        f'<main><div class="grid">{"".join(cards) or none}</div>{_claims(runs, profile, root)}</main>'
     )
     return _document(f"workbench · {profile}", body, _script(body), "index")
 
@@ -348,11 +348,11 @@ def _spent(status: Mapping[str, Any]) -> str:
     return "stopped: " + (status["error"] if status.get("error") else "not finished")
 
 
-def _claims(runs: Path, profile: str) -> str:
+def _claims(runs: Path, profile: str, root: Path) -> str:
     from .claims import HEADS, rows
 
     lines, heads = [], (HEADS[-2], *HEADS[1:-2], HEADS[-1])
-    for name, verdict, *numbers, text, source in rows(series.trainings(profile, runs)[0]):
+    for name, verdict, *numbers, text, source in rows(series.trainings(profile, runs, root=root)[0]):
         row = [f'<td>{html.escape(text)}<br><span class="soft">{html.escape(name)}</span></td>']
         row.append(f'<td class="{verdict}">{verdict}</td>')
         row += [f'<td class="number">{html.escape(cell)}</td>' for cell in numbers]

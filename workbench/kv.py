@@ -137,11 +137,16 @@ class Work:
     values: list[torch.Tensor] = field(default_factory=list)
     size: int = 1  # rows there are
     columns: int = 1  # columns there are
+    sick: int = 0  # whose numbers were not finite: NaN passes through a mask, so nobody else may find them here
 
     @staticmethod
     def of(model) -> Work:
-        about = (type(model), model.dtype, getattr(model, "is_quantized", False), model.device, geometry(model))
+        about = (model.dtype, getattr(model, "is_quantized", False), model.device, geometry(model))
         return _works.setdefault(about, Work())
+
+    def clear(self) -> None:
+        self.keys.clear(), self.values.clear()
+        self.size, self.columns, self.sick = 1, 1, 0
 
 
 _works: WeakValueDictionary[tuple, Work] = WeakValueDictionary()
@@ -173,18 +178,26 @@ class Rows(Cache):
     def reserve(self, size: int, columns: int) -> None:
         """Room for so many rows and columns; what is held stays."""
         work = self.work
+        if work.sick not in (0, id(self)):
+            work.clear()
         if size <= work.size and columns <= work.columns:
             return
-        held = work.size, self.width
-        if size > work.size:
-            work.size = max(size, 2 * work.size, 64)
-        if columns > work.columns:
-            work.columns = max(columns, 2 * work.columns, 64)
-        for tensors in (work.keys, work.values):
-            for layer, old in enumerate(tensors):
-                new = _zeros(old, (work.size, old.shape[1], work.columns, old.shape[3]))
-                new[: held[0], :, : held[1]] = old[:, :, : held[1]]
-                tensors[layer] = new
+        rows = max(size, 2 * work.size, 64) if size > work.size else work.size
+        columns = max(columns, 2 * work.columns, 64) if columns > work.columns else work.columns
+
+        def larger(old: torch.Tensor) -> torch.Tensor:
+            new = _zeros(old, (rows, old.shape[1], columns, old.shape[3]))
+            new[: work.size, :, : self.width] = old[:, :, : self.width]
+            return new
+
+        try:  # one layer after another, so that no more than one is there twice
+            for tensors in (work.keys, work.values):
+                for layer, old in enumerate(tensors):
+                    tensors[layer] = larger(old)
+        except BaseException:  # out of memory, or Ctrl-C: whoever comes next finds nothing rather than half of it
+            work.clear()
+            raise
+        work.size, work.columns = rows, columns
 
     # --- what transformers calls ---
 
@@ -192,8 +205,8 @@ class Rows(Cache):
         work = self.work
         if layer_idx == len(work.keys):
             shape = (work.size, key_states.shape[1], work.columns, key_states.shape[3])
-            work.keys.append(_zeros(key_states, shape))
-            work.values.append(_zeros(value_states, shape))
+            keys, values = _zeros(key_states, shape), _zeros(value_states, shape)
+            work.keys.append(keys), work.values.append(values)
         keys, values = work.keys[layer_idx], work.values[layer_idx]
         keys[self.where, :, self.at] = key_states.transpose(1, 2)
         values[self.where, :, self.at] = value_states.transpose(1, 2)
@@ -220,8 +233,12 @@ class Rows(Cache):
         inputs = {"input_ids": torch.as_tensor(ids, device=self.device), "attention_mask": mask}
         inputs |= {"position_ids": self.at, "past_key_values": self, "use_cache": True}
         if first is None:
-            return self.model(**inputs, logits_to_keep=1).logits[:, -1]
-        return self.trunk(**inputs).last_hidden_state
+            out = self.model(**inputs, logits_to_keep=1).logits[:, -1]
+        else:
+            out = self.trunk(**inputs).last_hidden_state
+        if not out.isfinite().all():
+            self.work.sick = id(self)
+        return out
 
     def prefill(self, first: int, texts: Sequence[Sequence[int]], starts: Sequence[int]) -> list[torch.Tensor]:
         """Read texts into rows first, first + 1, …, from their start columns on; the hidden states of their tokens.

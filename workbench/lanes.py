@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -22,6 +22,7 @@ from types import ModuleType
 from .types import WorkbenchError
 
 GPU = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # where one may be: a process that has asked for it cannot be forked
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 ERROR = "error: "
 STOPPED = 143  # the exit code of a job that was told to stop
 
@@ -67,12 +68,17 @@ def memory() -> int:
     return total
 
 
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def how_many(gigabytes: int) -> int:
     """How many jobs of so much memory to run at a time: a core each, and at most four (by then stages wait for one
     another, see `wall`)."""
     import psutil
 
-    return max(1, min(4, os.cpu_count() or 1, psutil.virtual_memory().available // (gigabytes * 10**9)))
+    return max(1, min(4, cores(), psutil.virtual_memory().available // (gigabytes * 10**9)))
 
 
 def wall(jobs: Sequence[Job], lanes: int) -> float:
@@ -97,14 +103,13 @@ def abreast(
     lanes: int,
     logs: Path,
     imports: Sequence[str] = (),
-    threads: int = 1,
     show: Callable[[str], None] = print,
 ) -> int:
     """Run the jobs, `lanes` at a time, in their order as far as their needs allow; returns peak memory in bytes.
 
     What a job prints goes to `logs`/NAME.log, and `show` says what is done and what is left. The first that fails stops
     the rest: `JobFailed` has its last line and names its log. `imports` are modules that all jobs need: where a process
-    can be forked safely they are loaded once for all. `threads`: of each job.
+    can be forked safely they are loaded once for all.
 
     >>> import tempfile
     >>> jobs = [Job("a", print, ("ready",)), Job("b", print, ("steady",), needs=("a",))]
@@ -116,9 +121,9 @@ def abreast(
     todo, running, done = list(jobs), {}, []
     began, peak, looked, spoken = time.monotonic(), 0, 0.0, time.monotonic()
     logs.mkdir(parents=True, exist_ok=True)
-    linux = sys.platform == "linux"
-    context = multiprocessing.get_context("forkserver" if linux else "spawn")
-    if linux:
+    forks = sys.platform == "linux" and not _server()  # one that is there is somebody else's
+    context = multiprocessing.get_context("forkserver" if forks else "spawn")
+    if forks:
         context.set_forkserver_preload([] if any(map(os.path.exists, GPU)) else list(imports))
 
     def left() -> str:
@@ -137,7 +142,7 @@ def abreast(
                 log = logs / f"{job.name}.log"
                 log.write_text("")
                 process = context.Process(target=_work, args=(log, job.work, job.arguments), name=job.name)
-                with _alone(threads):
+                with _alone():
                     process.start()
                 running[job.name] = (job, process, time.monotonic())
                 todo.remove(job)
@@ -158,17 +163,44 @@ def abreast(
                 show(f"  {name}: {clock(done[-1][1])}; " + (left() if todo or running else "all done"))
     finally:
         over("")
-        for _, process, _ in running.values():
-            process.terminate()
-        for _, process, _ in running.values():
-            process.join(5)
-            process.kill()
-            process.join()
-        if linux:  # or it would fork, and keep, the modules and the environment of now for whoever comes next
+        _end([process for _, process, _ in running.values()], forks)
+    return peak
+
+
+def _server() -> int | None:
+    """The process that jobs are forked from, if there is one."""
+    from multiprocessing.forkserver import _forkserver
+
+    return _forkserver._forkserver_pid
+
+
+def _end(processes: Sequence, forks: bool) -> None:
+    """Stop the jobs, and the server that forked them with all that it forked: a call that is interrupted while a job
+    starts does not know of it yet. A server that stayed would fork the modules and the environment of now for the next
+    call."""
+    import psutil
+
+    server = _server() if forks else None
+    gone = suppress(psutil.NoSuchProcess)
+    family = [psutil.Process(p.pid) for p in processes if p.is_alive()]
+    if server:
+        with gone:
+            family = psutil.Process(server).children()
+    try:
+        for job in family:
+            with gone:
+                job.terminate()
+        psutil.wait_procs(family, timeout=5)
+    finally:
+        for job in family:
+            with gone:
+                job.kill()
+        if server:
             from multiprocessing.forkserver import _forkserver
 
+            with suppress(ProcessLookupError):
+                os.kill(server, signal.SIGTERM)
             _forkserver._stop()
-    return peak
 
 
 def _work(log: Path, work: Callable, arguments: tuple) -> None:
@@ -189,7 +221,7 @@ def _work(log: Path, work: Callable, arguments: tuple) -> None:
     try:
         work(*arguments)
     except WorkbenchError as error:
-        print(f"{ERROR}{error}")
+        print(ERROR + " ".join(str(error).split()))
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(STOPPED)
@@ -198,7 +230,7 @@ def _work(log: Path, work: Callable, arguments: tuple) -> None:
 def _story(name: str, code: int, log: Path) -> str:
     lines = [line for line in log.read_text("utf-8", errors="replace").splitlines() if line.strip()]
     told = lines[-1].strip() if lines else "it said nothing"
-    if told.startswith(ERROR):  # a sentence that names the thing and the remedy
+    if code == 1 and told.startswith(ERROR):  # a sentence that names the thing and the remedy
         return f"{name}: {told.removeprefix(ERROR)}"
     if code in (STOPPED, -signal.SIGTERM, -9):
         told = f"killed from outside, as a system does when its memory runs out; last it said: {told}"
@@ -206,13 +238,12 @@ def _story(name: str, code: int, log: Path) -> str:
 
 
 @contextmanager
-def _alone(threads: int) -> Iterator[None]:
-    """A process that starts meanwhile has so many threads, for libraries look when they are loaded; and it does not run
-    the caller's script again to find `work`, which is a module's."""
+def _alone() -> Iterator[None]:
+    """A process that starts meanwhile has one thread, for libraries look when they are loaded; and it does not run the
+    caller's script again to find `work`, which is a module's."""
     main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
-    changes = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    before = {name: os.environ.get(name) for name in (*changes, "TOKENIZERS_PARALLELISM")}
-    os.environ.update(changes, TOKENIZERS_PARALLELISM="false")
+    before = {name: os.environ.get(name) for name in ONE_THREAD}
+    os.environ.update(ONE_THREAD)
     try:
         yield
     finally:

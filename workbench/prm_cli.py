@@ -67,6 +67,8 @@ def evaluate(args) -> int:
     if args.problems < 0:
         raise WorkbenchError(f"--problems {args.problems}: how many to judge, or 0 for all of them")
     judge = cache(_judge(args))
+    if args.critiques is not None or not all(Path(m).exists() for m in (args.checkpoint, args.reference) if m):
+        judge()  # a mistake is told before the data is read
     items, tuning, sampled = _unseen(args)
     said, out = about(args.checkpoint), args.out or args.checkpoint.parent / f"judged-{Path(args.data).stem}"
     both = [(chain.problem.blind(), chain.trace) for chain in items + tuning]
@@ -262,8 +264,9 @@ def kept(
         parts[-1] += places
     chains = [[p.id, p.prompt, [[step.text, step.final] for step in trace.steps]] for p, trace in pairs]
     named = {name: str(model) for name, model in models.items() if model}
-    params = {**how, **named, "chains": digest(json.dumps(chains)), "together": TOGETHER}
-    run = Run.open(path, params, {name: model for name, model in named.items() if Path(model).exists()})
+    here = {name: model for name, model in named.items() if Path(model).exists()}  # wherever it lies
+    params = {**how, "chains": digest(json.dumps(chains)), "together": TOGETHER}
+    run = Run.open(path, params | {name: model for name, model in named.items() if name not in here}, here)
     rows = run.read("scores")
     if run.done:
         print(f"scores of {path.name}: read before; to read again, delete {path}")

@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -661,8 +662,7 @@ def reproduce(
         say(f"{len(plans)} notebooks at profile {profile}, finished before")
         return 0, 0
     say(f"{len(plans)} notebooks at profile {profile}, {len(todo)} to run, about {clock(wall(jobs, lanes))}")
-    threads = max(1, (os.cpu_count() or 1) // lanes)
-    peak = abreast(jobs, lanes, runs_folder(runs, root) / profile / "logs", threads=threads, show=say) // 2**20
+    peak = abreast(jobs, lanes, runs_folder(runs, root) / profile / "logs", show=say) // 2**20
     say(f"{len(todo)} notebooks took {clock(time.monotonic() - began)} and {peak / 1024:.1f} GB at peak")
     return len(todo), peak
 
@@ -670,17 +670,18 @@ def reproduce(
 def trainings(
     profile: str = "nano", runs: str | Path | None = None, keep: int = 0, root: Path = ROOT
 ) -> tuple[dict[int, list[claims.Claim]], list[str]]:
-    """(`claims.trainings`, why some are not among them): a training of which a notebook is unfinished or of other code
-    is no evidence beside the others; the seed `keep` stays whatever it is."""
+    """(`claims.trainings`, a sentence for each that is not whole): a training of which a notebook is unfinished or of
+    other code is no evidence beside the others; the seed `keep` stays whatever it is."""
     found, left_out = claims.trainings(runs_folder(runs, root), profile), []
-    for seed in [seed for seed in found if seed != keep]:
+    for seed in list(found) if len(found) > 1 or keep not in found else []:
         folder = runs_folder(runs, root) / f"seed-{seed}" if seed else runs
         every = [plan(name, profile, folder, {"seed": seed}, root) for name in names(root)]
         if old := [each.name for each in every if not each.done]:
-            del found[seed]
+            if seed != keep:
+                del found[seed]
             left_out.append(
-                f"seed {seed} is left out, {len(old)} of its {len(every)} notebooks are not finished or of other code: "
-                f"make reproduce SEED={seed} PROFILE={profile}"
+                f"seed {seed} is {'not whole' if seed == keep else 'left out'}, {len(old)} of its {len(every)} "
+                f"notebooks are not finished or of other code: make reproduce SEED={seed} PROFILE={profile}"
             )
     return found, left_out
 
@@ -693,7 +694,7 @@ def imported(path: Path, package: Path) -> set[str]:
     inside = path.is_relative_to(package)
     here = ["workbench", *path.relative_to(package).with_suffix("").parts] if inside else []
     modules = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in _imports(path.read_text(encoding="utf-8")):
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -703,6 +704,11 @@ def imported(path: Path, package: Path) -> set[str]:
             if base and base[0] == "workbench":  # `from workbench import x` may mean the module x
                 modules |= {".".join([*base, alias.name]) for alias in node.names if _file(package, base, alias.name)}
     return {name if name.split(".")[0] == "workbench" else name.split(".")[0] for name in modules}
+
+
+@cache
+def _imports(text: str) -> list[ast.Import | ast.ImportFrom]:
+    return [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 def _file(package: Path, base: Iterable[str], name: str = "") -> Path | None:
