@@ -179,11 +179,16 @@ def test_a_stopped_call_tidies_up_once(tmp_path):
         f"folder = Path({str(tmp_path)!r})\n"
         "abreast([Job('a', tidy, (folder,))], 1, folder)"
     )
-    call = psutil.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    call = psutil.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, start_new_session=True, stderr=(tmp_path / "err").open("w")
+    )
     wait_for(tmp_path / "begun", call)
     os.killpg(call.pid, signal.SIGINT)
-    call.wait(30)
-    assert (tmp_path / "tidied").exists()
+    call.wait(60)
+    end = time.monotonic() + 10
+    while not (tmp_path / "tidied").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert (tmp_path / "tidied").exists(), (tmp_path / "a.log").read_text() + (tmp_path / "err").read_text()
 
 
 def test_a_killed_parent_takes_its_jobs_along(tmp_path):

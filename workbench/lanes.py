@@ -212,12 +212,19 @@ def _work(log: Path, work: Callable, arguments: tuple) -> None:
 
     def end_with_parent():
         multiprocessing.parent_process().join()
-        os._exit(1)  # it was killed with no chance to stop us: free the job for whoever comes next
+        os.kill(os.getpid(), signal.SIGTERM)  # it had no chance to stop us: free the job for whoever comes next
+        time.sleep(5)
+        os._exit(STOPPED)
 
+    def stop(*_):
+        signal.signal(signal.SIGTERM, lambda *_: None)  # once: what follows is the tidying up
+        raise KeyboardInterrupt
+
+    # Ctrl-C reaches a whole group, and the parent alone decides: its word is tidied up after as Ctrl-C is. With a
+    # handler of Ctrl-C at work in the main thread, that word would go to another thread, and wake nobody.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, stop)
     threading.Thread(target=end_with_parent, daemon=True).start()
-    # Ctrl-C reaches a whole group: the parent alone decides, and its word is tidied up after as Ctrl-C is
-    signal.signal(signal.SIGINT, lambda *_: None)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         work(*arguments)
     except WorkbenchError as error:
