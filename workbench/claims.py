@@ -261,7 +261,7 @@ def _again(found: Mapping[int, list[Claim]]) -> str:
     """How the other trainings bear the first one out."""
     (_, first), *others = found.items()
     if not others:
-        return "Every model behind them was trained once; `make reproduce SEED=1` trains all of them again."
+        return "Every model behind them was trained once; `make reproduce SEED=1` trains the series again."
     told = []
     for seed, claims in others:
         verdicts = {claim.id: claim.verdict for claim in claims}

@@ -236,7 +236,7 @@ class Rows(Cache):
             out = self.model(**inputs, logits_to_keep=1).logits[:, -1]
         else:
             out = self.trunk(**inputs).last_hidden_state
-        if not out.isfinite().all():
+        if not out[..., 0].isfinite().all():  # what is not finite in a hidden state is so in all that it is mapped to
             self.work.sick = id(self)
         return out
 

@@ -121,7 +121,7 @@ def abreast(
     todo, running, done = list(jobs), {}, []
     began, peak, looked, spoken = time.monotonic(), 0, 0.0, time.monotonic()
     logs.mkdir(parents=True, exist_ok=True)
-    forks = sys.platform == "linux" and not _server()  # one that is there is somebody else's
+    forks = sys.platform == "linux" and not _forker()._forkserver_pid  # one that is there is somebody else's
     context = multiprocessing.get_context("forkserver" if forks else "spawn")
     if forks:
         context.set_forkserver_preload([] if any(map(os.path.exists, GPU)) else list(imports))
@@ -167,11 +167,11 @@ def abreast(
     return peak
 
 
-def _server() -> int | None:
-    """The process that jobs are forked from, if there is one."""
+def _forker():
+    """The library's handle on the process that jobs are forked from. Imported here: not every system has it."""
     from multiprocessing.forkserver import _forkserver
 
-    return _forkserver._forkserver_pid
+    return _forkserver
 
 
 def _end(processes: Sequence, forks: bool) -> None:
@@ -180,7 +180,7 @@ def _end(processes: Sequence, forks: bool) -> None:
     call."""
     import psutil
 
-    server = _server() if forks else None
+    server = _forker()._forkserver_pid if forks else None
     gone = suppress(psutil.NoSuchProcess)
     family = [psutil.Process(p.pid) for p in processes if p.is_alive()]
     if server:
@@ -196,11 +196,9 @@ def _end(processes: Sequence, forks: bool) -> None:
             with gone:
                 job.kill()
         if server:
-            from multiprocessing.forkserver import _forkserver
-
             with suppress(ProcessLookupError):
                 os.kill(server, signal.SIGTERM)
-            _forkserver._stop()
+            _forker()._stop()
 
 
 def _work(log: Path, work: Callable, arguments: tuple) -> None:
