@@ -175,7 +175,7 @@ def test_a_stopped_call_tidies_up_once(tmp_path):
     """Bug: Ctrl-C reaches each job, and so does the word of the call that it stops: the second one falls into the
     tidying up after the first."""
     code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it\n"
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job\n"
         "from pathlib import Path; from workbench.lanes import Job, abreast; from tests.test_lanes import tidy\n"
         f"folder = Path({str(tmp_path)!r})\n"
         "abreast([Job('a', tidy, (folder,))], 1, folder)"
