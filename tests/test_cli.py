@@ -124,7 +124,7 @@ def test_another_seed_is_another_training_in_a_folder_of_its_own(tmp_path, monke
     capsys.readouterr()
     assert cli.main(["claims", "--runs", str(tmp_path)]) == 0
     [row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("a.b")]
-    assert row.split()[:3] == ["a.b", "holds", "0.25"] and "seed 3: 3.25 holds" in row
+    assert row.split()[:3] == ["a.b", "holds", "0.25"] and "3: 3.25 holds" in row
     told = (tmp_path / "seed-3" / "nano" / "reproduce.jsonl").read_text().splitlines()
     assert [json.loads(line)["peak_mb"] for line in told] == [9, 9]
     assert cli.main(["reproduce", "--seed", "-1"]) == 2 and "--seed -1" in capsys.readouterr().err

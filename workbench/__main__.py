@@ -203,7 +203,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--marimo", action="store_true", help="run the marimo build instead")
     made = command(reproduce, "run the whole series, print the claims, write the gallery")
     made.add_argument("--again", action="store_true", help="run every notebook again; finished stages stay")
-    told = "train all again on other problems, in runs/seed-<n>; the claims are then told beside those of seed 0"
+    told = "train all again on other problems, in runs/seed-<n>; from three trainings on claims are of all of them"
     made.add_argument("--seed", type=int, default=0, help=told)
     made = command(claims, "print what the notebooks found, with intervals")
     made.add_argument("--json", action="store_true", help="for machines")

@@ -9,13 +9,13 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from .pipeline import runs_folder
 from .runs import write
-from .scaling import Estimate, Ratio
+from .scaling import Estimate, Ratio, over_trainings
 from .types import WorkbenchError, aligned
 
 Verdict = Literal["holds", "fails", "undecided", "not measured"]
@@ -84,7 +84,8 @@ def told(
 @dataclass(frozen=True)
 class Claim:
     """One finding. `text` says what would hold, `source` who said so (paper, or the o1 report), `goal` when it does;
-    `said` is the source's own number, "" where it gives none. An `estimate` of None says that it was not measured.
+    `said` is the source's own number, "" where it gives none. An `estimate` of None says that it was not measured; its
+    interval is over problems, or over `trainings` where they are several: see `summed`.
 
     The verdict is a property: it follows from the estimate and cannot be typed in, nor read from a file.
 
@@ -98,6 +99,7 @@ class Claim:
     goal: str
     estimate: Estimate | Ratio | None
     said: str = ""
+    trainings: int = 1
 
     @property
     def verdict(self) -> Verdict:
@@ -106,7 +108,8 @@ class Claim:
     def row(self) -> dict:
         """The claim as one flat JSON object."""
         rest = {"id": self.id, "source": self.source, "text": self.text, "goal": self.goal, "verdict": self.verdict}
-        return rest | {"said": self.said} | (asdict(self.estimate) if self.estimate else {})
+        rest |= {"said": self.said, "trainings": self.trainings}
+        return rest | (asdict(self.estimate) if self.estimate else {})
 
     @property
     def interval(self) -> str:
@@ -165,19 +168,17 @@ def load(runs: str | Path, profile: str) -> list[Claim]:
 
 
 def to_json(claims: Iterable[Claim] | Mapping[int, Iterable[Claim]]) -> str:
-    """The claims of one training, or of several, as a JSON list of objects, for machines; `again`: seed -> the same
-    claim of another training.
+    """The claims of one training, or of several (`summed`), as a JSON list of objects, for machines; `each`: seed ->
+    what that training says, where there are several.
 
     >>> json.loads(to_json([Claim("a.b", "me", "it works", "> 0", Estimate(1.0, None, None, 1))]))[0]["verdict"]
     'undecided'
     """
-    first, *others = (claims if isinstance(claims, Mapping) else {0: claims}).items()
-    rows = {claim.id: claim.row() for claim in first[1]}
-    for seed, found in others:
-        for claim in found:
-            if claim.id in rows:
-                rows[claim.id].setdefault("again", {})[seed] = claim.row()
-    return json.dumps(list(rows.values()), indent=1, ensure_ascii=False, allow_nan=False)
+    told = []
+    for claim, each in summed(claims):
+        rows = {seed: other.row() for seed, other in each.items() if other}
+        told.append(claim.row() | ({"each": rows} if rows else {}))
+    return json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False)
 
 
 HEADS = (  # of the columns of every table of claims
@@ -185,10 +186,11 @@ HEADS = (  # of the columns of every table of claims
     "verdict",
     "value",
     "95 % interval",
+    "over",
     "goal",
     "n",
     "samples",
-    "trained again",
+    "each training",
     "the source says",
     "what would hold",
     "source",
@@ -203,30 +205,51 @@ def trainings(runs: str | Path, profile: str) -> dict[int, list[Claim]]:
     return {seed: claims for seed, claims in found.items() if claims or not seed}
 
 
-def cells(claim: Claim, again: Mapping[int, Claim | None] = {}) -> tuple[str, ...]:
-    """What a table says of a claim under `HEADS`; `again`: seed -> the same claim where all was trained anew."""
+def summed(found: Iterable[Claim] | Mapping[int, Iterable[Claim]]) -> list[tuple[Claim, dict[int, Claim | None]]]:
+    """(claim, {seed: what that training says}) of each claim of the first of `trainings`; of one training, (claim, {}).
+
+    Where three trainings or more measured it, the claim's number is their mean and its interval is over them
+    (`over_trainings`); if another was asked and could not, there is no interval. Where fewer did, the number is the
+    first's and its interval is over problems.
+    """
+    found = found if isinstance(found, Mapping) else {0: found}
+    by_id = {seed: {claim.id: claim for claim in claims} for seed, claims in found.items()}
+    by_id = {seed: claims for seed, claims in by_id.items() if claims}
+    out = []
+    for id, claim in next(iter(by_id.values()), {}).items():
+        each = {seed: claims.get(id) for seed, claims in by_id.items()} if len(by_id) > 1 else {}
+        asked = [c for c in each.values() if c]
+        numbers = [c.estimate for c in asked if c.estimate]
+        if mean := over_trainings(numbers):
+            mean = mean if len(numbers) == len(asked) else replace(mean, low=None, high=None)
+            claim = replace(claim, estimate=mean, trainings=len(numbers))
+        out.append((claim, each))
+    return out
+
+
+def cells(claim: Claim, each: Mapping[int, Claim | None] = {}) -> tuple[str, ...]:
+    """What a table says of a claim under `HEADS`; `each`: seed -> the same claim of that training."""
     on = (str(getattr(claim.estimate, name, "–")) for name in ("n", "seeds"))
-    told = (f"seed {seed}: " + (f"{c.value} {c.verdict}" if c and c.estimate else "–") for seed, c in again.items())
-    other = "; ".join(told) or "–"
-    numbers = (claim.value, claim.interval, claim.goal, *on, other, claim.said or "–")
+    told = (f"{seed}: " + (f"{c.value} {c.verdict}" if c and c.estimate else "–") for seed, c in each.items())
+    over = f"{claim.trainings} trainings" if claim.trainings > 1 else "problems"
+    numbers = (claim.value, claim.interval, over, claim.goal, *on, "; ".join(told) or "–", claim.said or "–")
     row = (claim.id, claim.verdict, *numbers, claim.text, claim.source)
     return tuple(" ".join(cell.split()) for cell in row)  # a line break in a text would break the table
 
 
-def rows(found: Mapping[int, Iterable[Claim]]) -> list[tuple[str, ...]]:
-    """`cells` of every claim of the first training, with what the others say of it."""
-    (_, first), *others = ((seed, {claim.id: claim for claim in claims}) for seed, claims in found.items())
-    return [cells(claim, {seed: other.get(id) for seed, other in others}) for id, claim in first.items()]
+def rows(found: Iterable[Claim] | Mapping[int, Iterable[Claim]]) -> list[tuple[str, ...]]:
+    """`cells` of every claim of one training, or of several."""
+    return [cells(claim, each) for claim, each in summed(found)]
 
 
 def table(claims: Iterable[Claim] | Mapping[int, Iterable[Claim]]) -> str:
     """The claims of one training, or of several (`trainings`), as aligned plain text; a missing interval is a dash.
 
-    >>> print(table([Claim("a.b", "me", "it works", "> 0", Estimate(0.25, 0.125, 0.375, 50, 2), "about .3")]))
-    claim  verdict  value  95 % interval   goal  n   samples  trained again  the source says  what would hold  source
-    a.b    holds    0.25   0.125 to 0.375  > 0   50  2        –              about .3         it works         me
+    >>> claim = Claim("a.b", "me", "it works", "> 0", Estimate(0.25, 0.125, 0.375, 50, 2), "about .3")
+    >>> " ".join(table([claim]).splitlines()[1].split())
+    'a.b holds 0.25 0.125 to 0.375 problems > 0 50 2 – about .3 it works me'
     """
-    return aligned([HEADS, *rows(claims if isinstance(claims, Mapping) else {0: claims})])
+    return aligned([HEADS, *rows(claims)])
 
 
 def page(found: Mapping[int, list[Claim]], profile: str, date: str) -> str:
@@ -234,21 +257,21 @@ def page(found: Mapping[int, list[Claim]], profile: str, date: str) -> str:
 
     >>> claim = Claim("a.b", "me", "it works", "> 0", Estimate(0.25, 0.125, 0.375, 50, 2))
     >>> print(page({0: [claim], 1: [claim]}, "nano", "2026-11-01").splitlines()[-1])
-    | a.b | holds | 0.25 | 0.125 to 0.375 | > 0 | 50 | 2 | seed 1: 0.25 holds | – | it works | me |
+    | a.b | holds | 0.25 | 0.125 to 0.375 | problems | > 0 | 50 | 2 | 0: 0.25 holds; 1: 0.25 holds | – | it works | me |
     """
     where = f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}"
-    first = next(iter(found.values()))
-    count = {verdict: sum(claim.verdict == verdict for claim in first) for verdict in get_args(Verdict)}
+    told = summed(found)
+    count = {verdict: sum(claim.verdict == verdict for claim, _ in told) for verdict in get_args(Verdict)}
     lines = [
         "# What was found",
         "",
         f"Written by `make reproduce` on {date}; profile `{profile}`; {where}. A verdict follows from the interval: "
         "the whole of it meets the goal (holds), all of it misses it (fails), or neither (undecided).",
         "",
-        "Intervals are over n problems (samples: chains of each), not over trainings. " + _again(found),
+        _over(told),
         "",
-        f"{len(first)} claims: " + ", ".join(f"{n} {verdict}" for verdict, n in count.items() if n) + ". Nothing pays "
-        f"for there being so many: were none true, about {len(first) / 40:.1f} would hold by luck.",
+        f"{len(told)} claims: " + ", ".join(f"{n} {verdict}" for verdict, n in count.items() if n) + ". Nothing pays "
+        f"for there being so many: were none true, about {len(told) / 40:.1f} would hold by luck.",
         "",
         "| " + " | ".join(HEADS) + " |",
         "|---" * len(HEADS) + "|",
@@ -257,19 +280,22 @@ def page(found: Mapping[int, list[Claim]], profile: str, date: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _again(found: Mapping[int, list[Claim]]) -> str:
-    """How the other trainings bear the first one out."""
-    (_, first), *others = found.items()
-    if not others:
-        return "Every model behind them was trained once; `make reproduce SEED=1` trains the series again."
-    told = []
-    for seed, claims in others:
-        verdicts = {claim.id: claim.verdict for claim in claims}
-        both = [(c.verdict, verdicts.get(c.id, "not measured")) for c in first if c.estimate]
-        held, lost = [v for u, v in both if u == "holds"], [v for _, v in both if v == "not measured"]
-        told.append(
-            f"seed {seed}: of {len(both)} claims {sum(u == v for u, v in both)} have the same verdict and {len(lost)} "
-            f"were not measured again; of {len(held)} that held {held.count('holds')} hold again "
-            f"({held.count('not measured')} not measured)"
-        )
-    return "The series was trained again, on other problems, and tested on others, with " + ", with ".join(told) + "."
+def _over(told: list[tuple[Claim, dict[int, Claim | None]]]) -> str:
+    """What the intervals are over, and what became of the first training's verdicts."""
+    seeds = ", ".join(map(str, told[0][1])) if told else ""
+    trained = (
+        f"The series was trained with seeds {seeds}: other problems and other test problems each."
+        if seeds
+        else "Every model behind them was trained once."
+    )
+    one = "Where `over` says problems, the interval is over n problems (samples: chains of each) of the first training."
+    both = [(claim.verdict, next(c.verdict for c in each.values() if c)) for claim, each in told if claim.trainings > 1]
+    if not both:
+        again = "`make reproduce SEED=1` trains the series again; from three trainings on, intervals are over them."
+        return f"{trained} {one} {again}"
+    same, held = sum(over == first for over, first in both), [over for over, first in both if first == "holds"]
+    return (
+        f"{trained} Where `over` names trainings, the value is their mean and the interval Student's t over them. "
+        f"{one} Of {len(both)} claims over trainings {same} have the verdict that the first training alone gives; of "
+        f"{len(held)} that hold there {held.count('holds')} hold over trainings."
+    )

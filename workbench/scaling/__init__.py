@@ -40,6 +40,7 @@ from .stats import (
     discordance,
     holm,
     mcnemar,
+    over_trainings,
     paired_bootstrap,
     power,
     problems_needed,

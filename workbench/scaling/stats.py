@@ -84,6 +84,36 @@ def ratio(value: float, lower: np.ndarray, upper: np.ndarray, n: int, bound: str
     return Ratio(float(value), *ends, n, bound)
 
 
+def over_trainings(found: Sequence[Estimate | Ratio]) -> Estimate | Ratio | None:
+    """The mean of one number over trainings, with the 95 % interval of Student's t.
+
+    Every training has its own seed, problems and test problems, so that the spread of their numbers is all that an
+    interval over problems holds and what training itself adds. The interval is of the mean: one training more may lie
+    outside it. Ratios are averaged as logarithms; where one of them is
+    only a bound, both ends are open. `n` is the fewest problems of any. None for fewer than three trainings, since the
+    t of two is twelve times the error. No interval where all are equal. Left out: weights by each one's own interval.
+
+    >>> print(over_trainings([Estimate(v, None, None, 240) for v in (0.1, 0.2, 0.3)]))
+    0.2 [-0.0484 to 0.448; n=240, seeds=1]
+    >>> print(over_trainings([Ratio(v, None, None, 240) for v in (1, 2, 4)]), over_trainings([]))
+    2 [0.357 to 11.2; n=240] None
+    """
+    from scipy.stats import t
+
+    if len(found) < 3:
+        return None
+    n, ratios = min(e.n for e in found), isinstance(found[0], Ratio)
+    values = np.log([e.value for e in found]) if ratios else np.array([e.value for e in found])
+    mean = float(values.mean())
+    reach = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
+    if ratios:
+        bound = next((e.bound for e in found if e.bound), "")
+        ends = (None, None) if bound or not reach else (math.exp(mean - reach), math.exp(mean + reach))
+        return Ratio(math.exp(mean), *ends, n, bound)
+    ends = (mean - reach, mean + reach) if reach > 1e-12 else (None, None)
+    return Estimate(mean, *ends, n, min(e.seeds for e in found))
+
+
 # Bootstrap
 
 
