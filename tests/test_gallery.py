@@ -189,6 +189,7 @@ def test_in_a_browser_without_network(root):
         page.on("request", lambda request: trouble.append(request.url) if request.url.startswith("http") else None)
         page.goto(index.as_uri())
         assert page.locator(".card img").evaluate("image => image.naturalWidth") == 1
+        page.wait_for_selector(".picture .main-svg")  # the claims
         page.click(".card")
         page.wait_for_selector(".figure .main-svg")
         assert page.locator("math").count() >= 1

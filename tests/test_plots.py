@@ -9,8 +9,9 @@ import plotly.graph_objects as go
 import pytest
 
 from workbench import judging, plots
+from workbench.claims import Claim
 from workbench.judging import Depth, Response
-from workbench.scaling import Bin, Estimate, Point, PowerLaw, reliability
+from workbench.scaling import Bin, Estimate, Point, PowerLaw, Ratio, reliability
 from workbench.types import Node, Record, Step, Trace, WorkbenchError
 
 
@@ -41,7 +42,16 @@ CHOICE = judging.best_of_n(
     {f"p/{i}": [Response(5, True, 0.2 * j) for j in range(3)] + [Response(6, False, i % 3 * 2 - 3)] for i in range(30)}
 )
 
+
+def found(seed=0):
+    gain = Claim("rl.gain", "o1", "a <b>gain</b>", "> 0", Estimate(0.1 + seed / 100, 0.05, 0.4, 50))
+    factor = Claim("scaling.factor", "Snell", "it saves", ">= 4", Ratio(2.0 + seed, 1.0, None, 50))
+    share = Claim("sft.share", "o1", "some", "in .3...7", Estimate(0.9, None, None, 50))
+    return [gain, Claim("x.lost", "o1", "not measured", "< 0", None), factor, share]
+
+
 ALL = {
+    "findings": lambda: plots.findings({seed: found(seed) for seed in range(3)}),
     "accuracy_vs_flops": lambda: plots.accuracy_vs_flops(POINTS, baseline=0.5),
     "coverage": lambda: plots.coverage(
         {"sample": [(k, Estimate(v, v - 0.1, v + 0.1, 50, 64)) for k, v in [(1, 0.3), (8, 0.6), (64, 0.9)]]},
@@ -236,6 +246,7 @@ def test_a_value_that_is_no_number_is_a_gap_and_counted(value):
         (lambda: plots.reliability_plot([Bin(0, 1, None, None, 0)]), "no bin has a step"),
         (lambda: plots.learning_curve([]), "no rows of history, so no 'accuracy'"),
         (lambda: plots.proxy_vs_truth([]), "no rows of history, so no 'proxy'"),
+        (lambda: plots.findings([]), "no claims to draw: run the notebooks"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_by_name(draw, message):
@@ -365,6 +376,25 @@ def test_over_optimisation_shows_the_score_beside_the_accuracy():
     )
     with pytest.raises(WorkbenchError, match="no response has a score"):
         plots.over_optimisation(judging.best_of_n({"p": [Response(5, True, None)]}))
+
+
+def test_findings_show_every_training_and_where_a_claim_holds():
+    """Bugs: the mean hides how far trainings lie apart; an open end drawn as a number; a claim that was not measured
+    dropped; a ratio on a linear axis; the goal without its side."""
+    fig = plots.findings({seed: found(seed) for seed in range(3)})
+    assert fig.layout.title.text == "4 claims: 1 holds, 2 undecided, 1 not measured" and "3 trainings" in words(fig)
+    assert list(fig.layout.yaxis.ticktext) == ["rl.gain", "x.lost", "sft.share"] and fig.layout.xaxis2.type == "log"
+    rings = [list(t.x) for t in fig.data if t.marker.symbol == "circle-open"]
+    assert rings == [pytest.approx([0.1, 0.11, 0.12]), [0.9] * 3, pytest.approx([2, 3, 4])]
+    gain, factor = (list(t.x) for t in fig.data if t.mode == "lines")
+    assert 0.08 < gain[0] < gain[1] < 0.14 and factor[0] > 1, "the interval is theirs, not the first one's"
+    goals = [(list(t.x), t.marker.symbol) for t in fig.data if t.hoverinfo == "skip" and t.mode == "markers"]
+    assert goals[:2] == [([0], ("triangle-right",)), ([0], ("triangle-left",))]
+    assert goals[2] == ([0.3, 0.7], ("triangle-right", "triangle-left"))
+    alone = plots.findings(found())
+    assert "ring" not in words(alone) and "4 claims: 1 holds, 2 undecided" in alone.layout.title.text
+    [span] = [t for t in alone.data if t.mode == "lines"]
+    assert list(span.x) == [0.05, 0.4], "the factor's upper end is open"
 
 
 def test_tree_fades_what_was_pruned_and_hides_no_text():

@@ -21,7 +21,7 @@ from .types import WorkbenchError, aligned
 Verdict = Literal["holds", "fails", "undecided", "not measured"]
 
 _NUMBER = r"([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)"
-_GOAL = re.compile(rf"(>=|<=|>|<)\s*{_NUMBER}|in\s+{_NUMBER}\s*\.\.\s*{_NUMBER}", re.IGNORECASE)
+GOAL = re.compile(rf"(>=|<=|>|<)\s*{_NUMBER}|in\s+{_NUMBER}\s*\.\.\s*{_NUMBER}", re.IGNORECASE)
 
 
 def decide(estimate: Estimate | Ratio | None, goal: str) -> Verdict:
@@ -34,7 +34,7 @@ def decide(estimate: Estimate | Ratio | None, goal: str) -> Verdict:
     >>> [decide(Estimate(0.2, low, 0.3, n=50), "> 0") for low in (0.1, -0.1)], decide(Estimate(-1, -2, 0, 9), "> 0")
     (['holds', 'undecided'], 'fails')
     """
-    match = _GOAL.fullmatch(goal.strip())
+    match = GOAL.fullmatch(goal.strip())
     if not match:
         raise WorkbenchError(f"cannot read the goal {goal!r}: write it like '> 0', '<= 0.1' or 'in 0.3..0.7'")
     sign, bound, start, end = match.groups()

@@ -350,9 +350,11 @@ def _spent(status: Mapping[str, Any]) -> str:
 
 def _claims(runs: Path, profile: str, root: Path) -> str:
     from .claims import HEADS, rows
+    from .plots import findings
 
+    found = series.trainings(profile, runs, root=root)[0]
     lines, heads = [], (HEADS[-2], *HEADS[1:-2], HEADS[-1])
-    for name, verdict, *numbers, text, source in rows(series.trainings(profile, runs, root=root)[0]):
+    for name, verdict, *numbers, text, source in rows(found):
         row = [f'<td>{html.escape(text)}<br><span class="soft">{html.escape(name)}</span></td>']
         row.append(f'<td class="{verdict}">{verdict}</td>')
         row += [f'<td class="number">{html.escape(cell)}</td>' for cell in numbers]
@@ -360,7 +362,8 @@ def _claims(runs: Path, profile: str, root: Path) -> str:
     if not lines:
         return ""
     head = "".join(f"<th>{name}</th>" for name in heads)
-    return f'<h2>What was found</h2><div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+    picture = f'<div class="picture">{_figure(json.loads(findings(found).to_json()), None)}</div>'
+    return f'<h2>What was found</h2>{picture}<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
 
 
 def _document(title: str, body: str, head: str = "", kind: str = "") -> str:
