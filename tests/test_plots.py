@@ -383,18 +383,25 @@ def test_findings_show_every_training_and_where_a_claim_holds():
     dropped; a ratio on a linear axis; the goal without its side."""
     fig = plots.findings({seed: found(seed) for seed in range(3)})
     assert fig.layout.title.text == "4 claims: 1 holds, 2 undecided, 1 not measured" and "3 trainings" in words(fig)
-    assert list(fig.layout.yaxis.ticktext) == ["rl.gain", "x.lost", "sft.share"] and fig.layout.xaxis2.type == "log"
+    assert (
+        list(fig.layout.yaxis.ticktext) == ["rl.gain", "x.lost (problems)", "sft.share"]
+        and fig.layout.xaxis2.type == "log"
+    )
     rings = [list(t.x) for t in fig.data if t.marker.symbol == "circle-open"]
     assert rings == [pytest.approx([0.1, 0.11, 0.12]), [0.9] * 3, pytest.approx([2, 3, 4])]
     gain, factor = (list(t.x) for t in fig.data if t.mode == "lines")
-    assert 0.08 < gain[0] < gain[1] < 0.14 and factor[0] > 1, "the interval is theirs, not the first one's"
+    assert 0.08 < gain[0] < gain[1] < 0.14, "the interval is theirs, not the first one's"
+    assert 1 < factor[0] < factor[1] == pytest.approx(24 ** (1 / 3)), "from the known end to the value"
+    hollow = [list(t.x) for t in fig.data if t.marker.symbol == "diamond-open"]
+    assert hollow == [[0.9], pytest.approx([24 ** (1 / 3)])], "no interval, and half of one"
     goals = [(list(t.x), t.marker.symbol) for t in fig.data if t.hoverinfo == "skip" and t.mode == "markers"]
     assert goals[:2] == [([0], ("triangle-right",)), ([0], ("triangle-left",))]
     assert goals[2] == ([0.3, 0.7], ("triangle-right", "triangle-left"))
     alone = plots.findings(found())
     assert "ring" not in words(alone) and "4 claims: 1 holds, 2 undecided" in alone.layout.title.text
-    [span] = [t for t in alone.data if t.mode == "lines"]
-    assert list(span.x) == [0.05, 0.4], "the factor's upper end is open"
+    assert [list(t.x) for t in alone.data if t.mode == "lines"] == [[0.05, 0.4], [1, 2]], "the upper end is open"
+    few = {s: found(s)[:1] + (found(s)[2:] if not s else []) for s in range(3)}
+    assert list(plots.findings(few).layout.yaxis.ticktext) == ["rl.gain", "sft.share (problems)"]
 
 
 def test_tree_fades_what_was_pruned_and_hides_no_text():

@@ -206,24 +206,27 @@ def trainings(runs: str | Path, profile: str) -> dict[int, list[Claim]]:
 
 
 def summed(found: Iterable[Claim] | Mapping[int, Iterable[Claim]]) -> list[tuple[Claim, dict[int, Claim | None]]]:
-    """(claim, {seed: what that training says}) of each claim of the first of `trainings`; of one training, (claim, {}).
+    """(claim, {seed: what that training says}) of every claim of `trainings`; of one training, (claim, {}).
 
-    Where three trainings or more measured it, the claim's number is their mean and its interval is over them
-    (`over_trainings`); if another was asked and could not, there is no interval. Where fewer did, the number is the
-    first's and its interval is over problems.
+    Where three trainings or more have the claim, its number is the mean of those that measured it and its interval is
+    over them (`over_trainings`); if another could not, there is none. Where fewer have it, or only one measured it, the
+    number is that of the first that did and its interval is over problems. One with another goal, which older code
+    may have left, is told and not averaged.
     """
     found = found if isinstance(found, Mapping) else {0: found}
     by_id = {seed: {claim.id: claim for claim in claims} for seed, claims in found.items()}
     by_id = {seed: claims for seed, claims in by_id.items() if claims}
     out = []
-    for id, claim in next(iter(by_id.values()), {}).items():
-        each = {seed: claims.get(id) for seed, claims in by_id.items()} if len(by_id) > 1 else {}
-        asked = [c for c in each.values() if c]
+    for id in dict.fromkeys(id for claims in by_id.values() for id in claims):
+        each = {seed: claims.get(id) for seed, claims in by_id.items()}
+        claim = next((c for c in each.values() if c and c.estimate), next(c for c in each.values() if c))
+        asked = [c for c in each.values() if c and c.goal == claim.goal]
         numbers = [c.estimate for c in asked if c.estimate]
-        if mean := over_trainings(numbers):
+        if len(asked) > 2 and len(numbers) > 1:
+            mean = over_trainings(numbers)
             mean = mean if len(numbers) == len(asked) else replace(mean, low=None, high=None)
             claim = replace(claim, estimate=mean, trainings=len(numbers))
-        out.append((claim, each))
+        out.append((claim, each if len(by_id) > 1 else {}))
     return out
 
 
@@ -282,20 +285,22 @@ def page(found: Mapping[int, list[Claim]], profile: str, date: str) -> str:
 
 def _over(told: list[tuple[Claim, dict[int, Claim | None]]]) -> str:
     """What the intervals are over, and what became of the first training's verdicts."""
-    seeds = ", ".join(map(str, told[0][1])) if told else ""
+    seeds = list(told[0][1]) if told else []
+    named = ", ".join(map(str, seeds))
     trained = (
-        f"The series was trained with seeds {seeds}: other problems and other test problems each."
+        f"The series was trained with seeds {named}: other problems and other test problems each."
         if seeds
         else "Every model behind them was trained once."
     )
-    one = "Where `over` says problems, the interval is over n problems (samples: chains of each) of the first training."
-    both = [(claim.verdict, next(c.verdict for c in each.values() if c)) for claim, each in told if claim.trainings > 1]
-    if not both:
-        again = "`make reproduce SEED=1` trains the series again; from three trainings on, intervals are over them."
-        return f"{trained} {one} {again}"
+    one = "Where `over` says problems, the interval is over n problems (samples: chains of each) of one training."
+    if len(seeds) < 3:
+        again = f"`make reproduce SEED={max(seeds, default=0) + 1}` trains the series again; from three trainings on, "
+        return f"{trained} {one} {again}intervals are over them."
+    both = [(c.verdict, first.verdict) for c, each in told if c.trainings > 1 and (first := each[seeds[0]])]
     same, held = sum(over == first for over, first in both), [over for over, first in both if first == "holds"]
     return (
-        f"{trained} Where `over` names trainings, the value is their mean and the interval Student's t over them. "
-        f"{one} Of {len(both)} claims over trainings {same} have the verdict that the first training alone gives; of "
-        f"{len(held)} that hold there {held.count('holds')} hold over trainings."
+        f"{trained} Where `over` names trainings, the value is their mean and the interval Student's t over them (none "
+        f"where another training could not measure it); n and samples are the fewest of any. {one} Of {len(both)} "
+        f"claims over trainings {same} have the verdict that seed {seeds[0]} alone gives; of {len(held)} that hold "
+        f"there {held.count('holds')} hold over trainings. With so few of them undecided often means too few."
     )

@@ -21,7 +21,8 @@ def findings(found: Iterable[Claim] | Mapping[int, Iterable[Claim]]) -> go.Figur
     """Every claim of one training or of several (`claims.trainings`): its value and interval in the colour of its
     verdict, a ring for each training where there are several, and at the goal a triangle that points where it lies.
 
-    Ratios stand apart, on a log axis; an end that is open is not drawn. A claim that was not measured keeps its line.
+    Ratios stand apart, on a log axis. An interval with an open end is drawn from the other one to the value, and the
+    value hollow, as it is without an interval. A claim that was not measured keeps its line.
     Errors: no claims.
 
     >>> from workbench.scaling import Estimate
@@ -33,25 +34,25 @@ def findings(found: Iterable[Claim] | Mapping[int, Iterable[Claim]]) -> go.Figur
     if not told:
         raise WorkbenchError("no claims to draw: run the notebooks with `make reproduce`")
     kinds = [[pair for pair in told if isinstance(pair[0].estimate, Ratio) == ratio] for ratio in (False, True)]
-    kinds = [kind for kind in kinds if kind]
+    kinds, most = [kind for kind in kinds if kind], max(claim.trainings for claim, _ in told)
     shares = [len(kind) + 2 for kind in kinds]
     fig = make_subplots(len(kinds), 1, row_heights=shares, vertical_spacing=70 / (22 * sum(shares) + 150))
     for row, kind in enumerate(kinds, 1):
         for place, (claim, each) in enumerate(kind):
             _line(fig, claim, each, place, row)
-        ids = [html.escape(claim.id) for claim, _ in kind]
+        alone = [" (problems)" * (most > 1 and claim.trainings < 2) for claim, _ in kind]  # what its interval is over
+        ids = [html.escape(claim.id) + more for (claim, _), more in zip(kind, alone, strict=True)]
         axis = dict(tickvals=list(range(len(ids))), ticktext=ids, range=[len(ids) - 0.4, -0.6], tickfont=dict(size=12))
         fig.update_yaxes(**axis, row=row, col=1)
         if isinstance(kind[0][0].estimate, Ratio):
             fig.update_xaxes(type="log", dtick=1, row=row, col=1)
     count = {verdict: sum(claim.verdict == verdict for claim, _ in told) for verdict in get_args(Verdict)}
     title = f"{len(told)} claim{'s' * (len(told) > 1)}: " + ", ".join(f"{n} {v}" for v, n in count.items() if n)
-    most = max(claim.trainings for claim, _ in told)
     over = f"means of up to {most} trainings" if most > 1 else "the first training's numbers"
     rings = "; a ring is one training" if any(each for _, each in told) else ""
     caption = f"{over}, with 95 % intervals{rings}; triangles point to where a claim holds (green; red: fails)."
     fig.update_layout(width=860, height=22 * sum(shares) + 190)
-    frame(fig, title, "value", caption).layout.annotations[-1].update(xshift=-226)
+    frame(fig, title, "value", caption).layout.annotations[-1].update(xshift=-226)  # under the names, too
     fig.for_each_xaxis(lambda axis: axis.title.update(text="ratio (log scale)") if axis.type == "log" else None)
     return fig.update_layout(margin=dict(l=240))
 
@@ -60,22 +61,21 @@ def _line(fig: go.Figure, claim: Claim, each: Mapping[int, Claim | None], place:
     """One claim's goal, trainings, interval and value."""
     at, tint, e = {"row": row, "col": 1}, _VERDICTS[claim.verdict], claim.estimate
     sign, *ends = GOAL.fullmatch(claim.goal.strip()).groups()
-    goals, way = (
-        [float(end) for end in ends if end],
-        {">": ["right"], "<": ["left"]}.get((sign or "")[:1], ["right", "left"]),
-    )
+    goals = [float(end) for end in ends if end]
+    way = {">": ["right"], "<": ["left"]}.get((sign or "")[:1], ["right", "left"])
     mark = dict(symbol=[f"triangle-{side}" for side in way], size=11, color="#B9B9B9")
     fig.add_scatter(x=goals, y=[place] * len(goals), mode="markers", marker=mark, hoverinfo="skip", **at)
     if e is None:
         return
     told = f"<b>{html.escape(claim.id)}</b> {claim.verdict}<br>{claim.value} [{claim.interval}], goal {claim.goal}"
-    if e.low is not None and e.high is not None:
-        line = dict(color=tint, width=3)
-        fig.add_scatter(x=[e.low, e.high], y=[place] * 2, mode="lines", line=line, hoverinfo="skip", **at)
+    ends = [end for end in (e.low, e.high) if end is not None]
+    if ends:
+        line, x = dict(color=tint, width=3), ends if len(ends) > 1 else sorted([*ends, e.value])
+        fig.add_scatter(x=x, y=[place] * 2, mode="lines", line=line, hoverinfo="skip", **at)
     rings = [(seed, c.estimate.value) for seed, c in each.items() if c and c.estimate]
     ring = dict(symbol="circle-open", size=8, color=INK, line=dict(width=1))
     words = [f"seed {seed}: {value:.3g}" for seed, value in rings]
     x = [value for _, value in rings]
     fig.add_scatter(x=x, y=[place] * len(x), mode="markers", marker=ring, text=words, hoverinfo="text", **at)
-    dot = dict(size=10, color=tint)
+    dot = dict(size=10, color=tint, symbol="circle" if len(ends) > 1 else "diamond-open")
     fig.add_scatter(x=[e.value], y=[place], mode="markers", marker=dot, text=[told], hoverinfo="text", **at)

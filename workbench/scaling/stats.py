@@ -84,34 +84,37 @@ def ratio(value: float, lower: np.ndarray, upper: np.ndarray, n: int, bound: str
     return Ratio(float(value), *ends, n, bound)
 
 
-def over_trainings(found: Sequence[Estimate | Ratio]) -> Estimate | Ratio | None:
+def over_trainings(found: Sequence[Estimate | Ratio]) -> Estimate | Ratio:
     """The mean of one number over trainings, with the 95 % interval of Student's t.
 
-    Every training has its own seed, problems and test problems, so that the spread of their numbers is all that an
-    interval over problems holds and what training itself adds. The interval is of the mean: one training more may lie
-    outside it. Ratios are averaged as logarithms; where one of them is
-    only a bound, both ends are open. `n` is the fewest problems of any. None for fewer than three trainings, since the
-    t of two is twelve times the error. No interval where all are equal. Left out: weights by each one's own interval.
+    Every training has its own seed, problems and test problems, so that the spread of their numbers holds the noise of
+    problems and that of training. The interval is of the mean: one training more may lie outside it. Ratios are
+    averaged as logarithms. `n` and `seeds` are the fewest of any. No interval: of fewer than three trainings (the t of
+    two is 12.7), where one of them has none, where all are equal. An end of a ratio that is open in one is open here,
+    and both are where one is only a bound. Errors: none, or ratios among others. Left out: weights by each one's own
+    interval; ends are not kept inside the range of a share.
 
-    >>> print(over_trainings([Estimate(v, None, None, 240) for v in (0.1, 0.2, 0.3)]))
+    >>> print(over_trainings([Estimate(v, 0, 1, 240) for v in (0.1, 0.2, 0.3)]))
     0.2 [-0.0484 to 0.448; n=240, seeds=1]
-    >>> print(over_trainings([Ratio(v, None, None, 240) for v in (1, 2, 4)]), over_trainings([]))
-    2 [0.357 to 11.2; n=240] None
+    >>> print(over_trainings([Ratio(v, v / 2, 9, 240) for v in (1, 2, 4)]))
+    2 [0.357 to 11.2; n=240]
     """
     from scipy.stats import t
 
-    if len(found) < 3:
-        return None
+    if len({type(e) for e in found}) != 1:
+        raise WorkbenchError("a mean over trainings needs numbers of one kind: estimates, or ratios")
     n, ratios = min(e.n for e in found), isinstance(found[0], Ratio)
     values = np.log([e.value for e in found]) if ratios else np.array([e.value for e in found])
-    mean = float(values.mean())
-    reach = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
-    if ratios:
-        bound = next((e.bound for e in found if e.bound), "")
-        ends = (None, None) if bound or not reach else (math.exp(mean - reach), math.exp(mean + reach))
-        return Ratio(math.exp(mean), *ends, n, bound)
-    ends = (mean - reach, mean + reach) if reach > 1e-12 else (None, None)
-    return Estimate(mean, *ends, n, min(e.seeds for e in found))
+    mean, spread = float(values.mean()), float(values.std(ddof=1)) if len(found) > 2 else 0.0
+    reach = float(t.ppf(0.975, max(1, len(found) - 1))) * spread / len(found) ** 0.5
+    ends = [mean - reach, mean + reach] if reach > 1e-12 else [None, None]
+    if not ratios:
+        ends = [None, None] if any(e.low is None for e in found) else ends
+        return Estimate(mean, *ends, n, min(e.seeds for e in found))
+    bounds = {e.bound for e in found} - {""}
+    known = [not bounds and all(getattr(e, side) is not None for e in found) for side in ("low", "high")]
+    ends = [math.exp(end) if end is not None and sure else None for end, sure in zip(ends, known, strict=True)]
+    return Ratio(math.exp(mean), *ends, n, bounds.pop() if len(bounds) == 1 else "")
 
 
 # Bootstrap
