@@ -124,6 +124,18 @@ def test_a_run_that_was_killed_goes_on(asked, tmp_path):
     assert {branch.problem for branch in trees.load(cut.path / "trees.jsonl")} == {p.id for p in asked(40)}
 
 
+def test_a_search_of_ones_own_is_called_by_its_name(asked, tmp_path):
+    """Bug: a function where a name is known was written as JSON, and failed after the work."""
+    from workbench.search import get
+
+    def mine(root, *, n=2):
+        return (yield from get("majority")(root, n=n))
+
+    run = Run.open(tmp_path / "run", {}, {})
+    assert evaluate.into(run, asked(3), mine, COIN, n=2) == 3
+    assert {row["knobs"]["method"] for row in run.read("records")} == {"mine"}
+
+
 def test_a_problem_that_fails_is_a_record_that_says_why(asked, tmp_path):
     """Bug: one bad problem ends a run of thousands, or vanishes from it."""
 

@@ -418,6 +418,12 @@ def test_the_command_line_judges_a_critic(taught, tokenizer, tmp_path, capsys):
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["prm", "evaluate", str(tmp_path / "model"), str(data), "--out", str(tmp_path / "out")]
+    assert main([*command, "--no-policy"]) and "no head for steps" in capsys.readouterr().err, (
+        "a random one would judge"
+    )
+    data.write_text(json.dumps(rows[0]) + "\n")
+    assert main([*command, "--as", "generative", "--no-policy"]) and "too few problems" in capsys.readouterr().err
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main([*command, *["--as", "generative", "--critiques", "3", "--no-policy"]]) == 0
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "report.json").read_text())

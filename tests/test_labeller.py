@@ -231,6 +231,11 @@ def test_every_action_is_on_the_disk_at_once(tmp_path):
     assert all(row["seconds"] >= 0 and row["at"].endswith("Z") for row in rows[1:])
 
 
+def test_a_folder_is_no_journal(tmp_path):
+    with pytest.raises(WorkbenchError, match="is a folder: name a .jsonl file"):
+        session(journal=tmp_path)
+
+
 def test_a_half_written_last_line_is_cut_off_and_named(tmp_path):
     path = tmp_path / "anna.jsonl"
     press(session(journal=path), "1 1")

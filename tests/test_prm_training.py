@@ -239,6 +239,13 @@ def test_held_out_problems_are_not_learnt_from(chains, base, tmp_path, encoder):
     assert prompts[0] and prompts[1] and not prompts[0] & prompts[1]
 
 
+def test_too_few_problems_to_hold_some_out_are_told(chains, base, tmp_path):
+    """Bug: "held-out holds no rows: no chain had a label", where no problem had fallen into it."""
+    one = [c for c in chains if c.problem.id == chains[0].problem.id]
+    with pytest.raises(WorkbenchError, match="held-out holds no rows.* raise held_out, or set it to 0"):
+        run(one, base, tmp_path, replace(QUICK, held_out=1e-6))
+
+
 def test_soft_labels_pull_to_their_value(base, tmp_path, chains):
     """Bug: soft labels are rounded."""
     soft = [Labelled(c.problem, c.trace, (0.3,) * len(c.labels)) for c in chains]

@@ -89,7 +89,7 @@ def into(
         held.clear()
 
     found = stream(todo, method, policy, verifier, seed=seed, sampling=sampling, memo=memo, window=window, **knobs)
-    for result in tqdm(found, desc=label or method, unit="problem", disable=not progress):
+    for result in tqdm(found, desc=about["method"], unit="problem", disable=not progress):
         held.append(result)
         made += 1
         if len(held) >= every:
@@ -98,8 +98,8 @@ def into(
     return made
 
 
-def _knobs(method: str, label: str | None, knobs: dict) -> dict:
-    return {"method": label or method, "n": 1, **knobs}
+def _knobs(method, label: str | None, knobs: dict) -> dict:
+    return {"method": label or getattr(method, "__name__", method), "n": 1, **knobs}
 
 
 def _error(result: Result) -> dict:

@@ -735,7 +735,7 @@ def solve_cli(args) -> int:
 
     if not 1 <= args.n <= 1024:
         raise WorkbenchError(f"--n {args.n}: how many chains to grow, from 1 to 1024")
-    series = Series(args.profile, args.runs or "runs", progress=False)
+    series = Series(args.profile, args.runs or "runs")
     problem = series.task.parse(args.problem)
     if problem.level > 2 * series.task.LEVELS[-1] or len(problem.prompt) > 48:
         raise WorkbenchError(f"{problem.prompt} is too long for a chain of {series.profile.chain_tokens} tokens")

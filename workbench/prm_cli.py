@@ -151,6 +151,10 @@ def _unseen(args) -> tuple[list, list, dict]:
         apart = [digest("tuning", chain.problem.id) % 4 == 0 for chain in items]
         tuning = [chain for chain, held in zip(items, apart, strict=True) if held]
         items = [chain for chain, held in zip(items, apart, strict=True) if not held]
+        if not (items and tuning):
+            raise WorkbenchError(
+                f"{args.data} has too few problems to keep a quarter of them for thresholds: name others with --tuning"
+            )
     problems = [c.problem for c in items + tuning] + [some[0][0] for some in sampled.values()]
     if both := learnt({p.prompt for p in problems}):
         raise WorkbenchError(

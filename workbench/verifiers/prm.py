@@ -342,15 +342,13 @@ def train(
         if PartialState().is_main_process:
             Store.write(folder / "rows" / "train", pack(part(False), encoder, counts=counts, **shared))
             if config.held_out:
-                Store.write(folder / "rows" / "held-out", pack(part(True), encoder, **shared))
+                try:
+                    Store.write(folder / "rows" / "held-out", pack(part(True), encoder, **shared))
+                except WorkbenchError as error:
+                    why = f"{error}. Of all problems {config.held_out:g} are held out: raise held_out, or set it to 0"
+                    raise WorkbenchError(why) from error
     rows = Store(folder / "rows" / "train", seed=config.seed)
-    held = None
-    if config.held_out:
-        try:
-            held = Store(folder / "rows" / "held-out")
-        except WorkbenchError as error:
-            why = f"no problem falls into the {config.held_out:g} that are held out: raise held_out, or set it to 0"
-            raise WorkbenchError(why) from error
+    held = Store(folder / "rows" / "held-out") if config.held_out else None
     parts = ("train", "held-out") if config.held_out else ("train",)
     hashes = {f"{part} rows": hash_file(folder / "rows" / part / "rows.bin")[:16] for part in parts}
     size = config.batch * config.accumulate * int(os.environ.get("WORLD_SIZE", 1))
@@ -452,6 +450,13 @@ def open_checkpoint(
     said = about(folder)
     kind = "AutoModelForCausalLM" if said.get("head") == "verdict" else "AutoModelForTokenClassification"
     if not (folder / "adapter_config.json").exists():
+        config = folder / "config.json"
+        made = (json.loads(config.read_text()).get("architectures") or []) if config.exists() else []
+        if not said and made and not any(name.endswith("ForTokenClassification") for name in made):
+            raise WorkbenchError(
+                f"{folder} is a {made[0]}, which has no head for steps (a random one would be put on it): train a PRM "
+                "from it, or judge it as it is, `--as generative` or `--as implicit`"
+            )
         model, tokenizer = load_model(folder, kind)
         return placed(model), tokenizer
     from peft import PeftModel

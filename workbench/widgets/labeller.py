@@ -378,6 +378,8 @@ class Session:
 
     def _open(self) -> None:
         path = self.path
+        if path.is_dir():
+            raise WorkbenchError(f"{path} is a folder: name a .jsonl file for the journal")
         path.parent.mkdir(parents=True, exist_ok=True)
         raw = path.read_bytes() if path.exists() else b""
         begin = _line({"journal": 1, "items": self.hash, "labeller": self.labeller})
