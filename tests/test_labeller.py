@@ -231,6 +231,17 @@ def test_every_action_is_on_the_disk_at_once(tmp_path):
     assert all(row["seconds"] >= 0 and row["at"].endswith("Z") for row in rows[1:])
 
 
+def test_a_rating_behind_an_error_can_be_taken_back():
+    """Bug: with `stop at the first error` on again there is no step to stand on, and the note asked for one."""
+    state = session()
+    state.stop(False)
+    state.press("-")
+    state.press("1")
+    state.stop(True)
+    state.press("u")
+    assert state.note == "taken back: chain 1, step 2" and state.step is None
+
+
 def test_a_folder_is_no_journal(tmp_path):
     with pytest.raises(WorkbenchError, match="is a folder: name a .jsonl file"):
         session(journal=tmp_path)

@@ -142,8 +142,9 @@ class Session:
         if not self._undo:
             self.note = "nothing to undo"
             return
+        chain, step, *_ = self._undo[-1]  # behind an error nothing is asked, and there is no step to stand on
         self._act({"do": "undo"})
-        self.note = f"taken back: chain {self.chain + 1}, step {self.step + 1}"
+        self.note = f"taken back: chain {chain + 1}, step {step + 1}"
 
     def go(self, chain: int, step: int | None = None) -> None:
         """Look at a chain, at one of its asked steps, or (None) at its first open one. Out of range stays put."""
