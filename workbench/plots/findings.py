@@ -60,13 +60,13 @@ def findings(found: Iterable[Claim] | Mapping[int, Iterable[Claim]]) -> go.Figur
 def _line(fig: go.Figure, claim: Claim, each: Mapping[int, Claim | None], place: int, row: int) -> None:
     """One claim's goal, trainings, interval and value."""
     at, tint, e = {"row": row, "col": 1}, _VERDICTS[claim.verdict], claim.estimate
+    if e is None:  # its goal, on whose scale nothing else may be, would only stretch the axis
+        return
     sign, *ends = GOAL.fullmatch(claim.goal.strip()).groups()
     goals = [float(end) for end in ends if end]
     way = {">": ["right"], "<": ["left"]}.get((sign or "")[:1], ["right", "left"])
     mark = dict(symbol=[f"triangle-{side}" for side in way], size=11, color="#B9B9B9")
     fig.add_scatter(x=goals, y=[place] * len(goals), mode="markers", marker=mark, hoverinfo="skip", **at)
-    if e is None:
-        return
     told = f"<b>{html.escape(claim.id)}</b> {claim.verdict}<br>{claim.value} [{claim.interval}], goal {claim.goal}"
     ends = [end for end in (e.low, e.high) if end is not None]
     if ends:
