@@ -22,7 +22,7 @@ from workbench.claims import (
     told,
     trainings,
 )
-from workbench.scaling import Estimate, Ratio, difference
+from workbench.scaling import Estimate, Ratio, difference, over_trainings
 from workbench.types import Record, WorkbenchError
 
 
@@ -188,7 +188,7 @@ def test_from_three_trainings_on_the_verdict_is_theirs():
     assert (one.estimate.low, one.estimate.high) == (pytest.approx(0.1 - reach), pytest.approx(0.1 + reach))
     assert each[0].verdict == "holds" and "3 trainings" in table(of((0, 0.2), (1, 0.0), (4, 0.1)))
     said = page(of((0, 0.2), (1, 0.21), (2, 0.19)), "nano", "2026-11-01")
-    assert "of 1 that hold there 1 hold over trainings" in said and "1 holds" in said
+    assert "of 1 that hold there 1 hold over trainings" in said and "1 claims: 1 holds" in said
     [(part, _)] = summed(of((0, 0.2), (1, 0.21), (2, 0.19), lost=True))
     assert part.verdict == "undecided" and part.trainings == 3 and part.value == "0.2"
     [(factor, _)] = summed(of((0, 2.0), (1, 2.2), (2, 1.8), kind=Ratio, goal=">= 1.5"))
@@ -208,8 +208,13 @@ def test_from_three_trainings_on_the_verdict_is_theirs():
     assert summed(later)[0][0].value == "0.2", "what the first could not measure"
     older = of((0, 0.2), (1, 0.21)) | {2: [Claim("a", "me", "it works", "> 9", Estimate(5, 4, 6, 9))]}
     assert summed(older)[0][0].trainings == 1, "another goal is another claim"
+    for odd in (Ratio(2, 1, 3, 9), Estimate(math.inf, None, None, 9)):
+        mixed = of((0, 0.2), (1, 0.3)) | {2: [Claim("a", "me", "it works", "> 0", odd)]}
+        assert summed(mixed)[0][0].verdict == "undecided" and summed(mixed)[0][0].trainings == 2, "no number like these"
+    below = {s: [Claim("a", "me", "it works", "> 0", Ratio(v, None, 3, 9))] for s, v in enumerate((2.0, -0.5, 3.0))}
+    assert summed(below)[0][0].estimate.value == pytest.approx(6**0.5) and "undecided" in to_json(below)
     with pytest.raises(WorkbenchError, match="one kind"):
-        summed(of((0, 0.2), (1, 0.3)) | {2: [Claim("a", "me", "it works", "> 0", Ratio(2, 1, 3, 9))]})
+        over_trainings([Estimate(0.2, 0, 1, 9), Ratio(2, 1, 3, 9)])
     alike = summed(of((0, 0.2), (1, 0.2), (2, 0.2)))[0][0]
     assert alike.verdict == "undecided", "equal numbers would claim certainty"
 

@@ -44,6 +44,7 @@ FLOORS = (
     ("F7", "widgets"),
     ("F8", "doctor"),
     ("F8", "series"),
+    ("F8", "findings"),
     ("F8", "gallery"),
     ("F8", "prm_cli"),
     ("F8", "__main__"),
@@ -52,7 +53,7 @@ FLOOR = {unit: number for number, (_, units) in enumerate(FLOORS) for unit in un
 # what runs when a figure is drawn again or a finished series is looked at must not wait for torch
 LIGHT = (
     "types format grading runs watch lanes tasks select search trees scaling judging claims".split()
-    + "pretrained plots doctor series gallery prm_cli __main__".split()
+    + "pretrained plots doctor series findings gallery prm_cli __main__".split()
 )
 
 

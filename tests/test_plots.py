@@ -10,6 +10,7 @@ import pytest
 
 from workbench import judging, plots
 from workbench.claims import Claim
+from workbench.findings import findings
 from workbench.judging import Depth, Response
 from workbench.scaling import Bin, Estimate, Point, PowerLaw, Ratio, reliability
 from workbench.types import Node, Record, Step, Trace, WorkbenchError
@@ -51,7 +52,7 @@ def found(seed=0):
 
 
 ALL = {
-    "findings": lambda: plots.findings({seed: found(seed) for seed in range(3)}),
+    "findings": lambda: findings({seed: found(seed) for seed in range(3)}),
     "accuracy_vs_flops": lambda: plots.accuracy_vs_flops(POINTS, baseline=0.5),
     "coverage": lambda: plots.coverage(
         {"sample": [(k, Estimate(v, v - 0.1, v + 0.1, 50, 64)) for k, v in [(1, 0.3), (8, 0.6), (64, 0.9)]]},
@@ -246,7 +247,7 @@ def test_a_value_that_is_no_number_is_a_gap_and_counted(value):
         (lambda: plots.reliability_plot([Bin(0, 1, None, None, 0)]), "no bin has a step"),
         (lambda: plots.learning_curve([]), "no rows of history, so no 'accuracy'"),
         (lambda: plots.proxy_vs_truth([]), "no rows of history, so no 'proxy'"),
-        (lambda: plots.findings([]), "no claims to draw: run the notebooks"),
+        (lambda: findings([]), "no claims to draw: run the notebooks"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_by_name(draw, message):
@@ -381,12 +382,9 @@ def test_over_optimisation_shows_the_score_beside_the_accuracy():
 def test_findings_show_every_training_and_where_a_claim_holds():
     """Bugs: the mean hides how far trainings lie apart; an open end drawn as a number; a claim that was not measured
     dropped; a ratio on a linear axis; the goal without its side."""
-    fig = plots.findings({seed: found(seed) for seed in range(3)})
+    fig = findings({seed: found(seed) for seed in range(3)})
     assert fig.layout.title.text == "4 claims: 1 holds, 2 undecided, 1 not measured" and "3 trainings" in words(fig)
-    assert (
-        list(fig.layout.yaxis.ticktext) == ["rl.gain", "x.lost (problems)", "sft.share"]
-        and fig.layout.xaxis2.type == "log"
-    )
+    assert list(fig.layout.yaxis.ticktext) == ["rl.gain", "x.lost", "sft.share"] and fig.layout.xaxis2.type == "log"
     rings = [list(t.x) for t in fig.data if t.marker.symbol == "circle-open"]
     assert rings == [pytest.approx([0.1, 0.11, 0.12]), [0.9] * 3, pytest.approx([2, 3, 4])]
     gain, factor = (list(t.x) for t in fig.data if t.mode == "lines")
@@ -397,11 +395,11 @@ def test_findings_show_every_training_and_where_a_claim_holds():
     goals = [(list(t.x), t.marker.symbol) for t in fig.data if t.hoverinfo == "skip" and t.mode == "markers"]
     assert goals[:2] == [([0], ("triangle-right",)), ([0.3, 0.7], ("triangle-right", "triangle-left"))]
     assert goals[2:] == [([4], ("triangle-right",))], "what was not measured has a line and stretches no axis"
-    alone = plots.findings(found())
+    alone = findings(found())
     assert "ring" not in words(alone) and "4 claims: 1 holds, 2 undecided" in alone.layout.title.text
     assert [list(t.x) for t in alone.data if t.mode == "lines"] == [[0.05, 0.4], [1, 2]], "the upper end is open"
     few = {s: found(s)[:1] + (found(s)[2:] if not s else []) for s in range(3)}
-    assert list(plots.findings(few).layout.yaxis.ticktext) == ["rl.gain", "sft.share (problems)"]
+    assert list(findings(few).layout.yaxis.ticktext) == ["rl.gain", "sft.share (problems)"]
 
 
 def test_tree_fades_what_was_pruned_and_hides_no_text():

@@ -88,7 +88,7 @@ def claims(args) -> int:
     if args.json:
         print(claims.to_json(found))
     else:
-        print(claims.table(found) if found[0] else "no claims yet: run the notebooks with `make reproduce`")
+        print(claims.table(found) if any(found.values()) else "no claims yet: run the notebooks with `make reproduce`")
     return 0
 
 
@@ -203,7 +203,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--marimo", action="store_true", help="run the marimo build instead")
     made = command(reproduce, "run the whole series, print the claims, write the gallery")
     made.add_argument("--again", action="store_true", help="run every notebook again; finished stages stay")
-    told = "train all again on other problems, in runs/seed-<n>; from three trainings on claims are of all of them"
+    told = "train all again on other problems, in runs/seed-<n>; from three trainings on, a claim is about all of them"
     made.add_argument("--seed", type=int, default=0, help=told)
     made = command(claims, "print what the notebooks found, with intervals")
     made.add_argument("--json", action="store_true", help="for machines")

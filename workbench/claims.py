@@ -84,7 +84,7 @@ def told(
 @dataclass(frozen=True)
 class Claim:
     """One finding. `text` says what would hold, `source` who said so (paper, or the o1 report), `goal` when it does;
-    `said` is the source's own number, "" where it gives none. An `estimate` of None says that it was not measured; its
+    `said` is the source's own number, "" where it gives none. An `estimate` of None says that it was not measured. An
     interval is over problems, or over `trainings` where they are several: see `summed`.
 
     The verdict is a property: it follows from the estimate and cannot be typed in, nor read from a file.
@@ -210,8 +210,8 @@ def summed(found: Iterable[Claim] | Mapping[int, Iterable[Claim]]) -> list[tuple
 
     Where three trainings or more have the claim, its number is the mean of those that measured it and its interval is
     over them (`over_trainings`); if another could not, there is none. Where fewer have it, or only one measured it, the
-    number is that of the first that did and its interval is over problems. One with another goal, which older code
-    may have left, is told and not averaged.
+    number is that of the first that did and its interval is over problems. One with another goal, which older code may
+    have left, is told and not averaged; another kind of number, or a ratio that has no logarithm, counts as none.
     """
     found = found if isinstance(found, Mapping) else {0: found}
     by_id = {seed: {claim.id: claim for claim in claims} for seed, claims in found.items()}
@@ -221,13 +221,19 @@ def summed(found: Iterable[Claim] | Mapping[int, Iterable[Claim]]) -> list[tuple
         each = {seed: claims.get(id) for seed, claims in by_id.items()}
         claim = next((c for c in each.values() if c and c.estimate), next(c for c in each.values() if c))
         asked = [c for c in each.values() if c and c.goal == claim.goal]
-        numbers = [c.estimate for c in asked if c.estimate]
+        numbers = [c.estimate for c in asked if type(c.estimate) is type(claim.estimate) and _fits(c.estimate)]
         if len(asked) > 2 and len(numbers) > 1:
             mean = over_trainings(numbers)
             mean = mean if len(numbers) == len(asked) else replace(mean, low=None, high=None)
             claim = replace(claim, estimate=mean, trainings=len(numbers))
         out.append((claim, each if len(by_id) > 1 else {}))
     return out
+
+
+def _fits(estimate: Estimate | Ratio | None) -> bool:
+    """Can it be averaged?"""
+    ratio = isinstance(estimate, Ratio)
+    return estimate is not None and math.isfinite(estimate.value) and (not ratio or estimate.value > 0)
 
 
 def cells(claim: Claim, each: Mapping[int, Claim | None] = {}) -> tuple[str, ...]:
@@ -279,7 +285,7 @@ def page(found: Mapping[int, list[Claim]], profile: str, date: str) -> str:
         "| " + " | ".join(HEADS) + " |",
         "|---" * len(HEADS) + "|",
     ]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows(found)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells(*pair)) + " |" for pair in told]
     return "\n".join(lines) + "\n"
 
 
@@ -293,7 +299,7 @@ def _over(told: list[tuple[Claim, dict[int, Claim | None]]]) -> str:
         else "Every model behind them was trained once."
     )
     one = "Where `over` says problems, the interval is over n problems (samples: chains of each) of one training."
-    if len(seeds) < 3:
+    if len(seeds) < 3 or all(claim.trainings < 2 for claim, _ in told):
         again = f"`make reproduce SEED={max(seeds, default=0) + 1}` trains the series again; from three trainings on, "
         return f"{trained} {one} {again}intervals are over them."
     both = [(c.verdict, first.verdict) for c, each in told if c.trainings > 1 and (first := each[seeds[0]])]
@@ -302,5 +308,5 @@ def _over(told: list[tuple[Claim, dict[int, Claim | None]]]) -> str:
         f"{trained} Where `over` names trainings, the value is their mean and the interval Student's t over them (none "
         f"where another training could not measure it); n and samples are the fewest of any. {one} Of {len(both)} "
         f"claims over trainings {same} have the verdict that seed {seeds[0]} alone gives; of {len(held)} that hold "
-        f"there {held.count('holds')} hold over trainings. With so few of them undecided often means too few."
+        f"there {held.count('holds')} hold over trainings. Undecided often means too few trainings."
     )

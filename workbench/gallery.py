@@ -350,7 +350,7 @@ def _spent(status: Mapping[str, Any]) -> str:
 
 def _claims(runs: Path, profile: str, root: Path) -> str:
     from .claims import HEADS, rows
-    from .plots import findings
+    from .findings import findings
 
     found = series.trainings(profile, runs, root=root)[0]
     lines, heads = [], (HEADS[-2], *HEADS[1:-2], HEADS[-1])

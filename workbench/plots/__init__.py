@@ -19,6 +19,5 @@ from .curves import (
     surface,
     two_axes,
 )
-from .findings import findings
 from .frame import COLOURS, FAINT, INK, colour, save, wrap
 from .trees import SCALE, labelled_tree, show_source, show_steps

@@ -1,7 +1,8 @@
 """Records in, numbers with intervals out: accuracy, compute curves, coverage, verifier quality and what search buys.
 
 One habit throughout: the problem is the unit of evidence. Seeds are averaged inside a problem, problems are resampled,
-and two methods are compared on the same problems. A missing value is refused or counted aloud, never read as 0.
+and two methods are compared on the same problems; only `over_trainings` takes a training for it. A missing value is
+refused or counted aloud, never read as 0.
 No torch.
 """
 

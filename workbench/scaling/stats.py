@@ -99,15 +99,15 @@ def over_trainings(found: Sequence[Estimate | Ratio]) -> Estimate | Ratio:
     >>> print(over_trainings([Ratio(v, v / 2, 9, 240) for v in (1, 2, 4)]))
     2 [0.357 to 11.2; n=240]
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     if len({type(e) for e in found}) != 1:
         raise WorkbenchError("a mean over trainings needs numbers of one kind: estimates, or ratios")
     n, ratios = min(e.n for e in found), isinstance(found[0], Ratio)
     values = np.log([e.value for e in found]) if ratios else np.array([e.value for e in found])
     mean, spread = float(values.mean()), float(values.std(ddof=1)) if len(found) > 2 else 0.0
-    reach = float(t.ppf(0.975, max(1, len(found) - 1))) * spread / len(found) ** 0.5
-    ends = [mean - reach, mean + reach] if reach > 1e-12 else [None, None]
+    reach = float(stdtrit(max(1, len(found) - 1), 0.975)) * spread / len(found) ** 0.5
+    ends = [mean - reach, mean + reach] if reach > 1e-12 * max(1.0, abs(mean)) else [None, None]
     if not ratios:
         ends = [None, None] if any(e.low is None for e in found) else ends
         return Estimate(mean, *ends, n, min(e.seeds for e in found))

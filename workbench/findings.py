@@ -1,4 +1,4 @@
-"""What was found, claim by claim."""
+"""What was found, claim by claim, as a figure; not in `plots`, or notebooks would depend on all of the package."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import get_args
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ..claims import GOAL, Claim, Verdict, summed
-from ..scaling import Ratio
-from ..types import WorkbenchError
-from .frame import INK, frame
+from .claims import GOAL, Claim, Verdict, summed
+from .plots.frame import INK, frame
+from .scaling import Ratio
+from .types import WorkbenchError
 
 _VERDICTS = {"holds": "#1B7837", "fails": "#B2182B", "undecided": "#8A8A8A", "not measured": "#C8C8C8"}
 
@@ -22,8 +22,7 @@ def findings(found: Iterable[Claim] | Mapping[int, Iterable[Claim]]) -> go.Figur
     verdict, a ring for each training where there are several, and at the goal a triangle that points where it lies.
 
     Ratios stand apart, on a log axis. An interval with an open end is drawn from the other one to the value, and the
-    value hollow, as it is without an interval. A claim that was not measured keeps its line.
-    Errors: no claims.
+    value hollow, as it is without an interval. A claim that was not measured keeps its line. Errors: no claims.
 
     >>> from workbench.scaling import Estimate
     >>> claim = Claim("a.b", "me", "it works", "> 0", Estimate(0.25, 0.125, 0.375, 50, 2))
@@ -40,7 +39,9 @@ def findings(found: Iterable[Claim] | Mapping[int, Iterable[Claim]]) -> go.Figur
     for row, kind in enumerate(kinds, 1):
         for place, (claim, each) in enumerate(kind):
             _line(fig, claim, each, place, row)
-        alone = [" (problems)" * (most > 1 and claim.trainings < 2) for claim, _ in kind]  # what its interval is over
+        alone = [
+            " (problems)" * bool(most > 1 and claim.trainings < 2 and claim.estimate) for claim, _ in kind
+        ]  # what its interval is over
         ids = [html.escape(claim.id) + more for (claim, _), more in zip(kind, alone, strict=True)]
         axis = dict(tickvals=list(range(len(ids))), ticktext=ids, range=[len(ids) - 0.4, -0.6], tickfont=dict(size=12))
         fig.update_yaxes(**axis, row=row, col=1)
