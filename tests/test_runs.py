@@ -180,6 +180,21 @@ def test_verification_is_fast(tmp_path):
     assert min(seconds) < 0.3
 
 
+def test_a_file_laid_into_a_finished_run_changes_nothing_that_reads_it(tmp_path):
+    source = Run.open(tmp_path / "chains", {"n": 1})
+    source.append("traces", [{"a": 1}])
+    source.finish()
+    before, reader = hash_tree(source.path), Run.open(tmp_path / "judge", {}, {"chains": source.path})
+    reader.finish()
+    (source.path / "figure.html").write_text("looked at")
+    (source.path / "model").mkdir()
+    (source.path / "model" / "notes.txt").write_text("mine")
+    assert hash_tree(source.path) == before
+    assert Run.open(tmp_path / "judge", {}, {"chains": source.path}).done
+    (source.path / "traces.jsonl").write_text("{}\n")
+    assert hash_tree(source.path) != before
+
+
 def test_hash_tree_is_of_names_and_bytes_alone(tmp_path):
     """Pins: a stage made twice that counts as changed because its clock or its versions did."""
     one, two = finished(tmp_path / "a", seed=1), finished(tmp_path / "b", seed=2)

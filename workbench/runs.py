@@ -49,12 +49,15 @@ def hash_tree(path: str | Path) -> str:
     """sha256 of what a folder holds: relative names and bytes of its files, in sorted order; a file gives its own.
 
     `DONE`, `run.json` and `*.tmp` are left out, since they tell when and how the rest was made: the same product made
-    twice has one hash. File times and modes are left out as well.
+    twice has one hash. File times and modes are left out as well, and so is what was laid into a finished run since.
     """
     path = Path(path)
     if path.is_file():
         return hash_file(path)
     names = [name for name in _files(path) if name not in _OURS]
+    if (path / "run.json").exists() and (path / "DONE").exists():
+        written = _done(path)["files"]
+        names = [name for name in names if name in written]
     return _digest({name: hash_file(path / name) for name in names})
 
 
@@ -233,8 +236,7 @@ class Run:
 
     def _settle(self) -> Run:
         """After a crash: put back what was between two names, drop half lines; or, when DONE is there, verify."""
-        done = self.path / "DONE"
-        if not done.exists():
+        if not (self.path / "DONE").exists():
             for entry in list(self.path.iterdir()):
                 if entry.suffix == ".tmp":
                     _remove(entry)
@@ -243,9 +245,7 @@ class Run:
                 elif entry.suffix == ".jsonl":
                     _repair(entry)
             return self
-        body = _load(done)
-        if not isinstance(body, dict) or body.pop("sha256", None) != _digest(body):
-            raise WorkbenchError(f"{done} is corrupted: {_again(self.path)}")
+        body = _done(self.path)
         for name, (size, sha256) in body["files"].items():
             file = self.path / name
             if not file.is_file():
@@ -301,6 +301,14 @@ def _about(path: Path) -> dict | None:
     if not isinstance(about, dict) or about.get("key") != _digest({k: about.get(k) for k in ("params", "inputs")}):
         raise WorkbenchError(f"{path / 'run.json'} is corrupted: {_again(path)}")
     return about
+
+
+def _done(path: Path) -> dict:
+    """What a finished run's DONE says."""
+    body = _load(path / "DONE")
+    if not isinstance(body, dict) or body.pop("sha256", None) != _digest(body):
+        raise WorkbenchError(f"{path / 'DONE'} is corrupted: {_again(path)}")
+    return body
 
 
 def _aside(path: Path, key: str) -> Path:
