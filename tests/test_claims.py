@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -84,9 +85,10 @@ def test_a_claim_flips_when_its_records_are_swapped():
 
 def test_round_trip_and_replacement(tmp_path):
     record(tmp_path, "nano", "05_search", [claim("old.claim")])
-    path = record(tmp_path, "nano", "05_search", [claim(), claim("a.b", None, None)])
+    mean = replace(claim("c.d"), trainings=3)
+    path = record(tmp_path, "nano", "05_search", [claim(), claim("a.b", None, None), mean])
     assert path == tmp_path / "nano" / "claims" / "05_search.jsonl"
-    assert load(tmp_path, "nano") == [claim("a.b", None, None), claim()]
+    assert load(tmp_path, "nano") == [claim("a.b", None, None), mean, claim()]
     assert [p.name for p in path.parent.iterdir()] == [path.name], "no half-written file stays behind"
     assert load(tmp_path, "small") == []
 

@@ -398,6 +398,7 @@ def test_findings_show_every_training_and_where_a_claim_holds():
     alone = findings(found())
     assert "ring" not in words(alone) and "4 claims: 1 holds, 2 undecided" in alone.layout.title.text
     assert [list(t.x) for t in alone.data if t.mode == "lines"] == [[0.05, 0.4], [1, 2]], "the upper end is open"
+    assert fig.layout.xaxis2.dtick == "D2", "ratios inside one decade have ticks, too"
     few = {s: found(s)[:1] + (found(s)[2:] if not s else []) for s in range(3)}
     assert list(findings(few).layout.yaxis.ticktext) == ["rl.gain", "sft.share (problems)"]
 

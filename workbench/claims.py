@@ -157,7 +157,8 @@ def load(runs: str | Path, profile: str) -> list[Claim]:
                 kind, last = (Ratio, "bound") if "bound" in row else (Estimate, "seeds")
                 numbers = ("value", "low", "high", "n", last) if "value" in row else ()
                 estimate = kind(*(row[name] for name in numbers)) if numbers else None
-                claim = Claim(*(row[name] for name in ("id", "source", "text", "goal")), estimate, row.get("said", ""))
+                told = (row[name] for name in ("id", "source", "text", "goal"))
+                claim = Claim(*told, estimate, row.get("said", ""), row.get("trainings", 1))
                 claim.verdict  # noqa: B018  a goal that cannot be read is found here, not at the first print
             except (ValueError, KeyError, TypeError) as error:
                 raise WorkbenchError(f"{path} line {number} is not a claim: delete it, run its notebook") from error

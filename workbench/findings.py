@@ -46,7 +46,9 @@ def findings(found: Iterable[Claim] | Mapping[int, Iterable[Claim]]) -> go.Figur
         axis = dict(tickvals=list(range(len(ids))), ticktext=ids, range=[len(ids) - 0.4, -0.6], tickfont=dict(size=12))
         fig.update_yaxes(**axis, row=row, col=1)
         if isinstance(kind[0][0].estimate, Ratio):
-            fig.update_xaxes(type="log", dtick=1, row=row, col=1)
+            drawn = [x for trace in fig.select_traces(row=row, col=1) for x in trace.x]
+            narrow = max(drawn) < 10 * min(drawn)  # no power of ten need lie in it
+            fig.update_xaxes(type="log", dtick="D2" if narrow else 1, row=row, col=1)
     count = {verdict: sum(claim.verdict == verdict for claim, _ in told) for verdict in get_args(Verdict)}
     title = f"{len(told)} claim{'s' * (len(told) > 1)}: " + ", ".join(f"{n} {v}" for v, n in count.items() if n)
     over = f"means of up to {most} trainings" if most > 1 else "the first training's numbers"

@@ -100,10 +100,10 @@ class Profile:
     `judge_chains` sampled chains are labelled for the verifiers; `audit` of them also by `rollouts` a step. RL on
     process reward takes `process_steps` steps, which is enough to see where it goes; outcome reward's policy leaves
     `coverage` chains of every test problem (no more than the start did), for pass@k. `wheel`: one turn of each variant
-    of the flywheel, all its rounds of STaR with and without a restart. `small`: the shape of a second policy, taught
-    the same examples in two passes and searched with a judge of its own, to be held against the first one's single
-    answer. `early`: steps of teaching at which the policy is kept too, each to leave `early_n` chains of every test
-    problem.
+    of the flywheel, all its rounds of STaR with and without a restart. `small`: the shape of a second policy,
+    taught the same examples until it is as good, in four passes at most, and searched with a judge of its own, to
+    be held against the first one's single answer. `early`: steps of teaching at which the policy is kept too, each
+    to leave `early_n` chains of every test problem.
     """
 
     name: str
@@ -132,8 +132,8 @@ class Profile:
     early: tuple[int, ...] = (350, 600, 850, 1100)  # over half a decade with the end, or no rate is read off it
     early_n: int = 16
     small: str = "nano-14th"
-    small_teach: Schedule = field(default_factory=lambda: Schedule(3000, batch=32, muon_lr=0.01, warmup=50))
-    small_judge: Schedule = field(default_factory=lambda: Schedule(280, batch=64, lr=5e-4, muon_lr=0.003))
+    small_teach: Schedule = field(default_factory=lambda: Schedule(6000, batch=32, muon_lr=0.01, warmup=50, target=0.5))
+    small_judge: Schedule = field(default_factory=lambda: Schedule(1500, batch=64, lr=5e-4, muon_lr=0.003))
     small_n: tuple[int, ...] = (1, 4, 16, 64)
 
     @property
@@ -251,7 +251,7 @@ class Series:
         return run
 
     def teach(self, reasoning: bool = True, small: bool = False) -> Run:
-        """The policy (`reasoning`), stopped at its target; or its direct-answer twin, or the `small` policy, which see
+        """The policy (`reasoning`), stopped at its target, or the `small` one; or its direct-answer twin, which sees
         all the examples."""
         p = self.profile
         schedule = p.small_teach if small else p.teach if reasoning else replace(p.teach, target=None)
@@ -798,9 +798,9 @@ STAGES: dict[str, tuple[tuple[str, ...], int]] = {
     "reinforce-prm-mixed": (("judge-likelihood",), 65),
     "reinforce-length": (("teach",), 60),
     "early": (("teach",), 30),
-    "teach-small": ((), 180),
+    "teach-small": ((), 300),
     "chains-small": (("teach-small",), 45),
-    "judge-small": (("chains-small",), 25),
+    "judge-small": (("chains-small",), 150),
     "small": (("judge-small",), 60),
     "audit": (("chains",), 8),
     "judge-head-rollouts": (("audit",), 40),
