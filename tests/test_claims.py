@@ -85,7 +85,7 @@ def test_a_claim_flips_when_its_records_are_swapped():
 
 def test_round_trip_and_replacement(tmp_path):
     record(tmp_path, "nano", "05_search", [claim("old.claim")])
-    mean = replace(claim("c.d"), trainings=3)
+    mean = replace(claim("c.d"), trainings=3, tried=False)
     path = record(tmp_path, "nano", "05_search", [claim(), claim("a.b", None, None), mean])
     assert path == tmp_path / "nano" / "claims" / "05_search.jsonl"
     assert load(tmp_path, "nano") == [claim("a.b", None, None), mean, claim()]
@@ -205,7 +205,9 @@ def test_from_three_trainings_on_the_verdict_is_theirs():
     [(two, _)] = summed(of((0, 0.2), (1, 0.21), lost=True))
     assert two.verdict == "undecided" and two.trainings == 2 and two.estimate.low is None
     [(one, _)] = summed(of((0, 0.2), lost=True) | {5: [Claim("a", "me", "it works", "> 0", None)]})
-    assert one.verdict == "holds" and one.trainings == 1, "only one did: its own, over problems"
+    assert one.verdict == "undecided" and one.value == "0.2", "two of three could not: one alone is no finding"
+    [(one, _)] = summed(of((0, 0.2)) | {s: [replace(part, estimate=None, tried=False)] for s in (1, 2)})
+    assert one.verdict == "holds" and one.trainings == 1, "two did not try: its own, over problems"
     later = {0: [Claim("a", "me", "it works", "> 0", None)], **of((1, 0.2))}
     assert summed(later)[0][0].value == "0.2", "what the first could not measure"
     older = of((0, 0.2), (1, 0.21)) | {2: [Claim("a", "me", "it works", "> 9", Estimate(5, 4, 6, 9))]}

@@ -84,8 +84,9 @@ def told(
 @dataclass(frozen=True)
 class Claim:
     """One finding. `text` says what would hold, `source` who said so (paper, or the o1 report), `goal` when it does;
-    `said` is the source's own number, "" where it gives none. An `estimate` of None says that it was not measured. An
-    interval is over problems, or over `trainings` where they are several: see `summed`.
+    `said` is the source's own number, "" where it gives none. An `estimate` of None says that it was not measured:
+    because it could not be, or, where `tried` is False, because what it takes was not built. An interval is over
+    problems, or over `trainings` where they are several: see `summed`.
 
     The verdict is a property: it follows from the estimate and cannot be typed in, nor read from a file.
 
@@ -100,6 +101,7 @@ class Claim:
     estimate: Estimate | Ratio | None
     said: str = ""
     trainings: int = 1
+    tried: bool = True
 
     @property
     def verdict(self) -> Verdict:
@@ -108,7 +110,7 @@ class Claim:
     def row(self) -> dict:
         """The claim as one flat JSON object."""
         rest = {"id": self.id, "source": self.source, "text": self.text, "goal": self.goal, "verdict": self.verdict}
-        rest |= {"said": self.said, "trainings": self.trainings}
+        rest |= {"said": self.said, "trainings": self.trainings, "tried": self.tried}
         return rest | (asdict(self.estimate) if self.estimate else {})
 
     @property
@@ -158,7 +160,7 @@ def load(runs: str | Path, profile: str) -> list[Claim]:
                 numbers = ("value", "low", "high", "n", last) if "value" in row else ()
                 estimate = kind(*(row[name] for name in numbers)) if numbers else None
                 told = (row[name] for name in ("id", "source", "text", "goal"))
-                claim = Claim(*told, estimate, row.get("said", ""), row.get("trainings", 1))
+                claim = Claim(*told, estimate, row.get("said", ""), *map(row.get, ("trainings", "tried"), (1, True)))
                 claim.verdict  # noqa: B018  a goal that cannot be read is found here, not at the first print
             except (ValueError, KeyError, TypeError) as error:
                 raise WorkbenchError(f"{path} line {number} is not a claim: delete it, run its notebook") from error
@@ -209,9 +211,9 @@ def trainings(runs: str | Path, profile: str) -> dict[int, list[Claim]]:
 def summed(found: Iterable[Claim] | Mapping[int, Iterable[Claim]]) -> list[tuple[Claim, dict[int, Claim | None]]]:
     """(claim, {seed: what that training says}) of every claim of `trainings`; of one training, (claim, {}).
 
-    Where three trainings or more have the claim, its number is the mean of those that measured it and its interval is
-    over them (`over_trainings`); if another could not, there is none. Where fewer have it, or only one measured it, the
-    number is that of the first that did and its interval is over problems. One with another goal, which older code may
+    Where three trainings or more tried the claim, its number is the mean of those that measured it and its interval is
+    over them (`over_trainings`); if another could not, there is none. Where fewer did, the number is that of the first
+    that measured it and its interval is over problems. One with another goal, which older code may
     have left, is told and not averaged; another kind of number, or a ratio that has no logarithm, counts as none.
     """
     found = found if isinstance(found, Mapping) else {0: found}
@@ -221,9 +223,9 @@ def summed(found: Iterable[Claim] | Mapping[int, Iterable[Claim]]) -> list[tuple
     for id in dict.fromkeys(id for claims in by_id.values() for id in claims):
         each = {seed: claims.get(id) for seed, claims in by_id.items()}
         claim = next((c for c in each.values() if c and c.estimate), next(c for c in each.values() if c))
-        asked = [c for c in each.values() if c and c.goal == claim.goal]
+        asked = [c for c in each.values() if c and c.tried and c.goal == claim.goal]
         numbers = [c.estimate for c in asked if type(c.estimate) is type(claim.estimate) and _fits(c.estimate)]
-        if len(asked) > 2 and len(numbers) > 1:
+        if len(asked) > 2 and numbers:
             mean = over_trainings(numbers)
             mean = mean if len(numbers) == len(asked) else replace(mean, low=None, high=None)
             claim = replace(claim, estimate=mean, trainings=len(numbers))

@@ -1284,7 +1284,7 @@ def _(SNELL, charged, claims, factor, pooled):
 
 
 @app.cell
-def _(O1, SNELL, claims, their_best, their_slope):
+def _(O1, SNELL, built, claims, their_best, their_slope):
     elsewhere = [
         claims.Claim(
             "scaling.countdown_slope",
@@ -1292,6 +1292,7 @@ def _(O1, SNELL, claims, their_best, their_slope):
             "countdown: the judge-weighted vote gains accuracy with every decade of test-time compute",
             "> 0",
             their_slope,
+            tried=built,
         ),
         claims.Claim(
             "scaling.countdown_quarter",
@@ -1299,6 +1300,7 @@ def _(O1, SNELL, claims, their_best, their_slope):
             "countdown: the best setting per difficulty, known, not charged, needs a quarter of best-of-n's FLOPs or less",
             ">= 4",
             their_best["with the judge"] and their_best["with the judge"][1],
+            tried=built,
         ),
     ]
     return (elsewhere,)

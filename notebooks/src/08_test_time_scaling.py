@@ -812,6 +812,7 @@ elsewhere = [
         "countdown: the judge-weighted vote gains accuracy with every decade of test-time compute",
         "> 0",
         their_slope,
+        tried=built,
     ),
     claims.Claim(
         "scaling.countdown_quarter",
@@ -819,6 +820,7 @@ elsewhere = [
         "countdown: the best setting per difficulty, known, not charged, needs a quarter of best-of-n's FLOPs or less",
         ">= 4",
         their_best["with the judge"] and their_best["with the judge"][1],
+        tried=built,
     ),
 ]
 
