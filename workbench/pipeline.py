@@ -464,10 +464,7 @@ class Series:
         policy, prm, alone = self.policy(), self.verifier(), None
         judges = {"prm": prm, "oracle": self.truth(self.test()), "ORM": self.verifier("orm")}
         if self.MAIN == "likelihood":
-            from .policies.local import LocalPolicy
-
-            # The judge is a language model too: what it answers alone, greedily, is a baseline that must be drawn.
-            alone, judges["head"] = LocalPolicy(prm.model, prm.encoder.tokenizer), self.verifier("head")
+            alone, judges["head"] = _alone(prm), self.verifier("head")
         return self._searched(run, self._methods(policy, alone), judges, policy)
 
     def _searched(self, run: Run, plan: list[tuple], judges: dict, policy) -> Run:
@@ -521,17 +518,17 @@ class Series:
         """The small policy and its own judge on the test problems, to be held against one answer of the large one."""
         p = self.profile
         inputs = {"policy": self.teach(small=True).path, "verifier": self.judge("small").path}
-        run = self._open("small", inputs, problems=p.search_problems, n=p.small_n)
+        run = self._open("small", inputs, problems=p.search_problems, n=p.small_n, alone=True)
         if run.done:
             return run
-        policy = self.policy(small=True)
-        plan = [("greedy", "greedy", None, {}, policy)]
+        policy, prm = self.policy(small=True), self.verifier("small")
+        plan = [("greedy", "greedy", None, {}, policy), ("verifier alone", "greedy", None, {}, _alone(prm))]
         for n in p.small_n:
             plan.append(("majority", "majority", None, {"n": n}, policy))
             plan += [(name, name, "prm", {"n": n}, policy) for name in ("best_of_n", "weighted_vote")]
             if n >= 4:
                 plan.append(("beam", "beam", "prm", {"n": n, "width": 4}, policy))
-        return self._searched(run, plan, {"prm": self.verifier("small")}, policy)
+        return self._searched(run, plan, {"prm": prm}, policy)
 
     # --- turn the flywheel ---
 
@@ -723,6 +720,13 @@ def _scored(records: Sequence[Record], voted: Sequence, judge) -> list[Record]:
         knobs = {"score": aggregate_score(trace, judge.aggregate), "judged_flops": flops}
         out.append(replace(record, knobs={**record.knobs, **knobs}))
     return out
+
+
+def _alone(judge):
+    """The judge as a policy: it is a language model too, and what it answers without a search must be drawn."""
+    from .policies.local import LocalPolicy
+
+    return LocalPolicy(judge.model, judge.encoder.tokenizer)
 
 
 def solve_cli(args) -> int:

@@ -747,6 +747,8 @@ def _(mo):
 def _(at, read_records, series):
     size, ratios = 14, (0.16, 0.79, 22)
     little, large = read_records(series.small()), at("greedy", 1)
+    judge_alone = [r for r in little if r.knobs["method"] == "verifier alone"]  # what it answers itself is no search
+    little = [r for r in little if r.knobs["method"] != "verifier alone"]
     _small, _chains, _judge = series.teach(small=True), series.chains(small=True), series.judge("small")
     _trained = sum(r.summary["cost"]["trained"] for r in (_small, _judge))
     # the judge learns from chains: a token drawn is a forward pass, a third of a token trained on
@@ -755,7 +757,7 @@ def _(at, read_records, series):
         f"validation problems right: small {_small.summary['accuracy']:.2f}, large {series.teach().summary['accuracy']:.2f}"
     )
     print(f"the small policy and its judge took {reread:.1f} times the large one's tokens of training")
-    return large, little, ratios, reread, size
+    return judge_alone, large, little, ratios, reread, size
 
 
 @app.cell
@@ -811,7 +813,7 @@ def _(large, little, read_records, scaling, series):
 
 
 @app.cell
-def _(large, little, matched, scaling, small_bins):
+def _(judge_alone, large, little, matched, scaling, small_bins):
     easy = {b: e for b, e in matched[0.16].by_bin.items() if b <= 3}
     easy_marks = {p: m for p, m in matched[0.16].small.marks.items() if small_bins[p] in easy}
     hard_marks = {p: m for p, m in matched[22].small.marks.items() if small_bins[p] == 5}
@@ -820,8 +822,10 @@ def _(large, little, matched, scaling, small_bins):
     gaps = [scaling.paired_bootstrap(m, {p: answer[p] for p in m}) for m in (easy_marks, hard_marks, even_marks)]
     print(f"bins 1-3 at R = 0.16: {gaps[0]}\nbin 5 at R = 22: {gaps[1]}\nbins 1-3 at R = 0.79: {gaps[2]}")
     _single = scaling.by_problem(r for r in little if r.knobs["method"] == "greedy")
-    _without = scaling.paired_bootstrap({p: _single[p] for p in easy_marks}, {p: answer[p] for p in easy_marks})
-    print(f"bins 1-3 without search, one answer against one: {_without}")
+    _judge = scaling.by_problem(judge_alone)
+    for _who, _marks in (("its policy", _single), ("its judge", _judge)):
+        _gap = scaling.paired_bootstrap({p: _marks[p] for p in easy_marks}, {p: answer[p] for p in easy_marks})
+        print(f"bins 1-3 without search, one answer of {_who} against the large one's: {_gap}")
     return (gaps,)
 
 

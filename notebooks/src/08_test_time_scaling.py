@@ -455,6 +455,8 @@ for _kind, _best in their_best.items():
 # %%
 size, ratios = 14, (0.16, 0.79, 22)
 little, large = read_records(series.small()), at("greedy", 1)
+judge_alone = [r for r in little if r.knobs["method"] == "verifier alone"]  # what it answers itself is no search
+little = [r for r in little if r.knobs["method"] != "verifier alone"]
 _small, _chains, _judge = series.teach(small=True), series.chains(small=True), series.judge("small")
 _trained = sum(r.summary["cost"]["trained"] for r in (_small, _judge))
 # the judge learns from chains: a token drawn is a forward pass, a third of a token trained on
@@ -503,8 +505,10 @@ even_marks = {p: m for p, m in matched[0.79].small.marks.items() if small_bins[p
 gaps = [scaling.paired_bootstrap(m, {p: answer[p] for p in m}) for m in (easy_marks, hard_marks, even_marks)]
 print(f"bins 1-3 at R = 0.16: {gaps[0]}\nbin 5 at R = 22: {gaps[1]}\nbins 1-3 at R = 0.79: {gaps[2]}")
 _single = scaling.by_problem(r for r in little if r.knobs["method"] == "greedy")
-_without = scaling.paired_bootstrap({p: _single[p] for p in easy_marks}, {p: answer[p] for p in easy_marks})
-print(f"bins 1-3 without search, one answer against one: {_without}")
+_judge = scaling.by_problem(judge_alone)
+for _who, _marks in (("its policy", _single), ("its judge", _judge)):
+    _gap = scaling.paired_bootstrap({p: _marks[p] for p in easy_marks}, {p: answer[p] for p in easy_marks})
+    print(f"bins 1-3 without search, one answer of {_who} against the large one's: {_gap}")
 
 # %% [markdown]
 # ## The training axis
