@@ -864,7 +864,7 @@ def _(claims, equal_flops, rows, scaling, series, wide):
 
 
 @app.cell
-def _(equal_n, forced_on, wide):
+def _(equal_n, forced_on, n, over_judge, wide):
     others_say = [
         (
             "search.dvts_over_beam",
@@ -887,6 +887,13 @@ def _(equal_n, forced_on, wide):
             "> 0",
             equal_n("best_of_n (head)", "best_of_n (ORM)"),
             "MATH-500, best of 1860: .782, .724",
+        ),
+        (
+            "search.guided_over_judge",
+            "this series: a control that a judge which can write must pass",
+            f"a judge-weighted vote of {n} is right more often than one greedy answer of the judge itself",
+            "> 0",
+            over_judge,
         ),
         (
             "adaptive.wait_gain",

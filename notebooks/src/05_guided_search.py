@@ -526,6 +526,13 @@ others_say = [
         "MATH-500, best of 1860: .782, .724",
     ),
     (
+        "search.guided_over_judge",
+        "this series: a control that a judge which can write must pass",
+        f"a judge-weighted vote of {n} is right more often than one greedy answer of the judge itself",
+        "> 0",
+        over_judge,
+    ),
+    (
         "adaptive.wait_gain",
         "s1, Muennighoff et al. 2025 (2501.19393)",
         "made to go on once, by a Wait in place of its answer, the policy is right more often",

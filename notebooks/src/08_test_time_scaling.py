@@ -505,8 +505,8 @@ even_marks = {p: m for p, m in matched[0.79].small.marks.items() if small_bins[p
 gaps = [scaling.paired_bootstrap(m, {p: answer[p] for p in m}) for m in (easy_marks, hard_marks, even_marks)]
 print(f"bins 1-3 at R = 0.16: {gaps[0]}\nbin 5 at R = 22: {gaps[1]}\nbins 1-3 at R = 0.79: {gaps[2]}")
 _single = scaling.by_problem(r for r in little if r.knobs["method"] == "greedy")
-_judge = scaling.by_problem(judge_alone)
-for _who, _marks in (("its policy", _single), ("its judge", _judge)):
+judge_marks = scaling.by_problem(judge_alone)
+for _who, _marks in (("its policy", _single), ("its judge", judge_marks)):
     _gap = scaling.paired_bootstrap({p: _marks[p] for p in easy_marks}, {p: answer[p] for p in easy_marks})
     print(f"bins 1-3 without search, one answer of {_who} against the large one's: {_gap}")
 
@@ -852,6 +852,13 @@ exchanged = [
         "the larger model wins on the small one's hardest bin at R = 22, within matched FLOPs",
         "< 0",
         gaps[1],
+    ),
+    claims.Claim(
+        "scaling.small_search_over_judge",
+        "this series: a control that a judge which can write must pass",
+        "small with search, R = 0.16, is right more often than one greedy answer of its judge",
+        "> 0",
+        scaling.paired_bootstrap(matched[0.16].small.marks, judge_marks),
     ),
     claims.Claim(
         "scaling.exchange_rate",
