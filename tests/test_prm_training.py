@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import socket
@@ -17,6 +18,7 @@ from workbench import adapters, labels, models, prm_cli, stepdata, tasks
 from workbench.__main__ import main
 from workbench.models import load_model, new_model
 from workbench.packing import pack
+from workbench.runs import Run, hash_tree
 from workbench.types import Labelled, Problem, Step, Trace, WorkbenchError
 from workbench.verifiers import prm
 from workbench.verifiers.likelihood import mean_logprobs
@@ -488,6 +490,57 @@ def test_an_evaluation_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsy
     assert call()[0] == found and len(asked) == 10, "the same bytes elsewhere"
     monkeypatch.setattr(prm_cli, "TOGETHER", 30)
     assert call()[0] == found and len(asked) == 12, "in other parts"
+
+
+def test_a_report_stands_alone_and_in_no_run(chains, tmp_path, monkeypatch, capsys):
+    """Bugs: the report lies in the run that it is about, whose hash is another one then; a new report beside figures of
+    the old, which is lost; nobody knows what it was asked with; `x.jsonl.gz` makes a folder `x.jsonl`; a tuning set of
+    its own is cut to a third of what is reported."""
+
+    class Judge:
+        def score_trees(self, pairs):
+            return [tuple(1 / (2 + len(step.text) + i) for i, step in enumerate(t.steps)) for _, t in pairs]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(PRM, "load", lambda *_: Judge())
+    monkeypatch.setattr("workbench.plots.save", lambda figure, path: path.with_suffix(".png").write_text("drawn"))
+    run = Run.open("runs/mine", {})
+    with run.folder("model") as folder:
+        (folder / "weights").write_text("w")
+    run.finish()
+    before = hash_tree("runs/mine")
+    others = [c._replace(problem=replace(c.problem, prompt=c.problem.prompt + "+1")) for c in chains]
+    tuning = str(rows_of(others, tmp_path / "tuning.jsonl"))
+    Path("rows.jsonl.gz").write_bytes(gzip.compress(rows_of(chains, tmp_path / "rows.jsonl").read_bytes()))
+    command, out = ["prm", "evaluate", "runs/mine/model", "rows.jsonl.gz"], Path("runs", "judged", "mine-rows")
+
+    def shown(folder=out):
+        return {path.name for path in folder.iterdir()} - {"scores"}, json.loads((folder / "report.json").read_text())
+
+    assert main(command) == 0 and hash_tree("runs/mine") == before
+    names, first = shown()
+    assert names == {"report.json", "reliability.png", "depth.png"} and first["settings"]["problems"] == 0
+    assert main(command) == 0 and shown() == (names, first), "the same is asked again"
+    assert (
+        main([*command, "--problems", "3"]) == 0
+        and "kept in runs/judged/mine-rows/earlier-1" in capsys.readouterr().out
+    )
+    few = shown()
+    assert few[0] == {"report.json", "reliability.png", "earlier-1"}, "of three problems no depth is drawn"
+    assert (few[1]["counts"]["problems"], few[1]["tuning"]["problems"], few[1]["settings"]["problems"]) == (3, 1, 3)
+    assert shown(out / "earlier-1") == (names, first)
+    assert main([*command, "--problems", "3", "--tuning", tuning]) == 0
+    all_of_it = len({c.problem.prompt for c in others})
+    found = shown()[1]
+    assert (found["counts"]["problems"], found["tuning"]["problems"]) == (3, all_of_it)
+    assert found["settings"]["tuning"] == tuning and shown(out / "earlier-2")[1] == few[1]
+
+    for place, more in ((tmp_path, ["--out", "runs/mine/judged"]), (run.path.resolve() / "model", [])):
+        monkeypatch.chdir(place)
+        model, data = str(tmp_path / "runs/mine/model"), str(tmp_path / "rows.jsonl")
+        assert main(["prm", "evaluate", model, data, *more]) == 2
+        assert "lies in the run" in (said := capsys.readouterr().err) and "name --out" in said
+    assert hash_tree(tmp_path / "runs/mine") == before
 
 
 def test_a_mistyped_command_is_one_sentence(chains, base, tmp_path, capsys):

@@ -293,18 +293,24 @@ def test_a_damaged_archive_is_named(tmp_path):
     path = tmp_path / "rows.jsonl.gz"
     for at in range(20, len(whole), len(whole) // 25):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
-        with pytest.raises(WorkbenchError, match="cannot be read to its end|no known format|holds no chain"):
+        with pytest.raises(WorkbenchError, match="cannot be read to its end|of a known format|is empty|holds no chain"):
             list(Rows(path))
 
 
 def test_a_source_that_is_none(tmp_path):
-    """Bugs: an empty file is an empty data set; a typo is taken for a hub id and asked for on the network."""
+    """Bugs: an empty file is an empty data set, or of an unknown format; what a row of no format is stays unsaid."""
+    empty, known = gzip.compress(b""), "is of a known format .math_shepherd, .*; the first"
+    (tmp_path / "packed.jsonl.gz").write_bytes(empty)
     for source, text in [
-        (tmp_path / "no.jsonl", "neither a file nor a folder"),
-        (write(tmp_path, [], "empty.jsonl"), "no known format"),
-        (write(tmp_path, [{"a": 1}], "else.jsonl"), "the fields a is of no known format"),
+        (tmp_path / "no.jsonl", "there is no file or folder .*no.jsonl"),
+        (write(tmp_path, ["", " "], "empty.jsonl"), "empty.jsonl is empty"),
+        (tmp_path / "packed.jsonl.gz", "packed.jsonl.gz is empty"),
+        (write(tmp_path, [{"a": 1, "b": 2}, "x"], "else.jsonl"), f"{known} has the fields a, b$"),
+        (write(tmp_path, ["<html>" * 40, GOOD["label"]], "page.jsonl"), f"{known} is no JSON: '{'<html>' * 13}<h'$"),
+        (write(tmp_path, ["[1, 2]", {}], "list.jsonl"), f"{known} is not an object: '.1, 2.'$"),
+        (write(tmp_path, [{}] * 100 + [GOOD], "late.jsonl"), f"first 100 rows {known} has the fields none$"),
         (write(tmp_path, [], "rows.csv"), "step labels come as"),
-        (tmp_path, "no known format"),
+        (tmp_path, "is of a known format"),
     ]:
         with pytest.raises(WorkbenchError, match=text):
             list(Rows(source))
@@ -312,6 +318,39 @@ def test_a_source_that_is_none(tmp_path):
         list(Rows(write(tmp_path, [BAD["no rating"]])))
     with pytest.raises(WorkbenchError, match="unknown step-label format 'x': Known: math_shepherd"):
         Rows(write(tmp_path, [GOOD]), format="x")
+
+
+def test_a_bad_beginning_costs_no_good_row(tmp_path):
+    """Bug: the format is that of the first row, whatever it is, and the good rows behind it are not read."""
+    before = ["half a", "[1]", {"a": 1}, *[""] * 200, *['{"labeler": '] * 96]  # an empty line is no row
+    rows = Rows(write(tmp_path, [*before, GOOD, {"a": 1}, MORE]))
+    assert rows.format.__name__.endswith("prm800k") and [c.labels for c in rows] == [(1.0,), (1.0,)]
+    assert rows.counts["rows"] == 102 and rows.reasons()[0] == ("no JSON", 97)
+    assert dict(rows.reasons()[1:]) == {"no field labeler": 2, "not an object": 1}
+    assert [place for place, _ in rows.rejected[:3]] == ["rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:3"]
+
+
+def test_a_mistyped_path_is_no_hub_id(tmp_path, monkeypatch):
+    """Bug: `data/rows.jsonl` is taken for owner/name, and the hub is asked for it for a minute."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stepdata, "_hub", lambda name, split: iter([{"asked": name}]))
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data", [GOOD], "rows.jsonl")
+    for source, text in [
+        ("data/row.jsonl", "no file or folder data/row.jsonl .*: did you mean data/rows.jsonl.$"),
+        ("data/other", f"no file or folder data/other .*: the nearest folder is {tmp_path}/data$"),
+        ("dat/rows.jsonl", "no file or folder dat/rows.jsonl .*: did you mean data.$"),
+        ("a/b.jsonl", f"no file or folder a/b.jsonl .*: the nearest folder is {tmp_path}$"),
+        ("data/deep/er/rows", f"no file or folder data/deep/er/rows .*: the nearest folder is {tmp_path}/data$"),
+        ("owner/name/rows", "no file or folder owner/name/rows"),
+        *((f"owner/name{end}", f"no file or folder owner/name{end}") for end in (".json", ".PARQUET", ".jsonl.zst")),
+    ]:
+        for read in (Rows, stepdata.responses):
+            with pytest.raises(WorkbenchError, match=text):
+                read(source)
+    for hub in ("owner/name", "owner/name-2.5"):
+        with pytest.raises(WorkbenchError, match="has the fields asked"):
+            Rows(hub)
 
 
 def test_the_hash_is_of_the_content(tmp_path):

@@ -243,13 +243,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--critiques", type=int, help="how many of each step (--as generative; default 4)")
     made.add_argument("--reference", help="the model that training began from (--as implicit)")
     made.add_argument("--policy", help="the language model of the log-prob baseline (default: the base, the reference)")
-    made.add_argument(
-        "--problems", type=int, default=0, help="judge so many, and a third as many others for the threshold"
-    )
+    told = "judge so many; the threshold comes from a third as many others, or from all of --tuning"
+    made.add_argument("--problems", type=int, default=0, help=told)
     made.add_argument("--no-policy", action="store_true", help="leave that baseline out, which halves the time")
     made.add_argument("--format", help="the rows' format, where it cannot be told from their fields")
     made.add_argument("--split", default="train", help="the split of a hub data set (default train)")
-    made.add_argument("--out", type=Path, help="where report.json and the figures go (default: beside the checkpoint)")
+    told = "where report.json and the figures go, outside of runs (default: runs/judged/RUN-DATA, here)"
+    made.add_argument("--out", type=Path, help=told)
     made = command(bench, "measure speed and quality against their goals", profile=False)
     made.add_argument("name", nargs="?", help="one file of benchmarks/; all of them when left out")
     return main

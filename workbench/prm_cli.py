@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -12,11 +13,12 @@ from functools import cache
 from pathlib import Path
 
 from .pretrained import changed
-from .runs import Run
+from .runs import Run, write
 from .series import coerce
 from .types import Problem, Trace, WorkbenchError
 
 TOGETHER = 64  # chains, or a few more, that are scored and kept at a time
+SHOWN = "report", "reliability", "depth", "best_of_n", "over_optimisation"  # what an evaluation writes, and its figures
 
 
 def train(args) -> int:
@@ -69,8 +71,9 @@ def evaluate(args) -> int:
     judge = cache(_judge(args))
     if args.critiques is not None or not all(Path(m).exists() for m in (args.checkpoint, args.reference) if m):
         judge()  # a mistake is told before the data is read
+    out = _out(args)
     items, tuning, sampled = _unseen(args)
-    said, out = about(args.checkpoint), args.out or args.checkpoint.parent / f"judged-{Path(args.data).stem}"
+    said = about(args.checkpoint)
     both = [(chain.problem.blind(), chain.trace) for chain in items + tuning]
 
     def scored(name: str, pairs: Sequence[tuple[Problem, Trace]]) -> list[tuple]:
@@ -97,7 +100,10 @@ def evaluate(args) -> int:
         items, scores[: len(items)], tuning, scores[len(items) :], baselines, responses, name=args.checkpoint.name
     )
     print(judging.as_text(report))
-    (out / "report.json").write_text(judging.to_json(report) + "\n")
+    asked = {k: v for k, v in vars(args).items() if k not in ("action", "command", "what", "out")}
+    text = json.dumps({"settings": asked} | json.loads(judging.to_json(report)), default=str) + "\n"
+    _aside(out, text)
+    write(out / "report.json", text)
     figures = {"reliability": (plots.reliability_plot, report.bins), "depth": (plots.score_by_depth, report.depths)}
     if choice := report.choice:
         figures |= {"best_of_n": (plots.best_of_n, choice), "over_optimisation": (plots.over_optimisation, choice)}
@@ -106,6 +112,33 @@ def evaluate(args) -> int:
             plots.save(figure, out / name)
     print(out)
     return 0
+
+
+def _out(args) -> Path:
+    """Where the report goes: below the current folder unless it is named, and into no run, whose hash would change."""
+    model = args.checkpoint.resolve()
+    name = model.parent.name if (model.parent / "run.json").exists() else model.name  # every run's is called `model`
+    stem = re.sub(r"(\.jsonl|\.parquet|\.gz)+$", "", Path(args.data).resolve().name)
+    out = args.out or Path("runs", "judged", f"{name}-{stem}")
+    for folder in (out.resolve(), *out.resolve().parents):
+        if (folder / "run.json").exists():
+            raise WorkbenchError(f"{out} lies in the run {folder}, whose hash would change: name --out outside of it")
+    return out
+
+
+def _aside(out: Path, text: str) -> None:
+    """Another report than `text` is kept with its figures in a folder of its own: none of them stays beside a new one.
+
+    Scores stay, so that what both ask for is read once.
+    """
+    old = sorted(path for path in out.iterdir() if path.is_file() and path.stem in SHOWN)
+    if old and (out / "report.json" not in old or (out / "report.json").read_text() != text):
+        number = next(n for n in range(1, 10**6) if not (out / f"earlier-{n}").exists())
+        kept_in = out / f"earlier-{number}"
+        kept_in.mkdir()
+        for path in old:
+            path.rename(kept_in / path.name)
+        print(f"the report that was in {out} is another one; it is kept in {kept_in}")
 
 
 def _judge(args) -> Callable:
@@ -160,8 +193,9 @@ def _unseen(args) -> tuple[list, list, dict]:
         raise WorkbenchError(
             f"{len(both)} of these problems were trained on, the first {min(both)[:60]!r}: judge others"
         )
-    if args.problems:
-        items, tuning = _drawn(items, args.problems, "judged"), _drawn(tuning, -(-args.problems // 3), "for thresholds")
+    if args.problems:  # what is reported; a tuning set of its own is as large as it is
+        items = _drawn(items, args.problems, "judged")
+        tuning = tuning if args.tuning else _drawn(tuning, -(-args.problems // 3), "for thresholds")
         some = sorted(sampled, key=lambda name: digest("drawn", name))[: args.problems]
         sampled = {name: sampled[name] for name in some}
     return items, tuning, sampled

@@ -21,6 +21,7 @@ import pkgutil
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,19 @@ TREE = 1_000_000  # steps of a problem's chains, prefix by prefix; more is no tr
 MALFORMED = KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError
 LISTED = 100  # rejected rows that are kept with their place; all are counted
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
+DATA = (*ENDINGS, ".json", ".gz", ".zst", ".txt", ".csv", ".tsv", ".zip")  # a name that ends so is a file's
+LOOKED = 100  # rows at the beginning among which one of a known format is looked for
 
 
 class Reject(Exception):
-    """Why a row, or one of its completions, is left out. Short and the same for like cases: reasons are counted."""
+    """Why a row, or one of its completions, is left out. Short and the same for like cases: reasons are counted.
+
+    `line`: how the row begins, where it is a line that could not be read.
+    """
+
+    def __init__(self, why: str, line: bytes = b""):
+        super().__init__(why)
+        self.line = line[:400].decode(errors="replace").strip()[:80]
 
 
 def names() -> list[str]:
@@ -57,10 +67,10 @@ class Rows:
     """Labelled chains of a file, a folder of files, or a hub data set, as a stream that can be read again.
 
     `source`: a path (JSON lines, also gzipped, or parquet), or a hub id `owner/name`, which needs `datasets`; `split`
-    is the hub's. `format` is found from the first row's fields unless it is named. After a pass, `counts` holds rows,
-    chains, steps, labels and `rejected: <reason>`, and `rejected` the first 100 as (place, reason). `hash` names the
-    content (of a hub data set: its id, its split and the files that it says it has). Errors: no such source, no known
-    format, no good row.
+    is the hub's. `format` is found from the fields of the first row, among the first 100, that is of one, unless it is
+    named. After a pass, `counts` holds rows, chains, steps, labels and `rejected: <reason>`, and `rejected` the first
+    100 as (place, reason). `hash` names the content (of a hub data set: its id, its split and the files that it says it
+    has). Errors: no such source, an empty one, no known format, no good row.
 
     >>> import tempfile, pathlib
     >>> line = '{"id": "1", "problem": "1+1", "steps": ["1+1=3"], "label": 0, "final_answer_correct": false}'
@@ -74,7 +84,7 @@ class Rows:
     def __init__(self, source: str | Path, format: str | None = None, split: str = "train"):
         self.source, self.split, self.counts, self.rejected = str(source), split, Counter(), []
         self.files = _files(source)
-        self.format = get(format) if format else _guess(row for _, row in self._raw())
+        self.format = get(format) if format else _guess(self.source, (row for _, row in self._raw()))
 
     @property
     def hash(self) -> str:
@@ -380,9 +390,19 @@ def _files(source: str | Path) -> list[Path]:
         if not path.name.endswith(ENDINGS):
             raise WorkbenchError(f"{path}: step labels come as {', '.join(ENDINGS)}")
         return [path]
-    if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        raise WorkbenchError(f"{source} is neither a file nor a folder nor a hub id such as owner/name")
+    given = str(source)
+    hub = given.count("/") == 1 and not given.startswith((".", "/", "~")) and not given.lower().endswith(DATA)
+    if not hub or path.parent.is_dir():  # the hub is asked for what can only be its own: its answer takes a minute
+        raise WorkbenchError(f"there is no file or folder {source} (nor is that a hub id, owner/name): {_near(path)}")
     return []
+
+
+def _near(path: Path) -> str:
+    """Where a mistyped path leaves what is there, and what is called alike in that place."""
+    while not path.parent.is_dir():
+        path = path.parent
+    alike = get_close_matches(path.name, sorted(other.name for other in path.parent.iterdir()), n=1)
+    return f"did you mean {path.parent / alike[0]}?" if alike else f"the nearest folder is {path.parent.resolve()}"
 
 
 def _hub(name: str, split: str):
@@ -406,18 +426,19 @@ def _lines(path: Path) -> Iterator[tuple[str, dict | Reject]]:
             number += 1
             place = f"{path.name}:{number}"
             if len(line) > LONGEST_LINE:
+                bad = Reject("a line of more than 16 MB", line)
                 while line and not line.endswith(b"\n"):
                     line = _line(file, path)
-                yield place, Reject("a line of more than 16 MB")
+                yield place, bad
                 continue
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
-                yield place, Reject("no JSON")
+                yield place, Reject("no JSON", line)
                 continue
-            yield place, row if isinstance(row, dict) else Reject("not an object")
+            yield place, row if isinstance(row, dict) else Reject("not an object", line)
 
 
 def _line(file, path: Path) -> bytes:
@@ -443,11 +464,20 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict]]:
         raise WorkbenchError(f"{path} is no parquet file: {error}") from error
 
 
-def _guess(rows: Iterable):
-    seen = next((row for row in itertools.islice(rows, 1000) if isinstance(row, dict)), {})
-    for name in names():
-        if all(field in seen for field in get(name).FIELDS):
-            return get(name)
+def _guess(source: str, rows: Iterable):
+    known = [get(name) for name in names()]
+    first = None
+    for row in itertools.islice(rows, LOOKED):
+        for form in known:
+            if isinstance(row, dict) and all(field in row for field in form.FIELDS):
+                return form
+        first = row if first is None else first
+    if first is None:
+        raise WorkbenchError(f"{source} is empty: there is no row in it")
+    if isinstance(first, Reject):
+        looks = f"is {first}: {first.line!r}"
+    else:
+        looks = f"has the fields {', '.join(map(str, first))[:80] or 'none'}"
     raise WorkbenchError(
-        f"a row with the fields {', '.join(map(str, seen)) or 'none'} is of no known format: {', '.join(names())}"
+        f"{source}: none of its first {LOOKED} rows is of a known format ({', '.join(names())}); the first {looks}"
     )
