@@ -25,7 +25,7 @@ from ..kv import Reader, core
 from ..models import Need, Price, load_model, memory, placed
 from ..packing import UNKNOWN, Judged, Store, collate, judged, mask_after_error, pack, read_trees  # noqa: F401
 from ..runs import hash_file
-from ..types import Cost, Labelled, Problem, ProblemError, Trace, WorkbenchError
+from ..types import Cost, Labelled, Problem, ProblemError, Trace, WorkbenchError, in_range
 
 VERDICT = (" Yes", " No")  # the two tokens of a PRM that stays a language model
 
@@ -258,9 +258,10 @@ class Training:
                 raise WorkbenchError(f"{name}={getattr(self, name)!r}: one of {', '.join(known)}")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise WorkbenchError(f"dtype={self.dtype!r}: auto, float32, bfloat16 or float16")
-        for name in ("rank", "capacity", "batch", "accumulate", "check_every"):
-            if getattr(self, name) < 1:
-                raise WorkbenchError(f"{name}={getattr(self, name)}: at least 1")
+        in_range(self, "rank capacity batch accumulate check_every", 1)
+        in_range(self, "lr epochs", 0, above=True)
+        in_range(self, "head_lr steps patience", 0)
+        in_range(self, "warmup", 0, 1)
         if self.top < 0:
             raise WorkbenchError(f"top={self.top}: how many layers learn, or 0 for all of them")
         if not 0 <= self.held_out < 1:
