@@ -149,6 +149,22 @@ def test_what_a_process_reward_costs(policy, encoder, sums):
     assert cost.verifier_flops == 2.0 * cost.judged and cost.sampled == 0
 
 
+@pytest.mark.parametrize(
+    "rows, said",
+    [
+        (None, "Judge gave None and no rows"),
+        ([None], "Judge gave None for 2 steps"),
+        ([(0.5, None)], "Judge left a step without a score"),
+    ],
+)
+def test_a_verifier_that_pays_nothing_is_named(encoder, rows, said):
+    """Bug: a traceback for what a user's own verifier did."""
+    Judge = type("Judge", (Flat,), {"score": lambda self, items: rows})
+    item = Problem("p", "arithmetic", "1+1", "2"), Trace((Step("1+1=2"), Step("2", final=True)))
+    with pytest.raises(WorkbenchError, match=said):
+        rl.process(Judge(encoder))([item])
+
+
 def test_an_unknown_form_of_reward_is_refused(encoder):
     with pytest.raises(WorkbenchError, match="'mean'"):
         rl.process(Flat(encoder), "mean")
