@@ -67,6 +67,17 @@ def test_claims_without_any(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == []
 
 
+@pytest.mark.parametrize("command", ["claims", "gallery"])
+def test_a_runs_folder_that_is_not_there_is_said(tmp_path, command, capsys):
+    """Bug: a slip of the pen reads "no claims yet", and leaves an empty gallery behind."""
+    (tmp_path / "file").write_text("")
+    for name, said in (("nowhere", "is not there"), ("file", "is a file, not the folder")):
+        assert cli.main([command, "--runs", str(tmp_path / name)]) == 2
+        shown = capsys.readouterr()
+        assert f"{tmp_path / name} {said}" in shown.err and not shown.out
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_bench_prints_and_writes(tmp_path, monkeypatch, capsys):
     rows = [
         {"name": "speed", "value": 1234.5, "unit": "tokens/s", "goal": ">= 1000", "holds": True},

@@ -158,12 +158,31 @@ def test_a_gradient_that_is_no_number_ruins_nothing(tokenizer, rows, tmp_path):
     assert all(torch.isfinite(v).all() for v in load_file(tmp_path / fit.STATE).values() if v.is_floating_point())
 
 
+@pytest.mark.parametrize(
+    "setting, said",
+    [
+        ({"steps": 0}, "steps=0: at least 1"),  # Bug: no steps read as three epochs
+        ({"batch": 0}, "batch=0: at least 1"),
+        ({"check_every": -1}, "check_every=-1: at least 1"),
+        ({"lr": 0.0}, "lr=0.0: above 0"),
+        ({"lr": float("nan")}, "lr=nan: above 0"),
+        ({"lr": float("inf")}, "lr=inf: above 0"),
+        ({"muon_lr": -1e-3}, "muon_lr=-0.001: at least 0"),
+        ({"warmup": -1}, "warmup=-1: at least 0"),
+    ],
+)
+def test_settings_outside_their_range_are_refused_where_they_are_made(setting, said):
+    """Bug: a negative rate is taken, and unlearns; no batch is refused deep inside a loop."""
+    with pytest.raises(WorkbenchError, match=said):
+        Fit(**setting)
+    assert Fit(steps=1, batch=1, warmup=0, weight_decay=0.0, lr=1e-9).patience == 0
+
+
 def test_what_cannot_be_trained_is_refused(tokenizer, rows, tmp_path):
-    """Bugs: no steps read as three epochs; a target that nothing is compared with."""
+    """Bugs: a target that nothing is compared with."""
     model = new_model("micro", tokenizer)
     for config, data, message in (
         (Fit(4), [], "no training rows"),
-        (Fit(0), rows, "0 training steps"),
         (Fit(4, target=0.5), rows, "needs a check"),
     ):
         with pytest.raises(WorkbenchError, match=message):

@@ -179,7 +179,7 @@ def test_a_chain_that_the_verifier_cannot_read_is_unknown(policy):
 
 @pytest.mark.parametrize("scores", [(0.5,), (0.5, 0.5, 0.5), (0.5, 1.5), (0.5, float("nan"))])
 def test_scores_that_are_none(policy, scores):
-    with pytest.raises(WorkbenchError, match="Judge gave .* for the 2 steps of a chain of p/1: mend it"):
+    with pytest.raises(WorkbenchError, match="p/1: Judge gave .* for 2 steps, .*: mend it"):
         judged([C], Judge(**{"1+2=3": scores}), policy)
 
 
@@ -404,6 +404,9 @@ def test_the_seed_is_the_data():
     "knobs, complaint",
     [
         *(({name: 0}, f"{name}=0: at least 1") for name in ("rounds", "problems", "samples", "cap", "checks")),
+        ({"chain_tokens": 0}, "chain_tokens=0: at least 1"),
+        ({"temperature": -1.0}, "temperature=-1.0: at least 0"),
+        ({"threshold": 1.5}, "threshold=1.5: from 0 to 1"),
         ({"filter": "answers"}, "unknown filter 'answers'"),
         ({"aggregate": "mode"}, "unknown aggregate 'mode'"),
         ({"search": "beem"}, "did you mean 'beam'"),

@@ -10,7 +10,7 @@ from workbench.format import Encoder
 from workbench.kv import core
 from workbench.models import flops, llama_config, load_model, memory, new_model, training_flops
 from workbench.types import Step, WorkbenchError
-from workbench.verifiers.prm import from_policy
+from workbench.verifiers.prm import PRM, from_policy
 
 
 @pytest.fixture(scope="module")
@@ -214,3 +214,35 @@ def test_a_checkpoint_that_is_nowhere_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WorkbenchError, match="runs/models/base is no folder under .*--base"):
         load_model("runs/models/base")
+
+
+HALF, GONE, OTHER = (lambda data: data[: len(data) // 2]), None, (lambda data: b"[]")
+
+
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("model.safetensors", HALF),
+        ("model.safetensors", lambda data: b""),
+        ("config.json", HALF),
+        ("config.json", OTHER),
+        ("config.json", lambda data: b"{}"),
+        ("tokenizer.json", HALF),
+        ("tokenizer.json", GONE),
+        ("tokenizer_config.json", HALF),
+        ("tokenizer_config.json", GONE),  # Bug: it loads without a pad token, and fails at the first batch
+        ("prm.json", HALF),
+        ("prm.json", OTHER),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(tokenizer, micro, tmp_path, name, change):
+    """Bugs: a traceback out of a library; a folder that is there and half copied "is no folder"."""
+    for part in (from_policy(micro), tokenizer):
+        part.save_pretrained(tmp_path)
+    (tmp_path / "prm.json").write_text('{"head": "linear"}')
+    PRM.load(tmp_path), load_model(tmp_path)
+    file = tmp_path / name
+    file.write_bytes(change(file.read_bytes())) if change else file.unlink()
+    for load in (PRM.load,) if name == "prm.json" else (PRM.load, load_model):
+        with pytest.raises(WorkbenchError, match=f"{file} is missing or damaged .*copy its checkpoint again, or train"):
+            load(tmp_path)

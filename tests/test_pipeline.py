@@ -9,9 +9,11 @@ import pytest
 
 from workbench import claims, evaluate, pipeline, series
 from workbench.pipeline import STAGES, Series, build_stage, read_records, read_traces
+from workbench.policies.scripted import Scripted
 from workbench.runs import Run
 from workbench.types import Cost, Record, WorkbenchError
 from workbench.verifiers import score_all
+from workbench.verifiers.oracle import Answers
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +165,15 @@ def test_solve_refuses_before_it_builds(tmp_path, words, n, complaint):
 def test_solve_tells_what_it_did(built, capsys):
     pipeline.solve_cli(Namespace(problem="47+38-29*2", profile="micro", runs=built, n=4, seed=0))
     assert "47+38-29*2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, advice", [("micro", "try --profile nano"), ("nano", "try more with --n")])
+def test_what_solve_advises_depends_on_the_profile(tmp_path, monkeypatch, capsys, name, advice):
+    """Bug: more chains are advised of a model that has learnt nothing."""
+    monkeypatch.setattr(Series, "policy", lambda self, stage: Scripted({(): [("?", 1.0)]}))  # which cuts a chain
+    monkeypatch.setattr(Series, "verifier", lambda self: Answers([self.task.parse("2+3")]))
+    assert pipeline.solve_cli(Namespace(problem="2+3", profile=name, runs=tmp_path, n=2, seed=0)) == 1
+    assert capsys.readouterr().out.endswith(f"{advice}\n")
 
 
 @pytest.mark.parametrize("name", ["profile", "stage"])

@@ -264,11 +264,30 @@ def test_a_pickle_is_refused_by_name(chains, base, tmp_path):
         PRM.load(out)
 
 
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "prm.json"])
+def test_a_damaged_adapter_is_named(chains, base, tmp_path, name):
+    """Bug: half a copied file is a traceback out of a library."""
+    out, _, _ = run(chains, base, tmp_path, replace(QUICK, steps=1))
+    whole = (out / name).read_bytes()
+    (out / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(
+        WorkbenchError, match=f"{out / name} is missing or damaged .*copy its checkpoint again, or train"
+    ):
+        PRM.load(out)
+
+
 def test_what_cannot_be_trained_is_said(base, tmp_path, chains):
     for change, text in [
         ({"method": "dora"}, "one of full, lora, qlora"),
         ({"held_out": 1.0}, "a share"),
         ({"top": -1}, "top=-1"),
+        ({"lr": 0.0}, "lr=0.0: above 0"),
+        ({"head_lr": -1e-3}, "head_lr=-0.001: at least 0"),
+        ({"epochs": -1.0}, "epochs=-1.0: above 0"),
+        ({"steps": -1}, "steps=-1: at least 0"),
+        ({"batch": 0}, "batch=0: at least 1"),
+        ({"warmup": 1.5}, "warmup=1.5: from 0 to 1"),
+        ({"patience": -1}, "patience=-1: at least 0"),
     ]:
         with pytest.raises(WorkbenchError, match=text):
             replace(QUICK, **change)

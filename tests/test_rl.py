@@ -69,6 +69,32 @@ def test_a_group_of_one_is_refused(advantages):
         replace(CONFIG, group=1)
 
 
+@pytest.mark.parametrize("advantages", [centred, normalised, leave_one_out])
+def test_no_group_at_all_has_no_advantage_and_no_warning(advantages, recwarn):
+    """Bug: where all groups were alike and dropped, torch warns of a deviation of nothing."""
+    assert advantages(torch.empty(0, 8)).shape == (0, 8)
+    assert advantages(torch.full((3, 8), 0.7)).eq(0).all() and not recwarn.list
+
+
+@pytest.mark.parametrize(
+    "setting, said",
+    [
+        ({"steps": 0}, "steps=0: at least 1"),
+        ({"rows": 0}, "rows=0: at least 1"),
+        ({"lr": -1e-4}, "lr=-0.0001: above 0"),
+        ({"clip": 0.0}, "clip=0.0: above 0"),
+        ({"muon_lr": -1.0}, "muon_lr=-1.0: at least 0"),
+        ({"kl": -0.1}, "kl=-0.1: at least 0"),
+        ({"refills": -1}, "refills=-1: at least 0"),
+        ({"gamma": 1.5}, "gamma=1.5: from 0 to 1"),
+    ],
+)
+def test_settings_outside_their_range_are_refused(setting, said):
+    """Bug: a negative rate or KL is taken, and drives the policy the wrong way."""
+    with pytest.raises(WorkbenchError, match=said):
+        replace(CONFIG, **setting)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_reward_that_is_no_number_is_refused(bad):
     with pytest.raises(WorkbenchError, match="reward is not a finite number"):
@@ -121,6 +147,22 @@ def test_what_a_process_reward_costs(policy, encoder, sums):
     assert closed, "those that did not close are not read"
     assert cost.judged == sum(policy.prompt_tokens(p, Node((0,), trace.steps)) for p, trace in closed)
     assert cost.verifier_flops == 2.0 * cost.judged and cost.sampled == 0
+
+
+@pytest.mark.parametrize(
+    "rows, said",
+    [
+        (None, "Judge gave None and no rows"),
+        ([None], "Judge gave None for 2 steps"),
+        ([(0.5, None)], "Judge left a step without a score"),
+    ],
+)
+def test_a_verifier_that_pays_nothing_is_named(encoder, rows, said):
+    """Bug: a traceback for what a user's own verifier did."""
+    Judge = type("Judge", (Flat,), {"score": lambda self, items: rows})
+    item = Problem("p", "arithmetic", "1+1", "2"), Trace((Step("1+1=2"), Step("2", final=True)))
+    with pytest.raises(WorkbenchError, match=said):
+        rl.process(Judge(encoder))([item])
 
 
 def test_an_unknown_form_of_reward_is_refused(encoder):
@@ -305,7 +347,7 @@ def test_several_updates_use_every_chain_once(learner, sums, monkeypatch):
     )
     for n in (1, 2, 3, 9):
         found.clear()
-        rl.update(learner, adam(learner, 0.0), batch_of(learner, items, advantage), replace(CONFIG, updates=n))
+        rl.update(learner, adam(learner, 1e-12), batch_of(learner, items, advantage), replace(CONFIG, updates=n))
         assert sorted(found) == [i for i in range(12) if advantage[i]]
 
 
@@ -735,7 +777,7 @@ def test_one_clip_is_both(learner, sums):
     items = chains(learner, sums[:2])
     batch = batch_of(learner, items, torch.ones(len(items)))
     batch.old = batch.old - 0.15
-    stats = {clip: rl.update(learner, adam(learner, 0.0), batch, replace(ONE, clip=clip)) for clip in (0.1, 0.2)}
+    stats = {clip: rl.update(learner, adam(learner, 1e-12), batch, replace(ONE, clip=clip)) for clip in (0.1, 0.2)}
     assert stats[0.1]["clipped"] > 0.9 and stats[0.2]["clipped"] < 0.1
 
 

@@ -865,6 +865,19 @@ def test_units_and_problems_of_two_sides_must_agree():
         scaling.flops_matched(planted(), rows("large", 1, 1, 20)[1:], BINS, size=4, ratio=1)
 
 
+def test_an_unknown_method_is_named():
+    """Bug: a slip in a method's name reads as if there were no records at all."""
+    vote = steps((1, 10), (64, 40))
+    for call in (
+        lambda: scaling.efficiency(vote, "vot", ("vote", 1)),
+        lambda: scaling.efficiency(iter(vote), "vote", ("vot", 1)),
+        lambda: scaling.log_slope(vote, "vot"),
+        lambda: scaling.paired_at_equal_flops(vote, "vote", "vot", n=1),
+    ):
+        with pytest.raises(WorkbenchError, match="unknown method 'vot': did you mean 'vote'. Known: vote"):
+            call()
+
+
 def test_one_problem_alone_has_a_number_and_no_interval():
     lone = [r for n, flops in ((1, 1e6), (4, 4e6)) for r in rows("vote", n, flops, n > 1, total=1)]
     assert [(p.accuracy.value, p.accuracy.low) for p in scaling.curve(lone)] == [(0, None), (1, None)]

@@ -274,6 +274,98 @@ def test_a_verifier_that_is_no_verifier_is_named(name, asked):
         go(name, asked(3), verifier=Short())
 
 
+class Wordless(Judge):
+    def score(self, items):
+        return None
+
+
+class Sparse(Judge):
+    def score(self, items):
+        return super().score(items)[:-1]
+
+
+class Hollow(Judge):
+    def score(self, items):
+        return [None for _ in items]
+
+
+class Free:
+    aggregate, score = "min", JUDGE.score
+
+
+@pytest.mark.parametrize(
+    "verifier, said",
+    [
+        (Wordless(), r"Wordless gave None and no rows of scores for \d chains"),
+        (Sparse(), r"Sparse gave \d rows of scores for \d chains"),
+        (Hollow(), "Hollow gave None for 1 steps, not a number in 0-1"),
+        (Judge(a="good", b="good", **{"1": "good", "0": "good"}), r"Judge gave \('good',\) for 1 steps, not a number"),
+        (Free(), "the verifier Free has no flops"),
+    ],
+)
+def test_a_verifier_that_breaks_the_protocol_is_named(asked, verifier, said):
+    """Bug: a traceback out of the driver for what a user's own verifier did."""
+
+    def ask(root):
+        yield Grow([root], 4)
+
+    with pytest.raises(WorkbenchError, match=said):
+        drive(asked(1), ask, Scripted({(): [("a", 0.25), ("b", 0.25), ("=1", 0.25), ("=0", 0.25)]}), verifier, seed=3)
+
+
+def plain(root):
+    return "5"
+
+
+def nothing(root):
+    pass
+
+
+def words(root):
+    yield "more"
+
+
+def bare(root):
+    yield Grow(root, 4)
+
+
+def texts(root):
+    yield Grow(["1+1=2"], 4)
+
+
+def share(root):
+    yield Grow([root], 4 / 2)
+
+
+def chain(root):
+    return (yield Grow([root], 4, score=False))[0].trace
+
+
+def late(root):
+    while (yield Grow([root], 4, score=False)):
+        pass
+    return 5
+
+
+@pytest.mark.parametrize(
+    "own, said",
+    [
+        (plain, "plain gave '5' and no generator: it asks with `children = yield Grow"),
+        (nothing, "nothing gave None and no generator"),
+        (words, "words yielded 'more': it asks with"),
+        (bare, r"bare yielded Grow with nodes=Node\(.*, which is no list of nodes: it asks with"),
+        (texts, r"texts yielded Grow with nodes=\['1\+1=2'\], which is no list of nodes: it asks with"),
+        (share, "share yielded Grow with n=2.0: a whole number"),
+        (chain, r"chain returned Trace\(.* as its answer: .* the text of its answer or None"),
+        (late, "late returned 5 as its answer"),  # when it is told that there is no more
+    ],
+)
+def test_a_search_that_breaks_the_protocol_is_named(asked, own, said):
+    """Bug: a traceback out of the driver, or out of the grader, for what a user's own search did."""
+    with pytest.raises(WorkbenchError, match=f"the search {said}"):
+        drive(asked(2), own, POLICY, JUDGE, budget=Budget(sampled=1))
+
+
 def test_an_unknown_score_is_not_a_bad_one(name, asked):
     """Bug: None read as 0, or a crash on it. Chains that nobody scored neither win nor stop the search."""
     if not go(name, asked(1))[0].cost.verifier_calls:

@@ -338,6 +338,23 @@ def test_all_are_scored_but_for_problems_that_cannot_be(backends, sums):
         assert found[:3] + found[4:] == wanted
     assert score_all(verifier, [long]) == [(None, None)] and score_all(verifier, []) == []
 
+    class Wrong:
+        def __init__(self, rows):
+            self.rows = rows
+
+        def score(self, items):
+            return self.rows
+
+    for rows, said in (  # Bug: a traceback, or a row that is handed on
+        (None, "Wrong gave None and no rows of scores for 1 chains"),
+        ([], "Wrong gave 0 rows of scores for 1 chains"),
+        ([None], "Wrong gave None for 2 steps"),
+        ([(0.5,)], r"Wrong gave \(0.5,\) for 2 steps"),
+        ([(0.5, float("nan"))], "Wrong gave .*nan.* for 2 steps"),
+    ):
+        with pytest.raises(WorkbenchError, match=said):
+            score_all(Wrong(rows), [long])
+
     class Lost:
         def score(self, items):
             raise ProblemError({"stranger": "not among those asked about"})

@@ -83,6 +83,7 @@ def claims(args) -> int:
     from . import claims, series
 
     series.check_profile(args.profile)
+    _there(args.runs)
     found, left_out = series.trainings(args.profile, args.runs)
     print(*left_out, sep="\n", end="\n" * bool(left_out), file=sys.stderr)
     if args.json:
@@ -95,8 +96,16 @@ def claims(args) -> int:
 def gallery(args) -> int:
     from . import gallery
 
+    _there(args.runs)
     print(f"gallery: {gallery.write(args.profile, args.runs)}")
     return 0
+
+
+def _there(runs: Path | None) -> None:
+    """What only reads a named folder must not take a slip of the pen for an empty one."""
+    if runs is not None and not runs.is_dir():
+        what = "is a file, not the folder of all runs" if runs.exists() else "is not there"
+        raise WorkbenchError(f"--runs {runs} {what}: name the folder that `reproduce` or `run` wrote to")
 
 
 def solve(args) -> int:

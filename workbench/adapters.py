@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from .format import TAGS, add_tags
 from .kv import core
-from .models import load_model
+from .models import check_weights, load_model, load_tokenizer, read_json
 from .tasks import digest
 from .types import WorkbenchError
 
@@ -29,10 +29,9 @@ def one_base(base: str | Path, adapters: Mapping[str, str | Path], quantised: bo
     Give it to `LocalPolicy(…, adapter="policy")`, `PRM(…, adapter="prm")` (of head `verdict`: a head of its own would
     make it another model) and `Implicit(…, adapter="policy")`, whose reference is the base itself. `quantised`: NF4.
     The tokenizer is the first adapter's, or the base's where that folder has none.
-    Errors: no adapter, an adapter that is no safetensors. Left out: adapters that change the embedding.
+    Errors: no adapter, one that is no safetensors or damaged. Left out: adapters that change the embedding.
     """
     from peft import PeftModel
-    from transformers import AutoTokenizer
 
     if not adapters:
         raise WorkbenchError("no adapter: name at least one, such as {'policy': folder}")
@@ -42,7 +41,7 @@ def one_base(base: str | Path, adapters: Mapping[str, str | Path], quantised: bo
     model, tokenizer = load_model(base, dtype=compute, **(four_bit(compute) if quantised else {}))
     (name, folder), *rest = adapters.items()
     if (Path(folder) / "tokenizer_config.json").exists():
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = load_tokenizer(folder)
     prepare(model, tokenizer)
     model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
     for name, folder in rest:
@@ -88,8 +87,8 @@ def open_adapter(folder: str | Path):
     The base is loaded as it was when `save_adapter` wrote this; under an adapter from elsewhere in fp32.
     """
     path = Path(folder) / "base.json"
-    how = json.loads(path.read_text()) if path.exists() else {"quantised": False, "dtype": "float32"}
-    base = json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"]
+    how = read_json(path) if path.exists() else {"quantised": False, "dtype": "float32"}
+    base = read_json(Path(folder) / "adapter_config.json").get("base_model_name_or_path")
     if not base:
         raise WorkbenchError(f"{folder} names no base: open it with adapters.one_base(base, {{'default': {folder}}})")
     return one_base(base, {"default": folder}, **how)
@@ -100,8 +99,11 @@ def quantised(model) -> bool:
 
 
 def refuse_pickles(folder: Path) -> None:
+    """Errors: an adapter's folder without safetensors, or with a file that is damaged."""
     if not (folder / WEIGHTS).exists():
         raise WorkbenchError(f"{folder} has no {WEIGHTS}: other formats are pickles, and refused")
+    check_weights(folder / WEIGHTS)
+    read_json(folder / "adapter_config.json")
 
 
 def prepare(model, tokenizer) -> None:

@@ -22,7 +22,7 @@ from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmu
 from . import tasks
 from .kv import core
 from .models import training_flops
-from .types import Cost, WorkbenchError
+from .types import Cost, WorkbenchError, in_range
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ class Fit:
     watch: str = ""
     checkpointing: bool = False
     paged: bool = False
+
+    def __post_init__(self):
+        in_range(self, "steps batch check_every accumulate", 1)
+        in_range(self, "lr", 0, above=True)
+        in_range(self, "muon_lr gain_lr head_lr warmup weight_decay patience", 0)
 
 
 class Muon(torch.optim.Optimizer):
@@ -383,8 +388,6 @@ def fit(
     """
     if not data:
         raise WorkbenchError("no training rows: the stage before this one left none")
-    if config.steps < 1:
-        raise WorkbenchError(f"{config.steps} training steps: set steps to 1 or more")
     if config.target is not None and check is None:
         raise WorkbenchError(f"a target of {config.target} needs a check that gives the accuracy")
     if config.patience and not (check and config.watch):

@@ -29,7 +29,8 @@ from .policies import Sampling, billed
 from .policies.local import LocalPolicy
 from .runs import Run
 from .select import AGGREGATES, aggregate_score
-from .types import Cost, Node, Problem, ProblemError, Step, Trace, WorkbenchError
+from .types import Cost, Node, Problem, ProblemError, Step, Trace, WorkbenchError, in_range
+from .verifiers import flaw, scored
 
 FILTERS = ("none", "answer", "prm")
 
@@ -75,9 +76,9 @@ class Flywheel:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("rounds", "problems", "samples", "cap", "checks"):
-            if getattr(self, name) < 1:
-                raise WorkbenchError(f"{name}={getattr(self, name)}: at least 1")
+        in_range(self, "rounds problems samples step_tokens chain_tokens cap checks", 1)
+        in_range(self, "temperature", 0)
+        in_range(self, "threshold", 0, 1)
         if self.filter not in FILTERS:
             raise WorkbenchError(f"unknown filter {self.filter!r}: one of {', '.join(FILTERS)}")
         if self.aggregate not in (None, *AGGREGATES):
@@ -193,11 +194,11 @@ def judged(chains: Sequence[Chain], verifier, policy) -> tuple[list[Chain], Cost
 
     Errors: not a row a chain, a score a step; scores that are neither None nor in 0-1.
     """
-    todo, scored, found = [chain for chain in chains if None in chain.trace.scores], [], {}
-    begin, name = time.perf_counter(), type(verifier).__name__
+    todo, rows, found = [chain for chain in chains if None in chain.trace.scores], [], {}
+    begin = time.perf_counter()
     while todo:
         try:
-            scored = verifier.score([(chain.problem.blind(), chain.trace) for chain in todo])
+            rows = scored(verifier, [(chain.problem.blind(), chain.trace) for chain in todo])
             break
         except ProblemError as error:
             if not any(chain.problem.id in error.problems for chain in todo):
@@ -205,15 +206,10 @@ def judged(chains: Sequence[Chain], verifier, policy) -> tuple[list[Chain], Cost
             todo = [chain for chain in todo if chain.problem.id not in error.problems]
     cost = Cost(verifier_seconds=time.perf_counter() - begin)
     read = []
-    if len(scored) != len(todo):
-        raise WorkbenchError(f"{name} gave {len(scored)} rows of scores for {len(todo)} chains: mend it")
-    for chain, scores in zip(todo, scored, strict=True):
+    for chain, scores in zip(todo, rows, strict=True):
         problem, steps = chain.problem.blind(), chain.trace.steps
-        if len(scores) != len(steps) or not all(s is None or 0 <= s <= 1 for s in scores):
-            raise WorkbenchError(
-                f"{name} gave {list(scores)} for the {len(steps)} steps of a chain of {problem.id}: mend it, each "
-                "step has a number in 0-1, or None for unknown"
-            )
+        if wrong := flaw(verifier, scores, len(steps)):
+            raise WorkbenchError(f"{problem.id}: {wrong}")
         scores = [s if s is None else round(s, search.DIGITS) for s in scores]
         steps = tuple(replace(step, score=s) for step, s in zip(steps, scores, strict=True))
         found[id(chain)] = chain._replace(trace=replace(chain.trace, steps=steps))

@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from . import tasks
 from .policies import Policy, Sampling, Want, bill, billed, tokens_of
 from .types import Cost, Labelled, Node, Problem, ProblemError, Step, Trace, WorkbenchError
+from .verifiers import flaw, scored
 
 _T = TypeVar("_T")
 CUTS = {"hard": 0.0, "soft": 0.5}
@@ -375,12 +376,13 @@ def consensus(
     def score(ids: Sequence[str]) -> list[tuple[Labelled, tuple]]:
         known = set(ids)
         live = [row for row in rows if row.problem.id in known]
-        scored = judge.score([(row.problem.blind(), row.trace) for row in live]) if live else []
-        for row, scores in zip(live, scored, strict=True):
-            if len(scores) != len(row.trace.steps) or not all(s is None or 0 <= s <= 1 for s in scores):
-                why = f"the judge gave {scores} for {len(row.trace.steps)} steps, not a number in 0-1 for each"
+        pairs = [
+            *zip(live, scored(judge, [(row.problem.blind(), row.trace) for row in live]) if live else (), strict=True)
+        ]
+        for row, scores in pairs:
+            if why := flaw(judge, scores, len(row.trace.steps)):
                 refused.setdefault(row.problem.id, why)
-        return [pair for pair in zip(live, scored, strict=True) if pair[0].problem.id not in refused]
+        return [pair for pair in pairs if pair[0].problem.id not in refused]
 
     asked = list(dict.fromkeys(row.problem.id for row in rows))
     begin = time.perf_counter()

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,10 @@ def new_model(shape: str, tokenizer, seed: int = 0):
 
 
 def load_model(folder: str | Path, kind: str = "AutoModelForCausalLM", **more):
-    """(model in eval mode, tokenizer) from a checkpoint folder, a hub id, or `smollm2`; safetensors only."""
+    """(model in eval mode, tokenizer) from a checkpoint folder, a hub id, or `smollm2`; safetensors only.
+
+    Errors: a checkpoint that is nowhere, or a file of its folder that is missing or damaged, by its name.
+    """
     import transformers
 
     if folder == "smollm2":
@@ -87,15 +91,22 @@ def load_model(folder: str | Path, kind: str = "AutoModelForCausalLM", **more):
     path = Path(folder)
     if path.exists() and not (path / "config.json").exists():
         raise WorkbenchError(f"{path} is no checkpoint: it has no config.json. Delete it and run its stage again")
-    if path.exists() and not list(path.glob("*.safetensors")):
-        raise WorkbenchError(
-            f"{path} has no *.safetensors: other weight formats are refused, convert the checkpoint first"
-        )
+    if path.exists():
+        if "model_type" not in read_json(path / "config.json"):
+            raise damaged(path / "config.json", "it names no model_type")
+        if not (weights := list(path.glob("*.safetensors"))):
+            raise WorkbenchError(
+                f"{path} has no *.safetensors: other weight formats are refused, convert the checkpoint first"
+            )
+        for file in weights:
+            check_weights(file)
     transformers.utils.logging.disable_progress_bar()  # a bar for every small file tells nobody anything
     try:
         model = getattr(transformers, kind).from_pretrained(folder, use_safetensors=True, **more)
     except OSError as error:  # of a hub's many ways to fail, and of a path that is no folder
         why = str(error).strip().split("\n")[0][:200]
+        if path.exists():
+            raise damaged(path, why) from error
         raise WorkbenchError(
             f"{folder} is no folder under {Path.cwd()}, and the hub did not give it ({why}): name a checkpoint that is "
             "there (an adapter's base with base=, or --base)"
@@ -105,7 +116,47 @@ def load_model(folder: str | Path, kind: str = "AutoModelForCausalLM", **more):
         # their scales and give no gradient from then on: scores would not be training's, and nothing below would learn.
         if hasattr(part, "support_avx512bf16_for_cpu"):
             part.support_avx512bf16_for_cpu = False
-    return model.eval(), transformers.AutoTokenizer.from_pretrained(folder)
+    return model.eval(), load_tokenizer(folder)
+
+
+def load_tokenizer(folder: str | Path):
+    """The tokenizer of a checkpoint folder or hub id. Errors: a file of it that is missing or damaged."""
+    from transformers import AutoTokenizer
+
+    path = Path(folder)
+    if path.exists():
+        read_json(path / "tokenizer_config.json")  # without it there would be no pad token, and nothing said
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # whatever half a file makes it stumble over
+        raise damaged(path / "tokenizer.json", " ".join(str(error).split())[:200]) from error
+
+
+def damaged(path: Path, why: object) -> WorkbenchError:
+    """The sentence for what is not whole of a checkpoint."""
+    return WorkbenchError(f"{path} is missing or damaged ({why}): copy its checkpoint again, or train it again")
+
+
+def read_json(path: Path) -> dict:
+    """What a JSON file of a checkpoint says. Errors: it is not there, cut off, or no object."""
+    try:
+        said = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise damaged(path, getattr(error, "strerror", None) or error) from error
+    if not isinstance(said, dict):
+        raise damaged(path, "no JSON object")
+    return said
+
+
+def check_weights(path: Path) -> None:
+    """Reads the header alone, which knows how long the file must be. Errors: a file that is cut off, or no weights."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise damaged(path, error) from error
 
 
 def placed(model):

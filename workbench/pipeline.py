@@ -753,7 +753,9 @@ def solve_cli(args) -> int:
     score = {leaf.path: aggregate_score(leaf.trace, verifier.aggregate) for leaf in leaves}
     chosen = [leaf for leaf in leaves if leaf.trace.answer == result.answer]
     if not chosen:
-        print(f"{problem.prompt}: none of {args.n} chains reached an answer; try more with --n")
+        micro = series.profile.name == "micro"  # more chains of a model that has learnt nothing are no answer
+        advice = "micro's models learn nothing worth asking: try --profile nano" if micro else "try more with --n"
+        print(f"{problem.prompt}: none of {args.n} chains reached an answer; {advice}")
         return 1
     best = max(chosen, key=lambda leaf: score[leaf.path])
     print(

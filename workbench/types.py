@@ -6,6 +6,8 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
+from math import inf
+from numbers import Real
 from operator import add, attrgetter
 from typing import Any, Literal, NamedTuple
 
@@ -39,6 +41,24 @@ def unknown(kind: str, word: str, known: Iterable[str]) -> WorkbenchError:
     near = get_close_matches(word, known, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return WorkbenchError(f"unknown {kind} {word!r}: {hint}Known: {', '.join(known) or 'none'}")
+
+
+def in_range(settings: object, names: str, least: float, most: float = inf, above: bool = False) -> None:
+    """Refuse settings of which one of the fields `names` is no number from `least` (or `above` it) to `most`.
+
+    >>> from types import SimpleNamespace as Settings
+    >>> in_range(Settings(steps=0, warmup=0.1), "warmup", 0, 1)
+    >>> in_range(Settings(steps=0, warmup=0.1), "warmup steps", 0, above=True)
+    Traceback (most recent call last):
+        ...
+    workbench.types.WorkbenchError: steps=0: above 0
+    """
+    for name in names.split():
+        value = getattr(settings, name)
+        fits = isinstance(value, Real) and least <= value <= most and value < inf  # NaN fits nowhere
+        if not fits or above and value == least:
+            words = f"above {least}" if above else f"at least {least}" if most == inf else f"from {least} to {most}"
+            raise WorkbenchError(f"{name}={value!r}: {words}")
 
 
 class ProblemError(WorkbenchError):

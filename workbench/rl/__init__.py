@@ -27,7 +27,7 @@ from ..labels import right_answer
 from ..models import flops, rates, training_flops
 from ..policies import Sampling
 from ..search import drive
-from ..types import Cost, Problem, Trace, WorkbenchError
+from ..types import Cost, Problem, Trace, WorkbenchError, in_range
 from ..watch import alarm
 from .prime import Prime  # noqa: F401
 from .rewards import Earned, Reward, credit, formatted, length, mixture, outcome, overlong, process, well_formed  # noqa: F401
@@ -96,9 +96,10 @@ class RL:
             raise WorkbenchError(f"unknown kl_form {self.kl_form!r}: k1 (in the reward) or k3 (in the loss)")
         if self.group < 2 and self.variant != "ppo":
             raise WorkbenchError("a group of one has no advantage: set group to 2 or more, or variant to 'ppo'")
-        for name in ("steps", "prompts", "group", "updates", "check_every"):
-            if getattr(self, name) < 1:
-                raise WorkbenchError(f"{name}={getattr(self, name)}: at least 1")
+        in_range(self, "steps prompts group updates step_tokens chain_tokens rows capacity check_every", 1)
+        in_range(self, "lr clip truncate", 0, above=True)
+        in_range(self, "muon_lr gain_lr clip_high kl value_weight refills", 0)
+        in_range(self, "gamma lam", 0, 1)
         if not self.temperature > 0:
             raise WorkbenchError(f"temperature={self.temperature}: greedy chains of a group are all alike")
 

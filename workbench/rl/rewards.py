@@ -11,6 +11,7 @@ from ..labels import right_answer
 from ..policies import billed
 from ..select import AGGREGATES
 from ..types import Cost, Problem, Trace, WorkbenchError
+from ..verifiers import flaw, scored
 
 Items = Sequence[tuple[Problem, Trace]]
 
@@ -101,7 +102,7 @@ def process(verifier, form: str = "min", temperature: float = 0.1) -> Reward:
     softmax(-s/temperature), so that the chain earns about its worst step and later steps cannot make up for it (PURE,
     Cheng et al. 2025, arXiv 2504.15275); `difference` pays s_t - s_(t-1), s_0 = 0, which adds up to the last score
     however many steps there are (potential-based shaping, Ng et al. 1999).
-    Errors: a form that is none of these; at the call, a verifier that leaves a step without a score.
+    Errors: a form that is none of these; at the call, scores that are no row a chain, a step without its number in 0-1.
 
     >>> [[round(x, 2) for x in credit(form, [0.9, 0.2, 0.8])] for form in ("sum", "min", "difference")]
     [[0.9, 0.2, 0.8], [0.0, 0.2, 0.0], [0.9, -0.7, 0.6]]
@@ -113,13 +114,15 @@ def process(verifier, form: str = "min", temperature: float = 0.1) -> Reward:
         begin = time.perf_counter()
         closed = [i for i, (_, trace) in enumerate(items) if trace.stop == "answer"]  # the others earn nothing
         read = [(items[i][0].blind(), items[i][1]) for i in closed]
-        scores = [list(row) for row in verifier.score(read)] if read else []
+        scores = scored(verifier, read) if read else []
         cost = (judging(verifier, read) if read else Cost()) + Cost(verifier_seconds=time.perf_counter() - begin)
         chains, steps = [0.0] * len(items), [[0.0] * len(trace.steps) for _, trace in items]
         for i, (problem, trace), row in zip(closed, read, scores, strict=True):
-            if len(row) != len(trace.steps) or any(s is None or not math.isfinite(s) for s in row):
+            if wrong := flaw(verifier, row, len(trace.steps)):
+                raise WorkbenchError(f"{problem.id}: {wrong}")
+            if None in row:
                 raise WorkbenchError(
-                    f"{problem.id}: the verifier gave {row}, not a number for each of {len(trace.steps)}"
+                    f"{problem.id}: {type(verifier).__name__} left a step without a score: nothing pays it"
                 )
             if form == "outcome":
                 chains[i] = AGGREGATES[verifier.aggregate](row)

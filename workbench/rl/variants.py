@@ -32,12 +32,14 @@ def centred(rewards: torch.Tensor) -> torch.Tensor:
 def normalised(rewards: torch.Tensor) -> torch.Tensor:
     """(r - mean) / (std + 1e-4) inside each group (GRPO, Shao et al. 2024, arXiv 2402.03300, section 4.1.2).
 
-    The standard deviation divides by n - 1, as TRL's does; the paper does not say. A uniform group gives zeros.
+    The standard deviation divides by n - 1, as TRL's does; the paper does not say. A uniform group gives zeros, and
+    no group at all (all were dropped, or are another process's) gives none.
 
     >>> normalised(torch.tensor([[3.0, 1.0, 2.0], [1.0, 1.0, 1.0]])).round(decimals=3).tolist()
     [[1.0, -1.0, 0.0], [0.0, 0.0, 0.0]]
     """
-    return centred(rewards) / (rewards.std(1, keepdim=True) + EPSILON)
+    gap = centred(rewards)
+    return gap / (rewards.std(1, keepdim=True) + EPSILON) if len(gap) else gap  # torch warns of a std of nothing
 
 
 def leave_one_out(rewards: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from operator import attrgetter
 
 import numpy as np
 
-from ..types import Record, WorkbenchError
+from ..types import Record, WorkbenchError, unknown
 from .stats import Estimate, Resample, bootstrap, estimate, means, numbers, ordered, paired_bootstrap, some
 
 Setting = tuple[str, int]
@@ -160,6 +160,16 @@ class Table:
         if (method, n) not in self.settings:
             raise WorkbenchError(f"no records of {method} at n={n}: there are {some(self.settings)}")
         return self.settings.index((method, n))
+
+
+def of_methods(records: Iterable[Record], *methods: str) -> list[Record]:
+    """The records of these methods. Errors: a method that none of the records is of."""
+    records = list(records)
+    known = {str(record.knobs["method"]) for record in records if record.knobs.get("method") is not None}
+    for method in methods if records else ():
+        if method not in known:
+            raise unknown("method", method, known)
+    return [record for record in records if record.knobs.get("method") in methods]
 
 
 def _codes(names: Iterable, what: str = "problem ids") -> tuple[list, np.ndarray]:
@@ -322,7 +332,7 @@ def paired_at_equal_flops(
     within a factor of 2–4. Problems are resampled whole, with their costs: w is computed again in every draw, for X_a
     and X_b are estimates too. The bracket stays as it is in the full sample, so w may leave 0–1 a little in a draw.
     Choose `n` before you look; the best of several n flatters `a`.
-    Errors: X_a outside b's budgets (no extrapolation), different problems, costs not metered.
+    Errors: an unknown method, X_a outside b's budgets (no extrapolation), different problems, costs not metered.
 
     >>> from workbench.types import Cost
     >>> def rows(method, n, flops, right):
@@ -332,8 +342,7 @@ def paired_at_equal_flops(
     >>> round(paired_at_equal_flops([*rows("beam", 2, 2e6, 15), *cheap, *dear], "beam", "vote", n=2).value, 3)
     0.25
     """
-    records = [record for record in records if record.knobs.get("method") in (a, b)]
-    table = Table(records, x)
+    table = Table(of_methods(records, a, b), x)
     mine, theirs = table.at(a, n), table.of(b)
     below, above = ([j for j in theirs if keep(table.x[j])] for keep in (table.x[mine].__ge__, table.x[mine].__le__))
     if not below or not above:
@@ -358,8 +367,8 @@ def log_slope(records: Iterable[Record], method: str, *, x: str = "flops", seed:
     """Accuracy gained per decade of compute: least squares over a method's budgets, problems resampled.
 
     Each budget weighs the same and costs are resampled with their problems. A straight line is a summary of the
-    measured range, not a law: accuracy ends at 1. Errors: budgets that span less than half a decade, over which a slope
-    per decade would be extrapolated.
+    measured range, not a law: accuracy ends at 1. Errors: an unknown method, budgets that span less than half a decade,
+    over which a slope per decade would be extrapolated.
 
     >>> from workbench.types import Cost
     >>> def rows(n, flops, right):
@@ -369,7 +378,7 @@ def log_slope(records: Iterable[Record], method: str, *, x: str = "flops", seed:
     >>> round(log_slope(rows, "vote").value, 3)
     0.25
     """
-    table = Table([record for record in records if record.knobs.get("method") == method], x)
+    table = Table(of_methods(records, method), x)
     if (span := math.log10(table.x.max() / table.x.min())) < HALF:
         raise WorkbenchError(
             f"{method} was measured over {span:.2g} decades of {x} ({some(table.settings)}), and a slope per decade "

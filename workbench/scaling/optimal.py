@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..types import Record, WorkbenchError
-from .curves import Columns, Point, Setting, Table, by_problem
+from .curves import Columns, Point, Setting, Table, by_problem, of_methods
 from .stats import Estimate, Ratio, bootstrap, column, numbers, ordered, paired_bootstrap, ratio, resampled, some, whole
 
 # Difficulty
@@ -256,7 +256,7 @@ def efficiency(
     Problems are resampled with their marks and costs, and the crossing is sought again in every draw.
     Nothing is extrapolated: a strategy better than every n measured gives a bound ">=" (the largest n's cost over the
     strategy's), and one worse than the smallest n a bound "<=".
-    Errors: one n only, costs in another unit than `x`, different problems.
+    Errors: an unknown method, one n only, costs in another unit than `x`, different problems.
 
     >>> from workbench.types import Cost
     >>> def rows(method, n, right):
@@ -269,9 +269,8 @@ def efficiency(
     >= 4 [4 to open; n=40]
     """
     mine = None if isinstance(strategy, Optimal) else strategy
-    kept = [
-        r for r in records if r.knobs.get("method") == baseline or (r.knobs.get("method"), r.knobs.get("n", 1)) == mine
-    ]
+    records = of_methods(records, baseline, *(mine or ())[:1])
+    kept = [r for r in records if r.knobs["method"] == baseline or (r.knobs["method"], r.knobs.get("n", 1)) == mine]
     table = Table(kept, x)
     theirs = [j for j in table.of(baseline) if table.settings[j] != mine]
     if len(theirs) < 2:

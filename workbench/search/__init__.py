@@ -27,9 +27,10 @@ from tqdm.auto import tqdm
 from ..policies import Policy, Sampling, Want
 from ..tasks import rng
 from ..types import Budget, Cost, Node, Problem, ProblemError, WorkbenchError, unknown
-from ..verifiers import Verifier
+from ..verifiers import Verifier, flaw, scored
 
 DIGITS = 5  # scores are rounded to these: the last bits depend on the batch, and must not decide between two nodes
+PROTOCOL = "it asks with `children = yield Grow([nodes], n)`, and returns the text of its answer or None"
 PATIENCE = 100  # requests in a row that grow nothing, after which a search is taken for endless
 
 
@@ -133,6 +134,10 @@ class Memo:
         return families.setdefault((seed, use, close, node.path, _text(node)), {})
 
 
+def _name(search: Callable[..., Search]) -> str:
+    return getattr(search, "__name__", None) or repr(search)  # a partial has none
+
+
 def _text(node: Node) -> tuple:
     return tuple(step.ids or step.text for step in node.steps)
 
@@ -147,8 +152,8 @@ def _bare(node: Node) -> Node:
 class _Live:
     """A problem on its way: its generator, its result, and which prefixes the policy and the verifier have read."""
 
-    def __init__(self, problem: Problem, generator: Search):
-        self.search, self.result, self.blind = generator, Result(problem), problem.blind()
+    def __init__(self, problem: Problem, generator: Search, name: str):
+        self.search, self.name, self.result, self.blind = generator, name, Result(problem), problem.blind()
         self.inbox: list[Node] | None = None
         self.request: Grow | None = None
         self.idle = 0
@@ -161,13 +166,26 @@ class _Live:
         try:
             self.request = self.search.send(self.inbox)
         except StopIteration as end:
-            self.request, self.result.answer = None, end.value
+            self.request = None
+            self.answer(end.value)
             return False
+        ask = self.request
+        nodes = ask.nodes if isinstance(ask, Grow) else None
+        if not isinstance(nodes, Sequence) or not all(isinstance(node, Node) for node in nodes):
+            what = f"{ask!r:.60}" if nodes is None else f"Grow with nodes={nodes!r:.60}, which is no list of nodes"
+            raise WorkbenchError(f"the search {self.name} yielded {what}: {PROTOCOL}")
+        if not isinstance(ask.n, int) and not hasattr(ask.n, "__len__"):
+            raise WorkbenchError(f"the search {self.name} yielded Grow with n={ask.n!r}: a whole number, or one a node")
         if budget.spent(self.result.cost):
             self.end("budget", None if self.result.tree else f"{budget} allows nothing: not one child was grown")
         elif self.idle >= PATIENCE:
             self.end("error", f"the search asked {PATIENCE} times in a row for nothing that can grow")
         return self.request is not None
+
+    def answer(self, value: str | None) -> None:
+        if value is not None and not isinstance(value, str):
+            raise WorkbenchError(f"the search {self.name} returned {value!r:.60} as its answer: {PROTOCOL}")
+        self.result.answer = value
 
     def end(self, stop: str, error: str | None = None) -> None:
         """Tell a search that there is no more: an empty answer to its request; it may then only return."""
@@ -175,7 +193,7 @@ class _Live:
         try:
             self.search.send([])
         except StopIteration as end:
-            self.result.answer = end.value
+            self.answer(end.value)
         self.search.close()
 
     def unread(self, node: Node, seen: set[tuple], policy: Policy) -> tuple[int, int]:
@@ -215,9 +233,13 @@ def stream(
     grow with their number. See `drive` for the rest.
     """
     search = get(search) if isinstance(search, str) else search
+    name = _name(search)
+    if lacking := [part for part in ("score", "flops") if verifier is not None and not hasattr(verifier, part)]:
+        what = f"the verifier {type(verifier).__name__} has no {' and no '.join(lacking)}"
+        raise WorkbenchError(f"{what}: `workbench.verifiers` says what a verifier is")
     if unknown := set(given) - set(knobs(search)):
         known = ", ".join(knobs(search)) or "none at all"
-        raise WorkbenchError(f"{search.__name__} has no knob {', '.join(sorted(unknown))}: it has {known}")
+        raise WorkbenchError(f"{name} has no knob {', '.join(sorted(unknown))}: it has {known}")
     if window < 1:
         raise WorkbenchError(f"window={window}: how many problems to hold at a time, at least 1")
     if memo is not None and memo.policy not in (None, policy):
@@ -232,7 +254,10 @@ def stream(
                 raise WorkbenchError("two problems share an id: randomness is drawn by id, so ids must be unique")
             seen.add(problem.id)
             more = {"rng": rng("search", seed, problem.id)} if lots else {}
-            lives.append(_Live(problem, search(Node(), **given, **more)))
+            begun = search(Node(), **given, **more)
+            if not isinstance(begun, Generator):
+                raise WorkbenchError(f"the search {name} gave {begun!r:.60} and no generator: {PROTOCOL}")
+            lives.append(_Live(problem, begun, name))
         if not lives:
             return
         asked = [live for live in lives if live.advance(budget)]
@@ -271,13 +296,13 @@ def drive(
     problem by problem. A budget holds for each problem: no request is started once it is spent, and a request
     is granted only as many children as the limits leave room for. A problem that cannot be served (a prompt longer
     than the context, a score of NaN) ends with stop `error` and the others go on; when none could be served, that is
-    a WorkbenchError.
+    a WorkbenchError, as is a search or a verifier that breaks its protocol.
 
     The bill is that of an engine which reads every prefix once: a prompt, then each sampled token, then each judged
     token. What the engine had to read again, since its cache is small, is added as `reread`.
     """
     problems = list(problems)
-    name = search if isinstance(search, str) else search.__name__
+    name = search if isinstance(search, str) else _name(search)
     found = {}
     results = stream(problems, search, *args, **more)
     for result in tqdm(results, total=len(problems), desc=name, unit="problem", disable=not progress):
@@ -462,18 +487,17 @@ class _Round:
         while rows := [(*at, *row) for at, row in absent.items() if row[0].request is not None]:
             begin = time.perf_counter()
             try:
-                scored = self.verifier.score([(live.blind, end.trace) for _, _, live, end in rows])
+                judged = scored(self.verifier, [(live.blind, end.trace) for _, _, live, end in rows])
             except ProblemError as error:
                 self._fail(error.problems)
                 continue
             share = (time.perf_counter() - begin) / len(rows)
             read = getattr(self.verifier, "read", None) or [0] * len(rows)
             spent = getattr(self.verifier, "spent", None) or [()] * len(rows)
-            for (id_, key, live, end), scores, tokens, took in zip(rows, scored, read, spent, strict=True):
+            for (id_, key, live, end), scores, tokens, took in zip(rows, judged, read, spent, strict=True):
                 self._reread(live, self.verifier, *self.judging.get((id_, end.path), (0, 0)), tokens)
-                if len(scores) != len(end.steps) or any(s is not None and not 0 <= s <= 1 for s in scores):
-                    name = type(self.verifier).__name__
-                    self._fail({id_: f"{name} gave {scores} for {len(end.steps)} steps, not a number in 0-1 for each"})
+                if wrong := flaw(self.verifier, scores, len(end.steps)):
+                    self._fail({id_: wrong})
                     continue
                 self.memo.scores[id_][key] = tuple(s if s is None else round(s, DIGITS) for s in scores), tuple(took)
                 live.result.cost += Cost(verifier_seconds=share)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from ..types import Problem, ProblemError, Trace
+from ..types import Problem, ProblemError, Trace, WorkbenchError
 
 
 @runtime_checkable
@@ -25,13 +25,35 @@ class Verifier(Protocol):
     def flops(self, prefix: float, new: float, head: bool = True) -> float: ...
 
 
+def scored(verifier: Verifier, items: Sequence[tuple[Problem, Trace]]) -> Sequence[tuple[float | None, ...]]:
+    """`verifier.score(items)`. Errors: not a row for each item; what is wrong inside a row tells `flaw`."""
+    rows = verifier.score(items)
+    if not hasattr(rows, "__len__") or len(rows) != len(items):
+        n = len(rows) if hasattr(rows, "__len__") else f"{rows!r:.60} and no"
+        name = type(verifier).__name__
+        raise WorkbenchError(
+            f"{name} gave {n} rows of scores for {len(items)} chains: mend its score(), a row for each"
+        )
+    return rows
+
+
+def flaw(verifier: Verifier, scores: Sequence[float | None], steps: int) -> str | None:
+    """What is wrong with a chain's scores; None where each step has a number in 0-1, or None for unknown."""
+    try:
+        if len(scores) == steps and all(s is None or 0 <= s <= 1 for s in scores):
+            return None
+    except TypeError:  # no row, or no numbers in it
+        pass
+    return f"{type(verifier).__name__} gave {scores} for {steps} steps, not a number in 0-1 (or None) for each: mend it"
+
+
 def score_all(
     verifier: Verifier, items: Sequence[tuple[Problem, Trace]], progress: bool = False, batch: int = 64
 ) -> list[tuple[float | None, ...]]:
     """`score` of any number of chains, `batch` at a time, one score a step.
 
     A problem that the verifier cannot serve (ProblemError) costs the other problems nothing: its chains of that batch
-    have None at every step.
+    have None at every step. Errors: not a row for each chain, with a number in 0-1 or None for each step.
     """
     from tqdm.auto import tqdm
 
@@ -41,11 +63,15 @@ def score_all(
         while True:
             live = [(problem, trace) for problem, trace in part if problem.id not in refused]
             try:
-                scores = iter(verifier.score(live) if live else ())
+                rows = scored(verifier, live) if live else ()
                 break
             except ProblemError as error:
                 if not error.problems.keys() <= {problem.id for problem, _ in live}:
                     raise  # about nothing that was asked: it would be for ever
                 refused |= error.problems.keys()
+        for (problem, trace), row in zip(live, rows, strict=True):
+            if wrong := flaw(verifier, row, len(trace.steps)):
+                raise WorkbenchError(f"{problem.id}: {wrong}")
+        scores = iter(rows)
         out += [(None,) * len(trace.steps) if problem.id in refused else next(scores) for problem, trace in part]
     return out

@@ -22,10 +22,10 @@ from ..adapters import adapter_of, fast_dtype, four_bit, prepare, refuse_pickles
 from ..fit import Fit, Ordered, fit, reached
 from ..format import Encoder
 from ..kv import Reader, core
-from ..models import Need, Price, load_model, memory, placed
+from ..models import Need, Price, load_model, load_tokenizer, memory, placed, read_json
 from ..packing import UNKNOWN, Judged, Store, collate, judged, mask_after_error, pack, read_trees  # noqa: F401
 from ..runs import hash_file
-from ..types import Cost, Labelled, Problem, ProblemError, Trace, WorkbenchError
+from ..types import Cost, Labelled, Problem, ProblemError, Trace, WorkbenchError, in_range
 
 VERDICT = (" Yes", " No")  # the two tokens of a PRM that stays a language model
 
@@ -258,9 +258,10 @@ class Training:
                 raise WorkbenchError(f"{name}={getattr(self, name)!r}: one of {', '.join(known)}")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise WorkbenchError(f"dtype={self.dtype!r}: auto, float32, bfloat16 or float16")
-        for name in ("rank", "capacity", "batch", "accumulate", "check_every"):
-            if getattr(self, name) < 1:
-                raise WorkbenchError(f"{name}={getattr(self, name)}: at least 1")
+        in_range(self, "rank capacity batch accumulate check_every", 1)
+        in_range(self, "lr epochs", 0, above=True)
+        in_range(self, "head_lr steps patience", 0)
+        in_range(self, "warmup", 0, 1)
         if self.top < 0:
             raise WorkbenchError(f"top={self.top}: how many layers learn, or 0 for all of them")
         if not 0 <= self.held_out < 1:
@@ -434,9 +435,12 @@ def auc(scores: torch.Tensor, marks: torch.Tensor) -> float | None:
 
 
 def about(folder: str | Path) -> dict:
-    """What a checkpoint says of itself: its head, its verdict's tokens, whether it is an ORM, and its base."""
+    """What a checkpoint says of itself: its head, its verdict's tokens, whether it is an ORM, and its base.
+
+    Errors: a prm.json that is damaged.
+    """
     path = Path(folder) / "prm.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def open_checkpoint(
@@ -445,13 +449,14 @@ def open_checkpoint(
     """(model, tokenizer) of a PRM's checkpoint, on a GPU if there is one. Pickles are refused by name.
 
     `quantised` and `dtype` are by default as in training: scores are only then what they were.
+    Errors: a file that is missing or damaged, by its name; a language model without a head for steps.
     """
     folder = Path(folder)
     said = about(folder)
     kind = "AutoModelForCausalLM" if said.get("head") == "verdict" else "AutoModelForTokenClassification"
     if not (folder / "adapter_config.json").exists():
         config = folder / "config.json"
-        made = (json.loads(config.read_text()).get("architectures") or []) if config.exists() else []
+        made = (read_json(config).get("architectures") or []) if config.exists() else []
         if not said and made and not any(name.endswith("ForTokenClassification") for name in made):
             raise WorkbenchError(
                 f"{folder} is a {made[0]}, which has no head for steps (a random one would be put on it): train a PRM "
@@ -460,19 +465,18 @@ def open_checkpoint(
         model, tokenizer = load_model(folder, kind)
         return placed(model), tokenizer
     from peft import PeftModel
-    from transformers import AutoTokenizer
 
     refuse_pickles(folder)
-    base = (
-        base or said.get("base") or json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-    )
+    base = base or said.get("base") or read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not base:
+        raise WorkbenchError(f"{folder} names no base for its adapter: say where that lies (base=, or --base)")
     compute = getattr(torch, said.get("dtype", "float32") if dtype == "auto" else dtype)
     quantised = said.get("method") == "qlora" if quantised is None else quantised
     more: dict = {"dtype": compute} | ({} if said.get("head") == "verdict" else {"num_labels": 1})
     if quantised:
         more |= four_bit(compute)
     model, _ = load_model(base, kind, **more)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     prepare(model, tokenizer)
     if said.get("verdict"):
         model.config.verdict = tuple(said["verdict"])
