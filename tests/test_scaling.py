@@ -253,7 +253,7 @@ def test_equal_flops_never_extrapolates():
             paired_at_equal_flops([*rows("beam", 2, flops, 16), *vote], "beam", "vote", n=2)
     with pytest.raises(WorkbenchError, match="no records of beam at n=3"):
         paired_at_equal_flops([*rows("beam", 2, 2e6, 16), *vote], "beam", "vote", n=3)
-    with pytest.raises(WorkbenchError, match="vote was measured from nothing"):
+    with pytest.raises(WorkbenchError, match="unknown method 'vote': Known: beam"):
         paired_at_equal_flops(rows("beam", 2, 2e6, 16), "beam", "vote", n=2)
 
 
