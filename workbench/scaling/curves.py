@@ -346,7 +346,7 @@ def paired_at_equal_flops(
     mine, theirs = table.at(a, n), table.of(b)
     below, above = ([j for j in theirs if keep(table.x[j])] for keep in (table.x[mine].__ge__, table.x[mine].__le__))
     if not below or not above:
-        span = f"{table.x[theirs[0]]:.3g} to {table.x[theirs[-1]]:.3g}" if theirs else "nothing"
+        span = f"{table.x[theirs[0]]:.3g} to {table.x[theirs[-1]]:.3g}"
         raise WorkbenchError(
             f"{a} at n={n} costs {table.x[mine]:.3g} {x} and {b} was measured from {span}: "
             f"measure {b} at a budget beyond, nothing is extrapolated"
