@@ -101,9 +101,9 @@ class Profile:
     process reward takes `process_steps` steps, which is enough to see where it goes; outcome reward's policy leaves
     `coverage` chains of every test problem (no more than the start did), for pass@k. `wheel`: one turn of each variant
     of the flywheel, all its rounds of STaR with and without a restart. `small`: the shape of a second policy,
-    taught the same examples until it is as good, in four passes at most, and searched with a judge of its own, to
-    be held against the first one's single answer. `early`: steps of teaching at which the policy is kept too, each
-    to leave `early_n` chains of every test problem.
+    taught the same examples to the same target, in four passes at most, and searched with a judge of its own, to be
+    held against the first one's single answer. `early`: steps of teaching at which the policy is kept too, each to
+    leave `early_n` chains of every test problem.
     """
 
     name: str
@@ -151,6 +151,7 @@ PROFILES = {
         task="countdown",
         judge_problems=2000,
         judge=Schedule(280, batch=64, lr=5e-4, muon_lr=0.003),
+        small_judge=Schedule(500, batch=64, lr=5e-4, muon_lr=0.003),
     ),
     "micro": Profile(  # seconds, for trying the plumbing out: its models learn nothing worth reporting
         "micro",

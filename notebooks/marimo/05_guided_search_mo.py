@@ -665,7 +665,7 @@ def _(n, rows, scaling):
     over_judge = scaling.difference(rows("weighted_vote", n), solo) if solo else None
     print(f"the judge alone: {scaling.accuracy(solo) if solo else 'it cannot write'}")
     print(f"weighted vote at n={n} minus the judge alone: {over_judge}")
-    return (over_judge,)
+    return over_judge, solo
 
 
 @app.cell(hide_code=True)
@@ -864,7 +864,7 @@ def _(claims, equal_flops, rows, scaling, series, wide):
 
 
 @app.cell
-def _(equal_n, forced_on, n, over_judge, wide):
+def _(equal_n, forced_on, n, over_judge, solo, wide):
     others_say = [
         (
             "search.dvts_over_beam",
@@ -894,6 +894,9 @@ def _(equal_n, forced_on, n, over_judge, wide):
             f"a judge-weighted vote of {n} is right more often than one greedy answer of the judge itself",
             "> 0",
             over_judge,
+            "",
+            1,
+            bool(solo),
         ),
         (
             "adaptive.wait_gain",

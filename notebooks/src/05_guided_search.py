@@ -531,6 +531,9 @@ others_say = [
         f"a judge-weighted vote of {n} is right more often than one greedy answer of the judge itself",
         "> 0",
         over_judge,
+        "",
+        1,
+        bool(solo),
     ),
     (
         "adaptive.wait_gain",
