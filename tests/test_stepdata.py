@@ -308,7 +308,7 @@ def test_a_source_that_is_none(tmp_path):
         (write(tmp_path, [{"a": 1, "b": 2}, "x"], "else.jsonl"), f"{known} has the fields a, b$"),
         (write(tmp_path, ["<html>" * 40, GOOD["label"]], "page.jsonl"), f"{known} is no JSON: '{'<html>' * 13}<h'$"),
         (write(tmp_path, ["[1, 2]", {}], "list.jsonl"), f"{known} is not an object: '.1, 2.'$"),
-        (write(tmp_path, [{}] * 100 + [GOOD], "late.jsonl"), f"first 100 rows {known} has the fields none$"),
+        (write(tmp_path, [{}] * 100 + [GOOD], "late.jsonl"), f"no row of the first 100 {known} has the fields none$"),
         (write(tmp_path, [], "rows.csv"), "step labels come as"),
         (tmp_path, "is of a known format"),
     ]:

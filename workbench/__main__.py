@@ -252,7 +252,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--critiques", type=int, help="how many of each step (--as generative; default 4)")
     made.add_argument("--reference", help="the model that training began from (--as implicit)")
     made.add_argument("--policy", help="the language model of the log-prob baseline (default: the base, the reference)")
-    told = "judge so many; the threshold comes from a third as many others, or from all of --tuning"
+    told = "judge so many; the threshold comes from a third as many others, or from 200 or more of --tuning"
     made.add_argument("--problems", type=int, default=0, help=told)
     made.add_argument("--no-policy", action="store_true", help="leave that baseline out, which halves the time")
     made.add_argument("--format", help="the rows' format, where it cannot be told from their fields")

@@ -129,6 +129,8 @@ def load_tokenizer(folder: str | Path):
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # whatever half a file makes it stumble over
+        if isinstance(error, ImportError) or not path.exists():  # a library is missing, or the hub did not give it
+            raise
         raise damaged(path / "tokenizer.json", " ".join(str(error).split())[:200]) from error
 
 

@@ -17,8 +17,10 @@ from .runs import Run, write
 from .series import coerce
 from .types import Problem, Trace, WorkbenchError
 
+TUNING = 200  # problems of a tuning set of its own, at least, where only some of all problems are judged
 TOGETHER = 64  # chains, or a few more, that are scored and kept at a time
-SHOWN = "report", "reliability", "depth", "best_of_n", "over_optimisation"  # what an evaluation writes, and its figures
+FIGURES = "reliability", "depth", "best_of_n", "over_optimisation"
+SHOWN = {"report.json", *(name + ending for name in FIGURES for ending in (".png", ".html"))}  # .html: no browser
 
 
 def train(args) -> int:
@@ -115,14 +117,17 @@ def evaluate(args) -> int:
 
 
 def _out(args) -> Path:
-    """Where the report goes: below the current folder unless it is named, and into no run, whose hash would change."""
+    """Where the report goes: below the current folder unless it is named, and into no run: a run holds what its stage
+    wrote."""
     model = args.checkpoint.resolve()
     name = model.parent.name if (model.parent / "run.json").exists() else model.name  # every run's is called `model`
     stem = re.sub(r"(\.jsonl|\.parquet|\.gz)+$", "", Path(args.data).resolve().name)
     out = args.out or Path("runs", "judged", f"{name}-{stem}")
     for folder in (out.resolve(), *out.resolve().parents):
         if (folder / "run.json").exists():
-            raise WorkbenchError(f"{out} lies in the run {folder}, whose hash would change: name --out outside of it")
+            raise WorkbenchError(
+                f"{out} lies in the run {folder}, which holds only what its stage wrote: name --out outside"
+            )
     return out
 
 
@@ -131,7 +136,7 @@ def _aside(out: Path, text: str) -> None:
 
     Scores stay, so that what both ask for is read once.
     """
-    old = sorted(path for path in out.iterdir() if path.is_file() and path.stem in SHOWN)
+    old = sorted(path for path in out.iterdir() if path.name in SHOWN)
     if old and (out / "report.json" not in old or (out / "report.json").read_text() != text):
         number = next(n for n in range(1, 10**6) if not (out / f"earlier-{n}").exists())
         kept_in = out / f"earlier-{number}"
@@ -193,9 +198,10 @@ def _unseen(args) -> tuple[list, list, dict]:
         raise WorkbenchError(
             f"{len(both)} of these problems were trained on, the first {min(both)[:60]!r}: judge others"
         )
-    if args.problems:  # what is reported; a tuning set of its own is as large as it is
+    if args.problems:  # what is reported; a tuning set of its own may be larger, for few make a threshold of luck
         items = _drawn(items, args.problems, "judged")
-        tuning = tuning if args.tuning else _drawn(tuning, -(-args.problems // 3), "for thresholds")
+        few = max(args.problems, TUNING) if args.tuning else -(-args.problems // 3)
+        tuning = _drawn(tuning, few, "for thresholds")
         some = sorted(sampled, key=lambda name: digest("drawn", name))[: args.problems]
         sampled = {name: sampled[name] for name in some}
     return items, tuning, sampled

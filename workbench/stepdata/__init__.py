@@ -393,7 +393,8 @@ def _files(source: str | Path) -> list[Path]:
     given = str(source)
     hub = given.count("/") == 1 and not given.startswith((".", "/", "~")) and not given.lower().endswith(DATA)
     if not hub or path.parent.is_dir():  # the hub is asked for what can only be its own: its answer takes a minute
-        raise WorkbenchError(f"there is no file or folder {source} (nor is that a hub id, owner/name): {_near(path)}")
+        taken = f"a folder {path.parent} is here, so it is no hub id" if hub else "nor is that a hub id, owner/name"
+        raise WorkbenchError(f"there is no file or folder {source} ({taken}): {_near(path)}")
     return []
 
 
@@ -479,5 +480,5 @@ def _guess(source: str, rows: Iterable):
     else:
         looks = f"has the fields {', '.join(map(str, first))[:80] or 'none'}"
     raise WorkbenchError(
-        f"{source}: none of its first {LOOKED} rows is of a known format ({', '.join(names())}); the first {looks}"
+        f"{source}: no row of the first {LOOKED} is of a known format ({', '.join(names())}); the first {looks}"
     )

@@ -42,7 +42,7 @@ def flaw(verifier: Verifier, scores: Sequence[float | None], steps: int) -> str 
     try:
         if len(scores) == steps and all(s is None or 0 <= s <= 1 for s in scores):
             return None
-    except TypeError:  # no row, or no numbers in it
+    except (TypeError, ValueError):  # no row, or no numbers in it
         pass
     return f"{type(verifier).__name__} gave {scores} for {steps} steps, not a number in 0-1 (or None) for each: mend it"
 
