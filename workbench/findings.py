@@ -52,8 +52,8 @@ def findings(found: Iterable[Claim] | Mapping[int, Iterable[Claim]]) -> go.Figur
     count = {verdict: sum(claim.verdict == verdict for claim, _ in told) for verdict in get_args(Verdict)}
     title = f"{len(told)} claim{'s' * (len(told) > 1)}: " + ", ".join(f"{n} {v}" for v, n in count.items() if n)
     over = f"means of up to {most} trainings" if most > 1 else "the first training's numbers"
-    rings = "; a ring is one training" if any(each for _, each in told) else ""
-    caption = f"{over}, with 95 % intervals{rings}; triangles point to where a claim holds (green; red: fails)."
+    rings = "; rings: each training" if any(each for _, each in told) else ""
+    caption = f"{over}, 95 % intervals{rings}; triangles point to where a claim holds (green; red: fails)."
     fig.update_layout(width=860, height=22 * sum(shares) + 190)
     frame(fig, title, "value", caption).layout.annotations[-1].update(xshift=-226)  # under the names, too
     fig.for_each_xaxis(lambda axis: axis.title.update(text="ratio (log scale)") if axis.type == "log" else None)
