@@ -864,7 +864,7 @@ def _(claims, equal_flops, rows, scaling, series, wide):
 
 
 @app.cell
-def _(equal_n, forced_on, n, over_judge, solo, wide):
+def _(equal_n, forced_on, wide):
     others_say = [
         (
             "search.dvts_over_beam",
@@ -889,16 +889,6 @@ def _(equal_n, forced_on, n, over_judge, solo, wide):
             "MATH-500, best of 1860: .782, .724",
         ),
         (
-            "search.guided_over_judge",
-            "this series: a control that a judge which can write must pass",
-            f"a judge-weighted vote of {n} is right more often than one greedy answer of the judge itself",
-            "> 0",
-            over_judge,
-            "",
-            1,
-            bool(solo),
-        ),
-        (
             "adaptive.wait_gain",
             "s1, Muennighoff et al. 2025 (2501.19393)",
             "made to go on once, by a Wait in place of its answer, the policy is right more often",
@@ -910,8 +900,11 @@ def _(equal_n, forced_on, n, over_judge, solo, wide):
 
 
 @app.cell
-def _(claims, others_say, snell):
+def _(claims, n, others_say, over_judge, snell, solo):
     said = [claims.Claim(*saying) for saying in snell + others_say]
+    _who = "this series: a control that a judge which can write must pass"
+    _text = f"a judge-weighted vote of {n} is right more often than one greedy answer of the judge itself"
+    said.append(claims.Claim("search.guided_over_judge", _who, _text, "> 0", over_judge, tried=bool(solo)))
     for _claim in said:
         print(f"{_claim.id:<32} {_claim.value:>7} [{_claim.interval}]: {_claim.verdict}")
     return (said,)
