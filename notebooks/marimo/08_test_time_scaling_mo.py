@@ -827,11 +827,12 @@ def _(judge_alone, large, little, matched, scaling, small_bins):
     gaps = [scaling.paired_bootstrap(m, {p: answer[p] for p in m}) for m in (easy_marks, hard_marks, even_marks)]
     print(f"bins 1-3 at R = 0.16: {gaps[0]}\nbin 5 at R = 22: {gaps[1]}\nbins 1-3 at R = 0.79: {gaps[2]}")
     _single = scaling.by_problem(r for r in little if r.knobs["method"] == "greedy")
-    judge_marks = scaling.by_problem(judge_alone)
-    for _who, _marks in (("its policy", _single), ("its judge", judge_marks)):
+    _judge = scaling.by_problem(judge_alone)
+    over_judge = scaling.paired_bootstrap(matched[0.16].small.marks, _judge)
+    for _who, _marks in (("its policy", _single), ("its judge", _judge)):
         _gap = scaling.paired_bootstrap({p: _marks[p] for p in easy_marks}, {p: answer[p] for p in easy_marks})
         print(f"bins 1-3 without search, one answer of {_who} against the large one's: {_gap}")
-    return gaps, judge_marks
+    return gaps, over_judge
 
 
 @app.cell(hide_code=True)
@@ -1193,6 +1194,7 @@ def _(
     last,
     limit,
     n,
+    over_judge,
     pooled,
     reached,
     scaling,
@@ -1221,8 +1223,10 @@ def _(
         f"times as much, the vote {factor['majority']}, the difficulty not charged. Snell et al. report 2–4. Guessed and "
         f"charged: {charged}. Out of one purse: {pooled}. With a perfect judge: {unerring}.\n"
         f"- In countdown a decade is worth {their_slope or 'not measured'} with the judge.\n"
-        f"- A model of one {size}th with search, less the large one's answer: {gaps[0].value:+.3f} on bins 1–3 at R = 0.16 "
-        f"({claims.told(gaps[0], '> 0', 'it wins', 'it does not win')}), {gaps[1].value:+.3f} on bin 5 at R = 22.\n"
+        f"- A small model with search, less an answer {size:.0f} times dearer: {gaps[0].value:+.3f} on bins 1–3, R = 0.16 "
+        f"({claims.told(gaps[0], '> 0', 'it wins', 'it does not win')}), {gaps[1].value:+.3f} on bin 5 at R = 22. "
+        f"Less the one answer of its own judge: {over_judge.value:+.3f} "
+        f"({claims.told(over_judge, '> 0', 'search adds to it', 'the judge alone is better')}).\n"
         f"- Chains that are right get longer with difficulty: rank correlation {_told[0]}; among problems of the "
         f"same level {_told[1]}, which is what adapting would mean.\n"
         f"- One chain after reinforcement learning is worth "
@@ -1316,17 +1320,7 @@ def _(O1, SNELL, built, claims, their_best, their_slope):
 
 
 @app.cell
-def _(
-    SNELL,
-    claims,
-    fair,
-    gaps,
-    judge_marks,
-    matched,
-    rates,
-    replace,
-    scaling,
-):
+def _(SNELL, claims, fair, gaps, over_judge, rates, replace):
     plane = rates["teaching"]
     fits = plane is None or plane.max_error <= 0.5  # log-odds
     exchanged = [
@@ -1356,7 +1350,7 @@ def _(
             "this series: a control that a judge which can write must pass",
             "small with search (R = 0.16, difficulty known, not charged) is right more often than its judge, greedy",
             "> 0",
-            scaling.paired_bootstrap(matched[0.16].small.marks, judge_marks),
+            over_judge,
         ),
         claims.Claim(
             "scaling.exchange_rate",
