@@ -363,7 +363,8 @@ def test_the_checkpoint_says_what_it_stands_on(chains, base, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(base, tmp_path):
-    """Bugs: the mean of two means instead of the mean over all labels; both write the same file; rows twice."""
+    """Bugs: the mean of two means instead of the mean over all labels; both write the same file, and one reads it half
+    written; rows twice."""
     script = str(Path(__file__).with_name("two_processes.py"))
     port = str(free_port())
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
@@ -374,7 +375,9 @@ def test_two_processes_train_as_one(base, tmp_path):
     for command, name, accumulate in ((launch, "two", "1"), ([sys.executable, script], "one", "2")):
         command = [*command, str(base), str(tmp_path / name), accumulate]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.returncode == 0, done.stderr
+    written = [json.loads((tmp_path / "two" / f"written-by-{rank}.json").read_text()) for rank in (0, 1)]
+    assert written == [["train", "held-out"], []], "the second process waits, and reads what the first wrote"
     one, two = (json.loads((tmp_path / name / "rows.json").read_text()) for name in ("one", "two"))
     assert [row.get("step") for row in one] == [row.get("step") for row in two]
     for row, other in zip(one[1:], two[1:], strict=True):

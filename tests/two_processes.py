@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from workbench import labels, tasks
+from workbench import labels, packing, tasks
 from workbench.types import Labelled, Step
 from workbench.verifiers.prm import Training, train
 
@@ -21,9 +21,12 @@ def main(base: str, out: Path, accumulate: int) -> None:
     config = Training(
         "full", steps=3, batch=3, accumulate=accumulate, capacity=128, lr=3e-3, head_lr=0, check_every=1, held_out=0.2
     )
-    rows = []
+    rows, written, write = [], [], packing.Store.write
+    packing.Store.write = lambda folder, found: written.append(folder.name) or write(folder, found)
     train(chains, base, out, config, log=rows.append, progress=False)
-    if int(os.environ.get("RANK", 0)) == 0:
+    rank = int(os.environ.get("RANK", 0))
+    (out / f"written-by-{rank}.json").write_text(json.dumps(written))
+    if rank == 0:
         (out / "rows.json").write_text(json.dumps(rows))
 
 

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -462,6 +463,14 @@ def fit(
         ),
         training_seconds=spent["seconds"],
     )
+
+
+def team() -> PartialState:
+    """The processes of `accelerate launch`, or this one alone.
+
+    Without a GPU it must be told of the CPU, or each process takes itself for the only one and waits for none.
+    """
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 STATE = "state.safetensors"

@@ -15,13 +15,12 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from .. import tasks
 from ..adapters import adapter_of, learning, switched
-from ..fit import Fit, load_state, optimiser, save_state
+from ..fit import Fit, load_state, optimiser, save_state, team
 from ..kv import core
 from ..labels import right_answer
 from ..models import flops, rates, training_flops
@@ -306,11 +305,6 @@ def update(policy, optimizer, batch: Batch, config: RL, meter: Meter | None = No
 
 
 # --- several processes: each samples and reads its share of the groups, the gradient is that of all ---
-
-
-def team() -> PartialState:
-    """The processes of `accelerate launch`, or this one alone."""
-    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def gathered(rows: list) -> list:

@@ -15,11 +15,10 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 
 from .. import tasks
 from ..adapters import adapter_of, fast_dtype, four_bit, prepare, refuse_pickles, switched
-from ..fit import Fit, Ordered, fit, reached
+from ..fit import Fit, Ordered, fit, reached, team
 from ..format import Encoder
 from ..kv import Reader, core
 from ..models import Need, Price, load_model, load_tokenizer, memory, placed, read_json
@@ -339,8 +338,8 @@ def train(
 
     counts: dict[str, int] = {}
     shared = dict(capacity=config.capacity, outcome=config.outcome)
-    with PartialState().main_process_first():  # the others read what the first wrote
-        if PartialState().is_main_process:
+    with team().main_process_first():  # the others read what the first wrote
+        if team().is_main_process:
             Store.write(folder / "rows" / "train", pack(part(False), encoder, counts=counts, **shared))
             if config.held_out:
                 try:
@@ -413,7 +412,7 @@ def train(
     )
     learnt = {tasks.digest(tasks.plain(chain.problem.prompt)) for chain in part(False)}
     save(model, tokenizer, base, config, folder / "model", sorted(learnt))
-    PartialState().wait_for_everyone()
+    team().wait_for_everyone()
     return folder / "model", cost
 
 
