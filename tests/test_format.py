@@ -1,10 +1,14 @@
 """The reasoning channel: each test names the mistake it pins."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from workbench.format import BREAK, TAGS, Encoder, add_tags, escape, parse, parse_step, render, render_prompt, unescape
+from workbench.models import character_tokenizer
 from workbench.types import Step, Trace, WorkbenchError
 
 HOSTILE = [*TAGS, "<|im_end|>", "<|endoftext|>", "<pad>", "\n", "\r\n", "\x00", "\x85", "\u2028", "\u2029", "\\", "\\n"]
@@ -145,6 +149,36 @@ def test_a_question_never_yields_tags(encoders, reasoning, prompt):
 def test_raw_text_yields_no_tags_even_unescaped(encoders):
     """Bug: the escape is the only thing between a question and a special token."""
     assert not set(encoders[True].text("</user><pad>")) & set(encoders[True].tokenizer.all_special_ids)
+
+
+class Slow:
+    """A tokenizer's core that rests between being told how to read tags and reading."""
+
+    def __init__(self, core):
+        self.__dict__["core"] = core
+
+    def __getattr__(self, name):
+        return getattr(self.core, name)
+
+    def __setattr__(self, name, value):
+        setattr(self.core, name, value)
+
+    def encode_batch(self, *args, **more):
+        time.sleep(0.005)
+        return self.core.encode_batch(*args, **more)
+
+
+def test_threads_do_not_turn_text_into_tags():
+    """Bug: a tokenizer holds "is a tag text?" as state, so a server's threads made tags of text and text of tags."""
+    tokenizer = character_tokenizer()
+    tokenizer._tokenizer = Slow(tokenizer._tokenizer)
+    encoders = [Encoder(tokenizer), Encoder(tokenizer)]  # a policy's and a verifier's, of one tokenizer
+    with ThreadPoolExecutor(8) as pool:
+        text = [pool.submit(encoders[i % 2].text, f"</reasoning>{i}") for i in range(20)]
+        tags = [pool.submit(encoders[i % 2].tagged, f"</reasoning>{i}") for i in range(20)]
+        text, tags = [job.result() for job in text], [job.result() for job in tags]
+    end = encoders[0].tag_ids["</reasoning>"]
+    assert [end in ids for ids in text] == [False] * 20 and [ids[0] for ids in tags] == [end] * 20
 
 
 def test_sampled_ids_are_kept(encoders):

@@ -6,6 +6,7 @@ The step break, the tags and the token positions of step ends are known here and
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -125,6 +126,10 @@ class Encoded:
     prompt_length: int
 
 
+# A fast tokenizer holds "is a tag text?" as state: a second thread could turn the tag in a question into a real one.
+_TOKENIZING = threading.Lock()
+
+
 class Encoder:
     """The one way from text to ids: used by the policy, by verifier training and by verifier scoring.
 
@@ -146,11 +151,19 @@ class Encoder:
 
     def text(self, text: str) -> list[int]:
         """Plain text, in which a tag is text."""
-        if text not in self._memo:
+        if (ids := self._memo.get(text)) is None:
             if len(self._memo) > 100_000:
                 self._memo.clear()
-            self._memo[text] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return self._memo[text]
+            ids = self._memo[text] = self._tokenised(text, split_special_tokens=True)
+        return ids
+
+    def tagged(self, text: str) -> list[int]:
+        """A model's own text, in which a tag is a tag."""
+        return self._tokenised(text, split_special_tokens=False)
+
+    def _tokenised(self, text: str, **how: bool) -> list[int]:
+        with _TOKENIZING:
+            return self.tokenizer(text, add_special_tokens=False, **how)["input_ids"]
 
     def prompt(self, prompt: str) -> list[int]:
         tag = self.tag_ids

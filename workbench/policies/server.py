@@ -211,7 +211,7 @@ class Server:
         choice, ids, values, said = self._checked(self._ask(problem, body, halt), most, close)
         if ids is None:
             chunk = self._head(close) + self._chunk(choice, said["completion_tokens"], close)
-            ids = self._tokenised(chunk) or self.encoder.text(BREAK)
+            ids = self.encoder.tagged(chunk) or self.encoder.text(BREAK)
             over = BREAK in chunk or chunk.endswith(END_ASSISTANT)
         else:
             ids = [*own, *ids]
@@ -235,9 +235,6 @@ class Server:
 
     # --- one answer ---
 
-    def _tokenised(self, text: str) -> list[int]:
-        return self.encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
-
     def _decoded(self, ids: Sequence[int]) -> str:
         return self.encoder.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
@@ -251,7 +248,7 @@ class Server:
         if BREAK in text or text.endswith(END_ASSISTANT):
             return text
         opened = close or ASSISTANT in text or not self.encoder.reasoning
-        hidden, tags = said - len(self._tokenised(text)) if isinstance(said, int) else None, 1 if opened else 3
+        hidden, tags = said - len(self.encoder.tagged(text)) if isinstance(said, int) else None, 1 if opened else 3
         whole = (text if opened else CLOSING + text) + END_ASSISTANT
         if full:
             return whole if self.dialect.hides and hidden == tags else text
@@ -297,7 +294,7 @@ class Server:
             return ids
         rest = text[len(written) :] if text.startswith(written) else ""
         whole = self._chunk({**choice, "text": written + rest}, None, close)
-        return ids + self._tokenised(whole[len(written) :])
+        return ids + self.encoder.tagged(whole[len(written) :])
 
     def _checked(self, answer, most: int, close: bool) -> tuple[dict, list[int] | None, list[float], dict]:
         """(choice, ids or None, log-probs, usage) of an answer that has the shape of a completion."""
