@@ -508,8 +508,9 @@ def test_a_budget_that_allows_nothing_says_so(name, asked):
     assert all(r.error is None for r in go(name, asked(2), budget=Budget(sampled=1)))
 
 
-def test_a_search_that_asks_for_nothing_for_ever_is_ended(asked):
-    """Bug: a search that waits for a node which cannot grow hangs the notebook."""
+def test_a_search_that_asks_for_nothing_for_ever_is_ended(monkeypatch, asked):
+    """Bugs: a search that waits for a node which cannot grow, or asks for children that it has, hangs the notebook."""
+    monkeypatch.setattr("workbench.search.PATIENCE", 20)
 
     def waits(root):
         [leaf] = yield Grow([root], to_end=True, score=False)
@@ -520,9 +521,28 @@ def test_a_search_that_asks_for_nothing_for_ever_is_ended(asked):
         while True:
             yield Grow([], score=False)
 
-    for endless in (waits, begs):
-        with pytest.raises(WorkbenchError, match="toss/0: the search asked 100 times in a row for nothing"):
+    def repeats(root):
+        while True:
+            yield Grow([root], 2, score=False)
+
+    for endless in (waits, begs, repeats):
+        with pytest.raises(WorkbenchError, match="toss/0: the search asked 20 times in a row for nothing that was new"):
             drive(asked(2), endless, POLICY)
+
+
+def test_a_search_may_ask_again_for_what_it_has(monkeypatch, asked):
+    """Bug: patience ends a search that walks down from the root each time, by nodes that it knows, to something new."""
+    monkeypatch.setattr("workbench.search.PATIENCE", 3)
+
+    def walks(root):
+        for first in range(6):
+            for _ in range(2):  # known, and free
+                [child] = yield Grow([root], score=False)
+            yield Grow([child], first=first, score=False)
+        return "1"
+
+    [result] = drive(asked(1), walks, POLICY)
+    assert (result.stop, result.answer, len(result.rounds)) == ("done", "1", 18)
 
 
 class Mute(Scripted):

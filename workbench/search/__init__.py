@@ -31,7 +31,7 @@ from ..verifiers import Verifier, flaw, scored
 
 DIGITS = 5  # scores are rounded to these: the last bits depend on the batch, and must not decide between two nodes
 PROTOCOL = "it asks with `children = yield Grow([nodes], n)`, and returns the text of its answer or None"
-PATIENCE = 100  # requests in a row that grow nothing, after which a search is taken for endless
+PATIENCE = 10_000  # requests in a row that bring nothing new, after which a search is taken for endless
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class _Live:
         self.search, self.name, self.result, self.blind = generator, name, Result(problem), problem.blind()
         self.inbox: list[Node] | None = None
         self.request: Grow | None = None
-        self.idle = 0
+        self.idle, self.known = 0, 0
         self.prompt: int | None = None
         self.read: set[tuple] = set()
         self.judged: set[tuple] = set()
@@ -179,7 +179,7 @@ class _Live:
         if budget.spent(self.result.cost):
             self.end("budget", None if self.result.tree else f"{budget} allows nothing: not one child was grown")
         elif self.idle >= PATIENCE:
-            self.end("error", f"the search asked {PATIENCE} times in a row for nothing that can grow")
+            self.end("error", f"the search asked {PATIENCE} times in a row for nothing that was new")
         return self.request is not None
 
     def answer(self, value: str | None) -> None:
@@ -350,7 +350,8 @@ class _Round:
             if live.request is not None:
                 live.inbox.append(self._plant(live, node, chain, live.request.score))
         for live in self.asked:
-            live.idle = 0 if live.inbox else live.idle + 1
+            known = len(live.result.tree) + len(live.judged)
+            live.idle, live.known = 0 if known > live.known else live.idle + 1, known
 
     def _jobs(self, live: _Live) -> Iterator[tuple[_Live, Node, int, Sampling, dict]]:
         """One a child, with its family in the memo. Every growth is a visit to the node and to all above it."""
