@@ -81,6 +81,8 @@ def test_no_group_at_all_has_no_advantage_and_no_warning(advantages, recwarn):
     [
         ({"steps": 0}, "steps=0: at least 1"),
         ({"rows": 0}, "rows=0: at least 1"),
+        ({"prompts": 2.5}, "prompts=2.5: a whole number, at least 1"),  # Bug: told by a TypeError after the first batch
+        ({"updates": True}, "updates=True: a whole number, at least 1"),
         ({"lr": -1e-4}, "lr=-0.0001: above 0"),
         ({"clip": 0.0}, "clip=0.0: above 0"),
         ({"muon_lr": -1.0}, "muon_lr=-1.0: at least 0"),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from math import inf
-from numbers import Real
+from numbers import Integral, Real
 from operator import add, attrgetter
 from typing import Any, Literal, NamedTuple
 
@@ -44,7 +44,8 @@ def unknown(kind: str, word: str, known: Iterable[str]) -> WorkbenchError:
 
 
 def in_range(settings: object, names: str, least: float, most: float = inf, above: bool = False) -> None:
-    """Refuse settings of which one of the fields `names` is no number from `least` (or `above` it) to `most`.
+    """Refuse settings of which one of the fields `names` is no number from `least` (or `above` it) to `most`, or not a
+    whole one where the dataclass says `int`.
 
     >>> from types import SimpleNamespace as Settings
     >>> in_range(Settings(steps=0, warmup=0.1), "warmup", 0, 1)
@@ -53,11 +54,14 @@ def in_range(settings: object, names: str, least: float, most: float = inf, abov
         ...
     workbench.types.WorkbenchError: steps=0: above 0
     """
+    types = {field.name: field.type for field in fields(settings)} if is_dataclass(settings) else {}
     for name in names.split():
-        value = getattr(settings, name)
-        fits = isinstance(value, Real) and least <= value <= most and value < inf  # NaN fits nowhere
+        value, whole = getattr(settings, name), types.get(name) in ("int", int)
+        kind = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+        fits = kind and least <= value <= most and value < inf  # NaN fits nowhere
         if not fits or above and value == least:
             words = f"above {least}" if above else f"at least {least}" if most == inf else f"from {least} to {most}"
+            words = f"a whole number, {words}" if whole and not kind else words
             raise WorkbenchError(f"{name}={value!r}: {words}")
 
 
