@@ -6,7 +6,8 @@ given micro-batches of the size that is fastest for it among those tried. Steps 
 And what learning brings: outcome reward and STaR as the series does them, three training seeds each, on its test
 problems.
 
-Sections (`WORKBENCH_BENCH=nano` runs one of them): nano, smollm2, gains.
+Sections (`WORKBENCH_BENCH=nano` runs one of them): nano, smollm2, smollm2_bf16 (weights in bfloat16, for a processor
+that has units for it), gains.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ from _sections import row, run
 from workbench.claims import decide
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZES = {  # steps, prompts, group, tokens of a step of a chain, of a chain, TRL's micro-batches
-    "nano": SimpleNamespace(steps=5, prompts=32, group=8, step=16, chain=96, micro=(256, 64)),
-    "smollm2": SimpleNamespace(steps=3, prompts=4, group=4, step=48, chain=48, micro=(16, 4)),
+SIZES = {  # steps, prompts, group, tokens of a step of a chain, of a chain, TRL's micro-batches, ours in tokens
+    "nano": SimpleNamespace(steps=5, prompts=32, group=8, step=16, chain=96, micro=(256, 64), rows=1024),
+    "smollm2": SimpleNamespace(steps=3, prompts=4, group=4, step=48, chain=48, micro=(16, 4), rows=256),
+    "smollm2-bf16": SimpleNamespace(steps=3, prompts=4, group=4, step=48, chain=48, micro=(16, 4), rows=256),
 }
 
 
 def main() -> list[dict]:
-    return run("rl", nano, smollm2, gains)
+    return run("rl", nano, smollm2, smollm2_bf16, gains)
 
 
 def nano() -> list[dict]:
@@ -41,6 +43,10 @@ def nano() -> list[dict]:
 
 def smollm2() -> list[dict]:
     return speed("smollm2")
+
+
+def smollm2_bf16() -> list[dict]:
+    return speed("smollm2-bf16")
 
 
 def speed(size: str) -> list[dict]:
@@ -122,7 +128,7 @@ def policy_of(size: str):
         return Series("nano").policy()
     model, tokenizer = load_model("smollm2")
     prepare(model, tokenizer)
-    return LocalPolicy(model.float(), tokenizer)
+    return LocalPolicy(model.bfloat16() if size.endswith("bf16") else model.float(), tokenizer)
 
 
 def ours(size: str) -> dict:
@@ -131,8 +137,9 @@ def ours(size: str) -> dict:
 
     s, policy = SIZES[size], policy_of(size)
     config = rl.RL(
-        prompts=s.prompts, group=s.group, updates=1, lr=1e-6, muon_lr=0.0, step_tokens=s.step, chain_tokens=s.chain
-    )
+        prompts=s.prompts, group=s.group, updates=1, lr=1e-6, muon_lr=0.0, step_tokens=s.step, chain_tokens=s.chain,
+        rows=s.rows,
+    )  # fmt: skip
     optimizer = optimiser(policy.model, Fit(lr=1e-6, muon_lr=0.0, weight_decay=0.0))
     seconds, rows = [], []
     for step in range(s.steps):
