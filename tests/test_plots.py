@@ -393,8 +393,10 @@ def test_findings_show_every_training_and_where_a_claim_holds():
     hollow = [list(t.x) for t in fig.data if t.marker.symbol == "diamond-open"]
     assert hollow == [[0.9], pytest.approx([24 ** (1 / 3)])], "no interval, and half of one"
     goals = [(list(t.x), t.marker.symbol) for t in fig.data if t.hoverinfo == "skip" and t.mode == "markers"]
-    assert goals[:2] == [([0], ("triangle-right",)), ([0.3, 0.7], ("triangle-right", "triangle-left"))]
-    assert goals[2:] == [([4], ("triangle-right",))], "what was not measured has a line and stretches no axis"
+    assert goals[:2] == [([0], ("triangle-right-open",)), ([0.3, 0.7], ("triangle-right-open", "triangle-left-open"))]
+    assert goals[2:] == [([4], ("triangle-right-open",))], "what was not measured has a line and stretches no axis"
+    first = [t for t in fig.data if list(t.y) == [0] * len(t.y) and t.yaxis == "y"]
+    assert first[-1].marker.symbol == ("triangle-right-open",), "a goal that lies on the values is hidden by them"
     alone = findings(found())
     assert "ring" not in words(alone) and "4 claims: 1 holds, 2 undecided" in alone.layout.title.text
     assert [list(t.x) for t in alone.data if t.mode == "lines"] == [[0.05, 0.4], [1, 2]], "the upper end is open"

@@ -68,8 +68,6 @@ def _line(fig: go.Figure, claim: Claim, each: Mapping[int, Claim | None], place:
     sign, *ends = GOAL.fullmatch(claim.goal.strip()).groups()
     goals = [float(end) for end in ends if end]
     way = {">": ["right"], "<": ["left"]}.get((sign or "")[:1], ["right", "left"])
-    mark = dict(symbol=[f"triangle-{side}" for side in way], size=11, color="#B9B9B9")
-    fig.add_scatter(x=goals, y=[place] * len(goals), mode="markers", marker=mark, hoverinfo="skip", **at)
     told = f"<b>{html.escape(claim.id)}</b> {claim.verdict}<br>{claim.value} [{claim.interval}], goal {claim.goal}"
     ends = [end for end in (e.low, e.high) if end is not None]
     if ends:
@@ -82,3 +80,5 @@ def _line(fig: go.Figure, claim: Claim, each: Mapping[int, Claim | None], place:
     fig.add_scatter(x=x, y=[place] * len(x), mode="markers", marker=ring, text=words, hoverinfo="text", **at)
     dot = dict(size=10, color=tint, symbol="circle" if len(ends) > 1 else "diamond-open")
     fig.add_scatter(x=[e.value], y=[place], mode="markers", marker=dot, text=[told], hoverinfo="text", **at)
+    mark = dict(symbol=[f"triangle-{side}-open" for side in way], size=12, color="#5A5A5A", line=dict(width=1.5))
+    fig.add_scatter(x=goals, y=[place] * len(goals), mode="markers", marker=mark, hoverinfo="skip", **at)
