@@ -670,8 +670,10 @@ def test_no_exchange_rate_without_slopes_in_both_directions():
     charged = [replace(r, cost=replace(r.cost, training_flops=1.0)) for r in records]
     with pytest.raises(WorkbenchError, match="training FLOPs in its records"):
         scaling.exchange_rate(charged, train)
+    with pytest.raises(WorkbenchError, match="unknown method 'z'"):  # Bug: left out in silence, and two points a plane
+        scaling.exchange_rate(records, {**train, "z": 1e9})
     with pytest.raises(WorkbenchError, match="no records"):
-        scaling.exchange_rate(records, {"z": 1e9})
+        scaling.exchange_rate([], train)
     for wrong, message in (
         (None, "training FLOPs is missing"),
         (0, "b has training FLOPs of 0"),

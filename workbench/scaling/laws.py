@@ -12,7 +12,7 @@ import numpy as np
 
 from ..grading import canonical
 from ..types import Record, WorkbenchError
-from .curves import HALF, Columns, Table
+from .curves import HALF, Columns, Table, of_methods
 from .stats import Estimate, Ratio, between, column, means, ratio, resampled, some, whole
 
 
@@ -243,9 +243,9 @@ def exchange_rate(
     what the *test* took. Least squares over (method, n) points, fitted again in every resample of problems, with the
     costs. `logit` fits log-odds instead of accuracy: log((c + 1/2)/(n − c + 1/2)) of c right among n problems (Haldane,
     Anscombe 1956), which exists for a draw with all right or all wrong, too. Errors: fewer than two training or two
-    test budgets for a method, points on one line, either axis measured over less than half a decade, with `logit` a
-    point at 0 or 1 (named), training FLOPs inside a record's cost, or missing, or 0, accuracy that does not rise with
-    search (no rate).
+    test budgets for a method, a method of `train` without records, points on one line, either axis measured over less
+    than half a decade, with `logit` a point at 0 or 1 (named), training FLOPs inside a record's cost, or missing, or 0,
+    accuracy that does not rise with search (no rate).
     Left out: saturation. Both axes flatten near 0 and 1, where a plane does not hold: read `max_error`, and drop points
     there. Jones fits strength in games, which has no ceiling, and finds about 1.2 decades for one.
 
@@ -256,7 +256,7 @@ def exchange_rate(
     >>> print(exchange_rate(rows, {"small": 1e9, "large": 1e10}).rate)
     2 [1.7 to 2.31; n=50]
     """
-    records = [record for record in records if record.knobs.get("method") in train]
+    records = of_methods(records, *train)
     if charged := {record.knobs["method"] for record in records if record.cost.training_flops}:
         raise WorkbenchError(f"{some(charged)} has training FLOPs in its records' cost: give them in `train` alone")
     table = Table(records, x)
