@@ -41,7 +41,9 @@ TINY = {
     "reinforce.levels": (2,),
     "reinforce.prompts": 2,
     "reinforce.check_every": 1,
-    "process_steps": 1,
+    "process.steps": 1,
+    "process.levels": (2,),
+    "process.prompts": 2,
     "wheel.problems": 4,
     "wheel.steps": 1,
 }

@@ -375,8 +375,8 @@ def train(
 
 
 def begin_as(run: Run, other: Run) -> None:
-    """The first round of `other`, a finished run that differs in `restart` alone, which tells from round 2 on; `train`
-    goes on from there. A run that has begun stays as it is."""
+    """The first round of `other`, a finished run that differs in `restart` and `rounds` alone, which tell from round 2
+    on; `train` goes on from there. A run that has begun stays as it is."""
     if not run.read("history"):
         rounds = Run(run.path / "rounds", run.about)
         rounds.path.mkdir(exist_ok=True)

@@ -41,13 +41,13 @@ class Schedule:
 class Reinforce:
     """Scalars of one run of reinforcement learning; see `rl.RL`, which this becomes."""
 
-    steps: int = 60
+    steps: int = 120
     levels: tuple[int, ...] = (1, 2, 3, 4)
     prompts: int = 96
     group: int = 8
     updates: int = 4
-    lr: float = 2e-4
-    muon_lr: float = 6e-4
+    lr: float = 2.5e-5
+    muon_lr: float = 7e-5
     gain_lr: float = 3e-2
     temperature: float = 2.0
     check_every: int = 10
@@ -98,12 +98,13 @@ class Profile:
 
     The first `easy` share of the teaching examples is of the two easiest levels, the rest of all. `judge_problems` x
     `judge_chains` sampled chains are labelled for the verifiers; `audit` of them also by `rollouts` a step. RL on
-    process reward takes `process_steps` steps, which is enough to see where it goes; outcome reward's policy leaves
-    `coverage` chains of every test problem (no more than the start did), for pass@k. `wheel`: one turn of each variant
-    of the flywheel, all its rounds of STaR with and without a restart. `small`: the shape of a second policy,
-    taught the same examples to the same target, in four passes at most, and searched with a judge of its own, to be
-    held against the first one's single answer. `early`: steps of teaching at which the policy is kept too, each to
-    leave `early_n` chains of every test problem.
+    `process` reward, and on length, takes few steps at high rates, which is enough to see where it goes; outcome
+    reward's policy leaves `coverage` chains of every test problem (no more than the start did), for pass@k. `wheel`:
+    STaR with and without a restart; `turn`: the one round of the plain flywheel and of each variant that is held
+    against it (None: the wheel's scalars). `small`: the shape of a second policy, taught the same examples to the same
+    target, in four passes at most, and searched with a judge of its own, to be held against the first one's single
+    answer. `early`: steps of teaching at which the policy is kept too, each to leave `early_n` chains of every test
+    problem.
     """
 
     name: str
@@ -122,9 +123,10 @@ class Profile:
     audit: int = 150
     rollouts: int = 8
     reinforce: Reinforce = field(default_factory=Reinforce)
-    process_steps: int = 12
+    process: Reinforce = field(default_factory=lambda: Reinforce(12, lr=2e-4, muon_lr=6e-4))
     coverage: int = 64
-    wheel: Wheel = field(default_factory=Wheel)
+    wheel: Wheel = field(default_factory=lambda: Wheel(problems=8000, samples=1, cap=1, steps=240))
+    turn: Wheel | None = field(default_factory=Wheel)
     search_problems: int = 240
     search_n: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)  # a slope is read off two decades
     beam_n: tuple[int, ...] = (4, 16)
@@ -165,8 +167,9 @@ PROFILES = {
         audit=4,
         rollouts=2,
         reinforce=Reinforce(steps=2, prompts=6, group=4, updates=1, check_every=1),
-        process_steps=2,
+        process=Reinforce(steps=2, prompts=6, group=4, updates=1, check_every=1),
         wheel=Wheel(rounds=2, problems=12, samples=4, steps=4, batch=8, checks=2, strict=False),
+        turn=None,
         search_problems=12,
         search_n=(1, 2, 4, 8),  # a slope needs half a decade
         beam_n=(4,),
@@ -536,6 +539,7 @@ class Series:
     FLYWHEELS = {
         "restart": {},
         "continued": {"restart": False},
+        "plain": {"rounds": 1},
         "no-filter": {"filter": "none", "rounds": 1},
         "no-dedupe": {"dedupe": False, "rounds": 1},
         "prm-filter": {"filter": "prm", "rounds": 1},
@@ -548,24 +552,26 @@ class Series:
         if kind not in self.FLYWHEELS:
             raise unknown("flywheel", kind, self.FLYWHEELS)
         p, inputs = self.profile, {"policy": self.teach().path}
+        wheel = p.wheel if kind in ("restart", "continued") else p.turn or p.wheel
         judging = kind in ("search", "prm-filter")
         if judging:
             inputs["verifier"] = self.judge().path
         changes = dict(self.FLYWHEELS[kind])
         if kind == "search":  # as many chains as the others draw, in trees of four
-            changes |= {"samples": 4, "problems": max(1, p.wheel.problems * p.wheel.samples // 4)}
-        twin = self.flywheel() if changes == {"restart": False} else None  # alike up to the second round
+            changes |= {"samples": 4, "problems": max(1, wheel.problems * wheel.samples // 4)}
+        alike = kind in ("continued", "plain") and wheel == p.wheel  # up to the second round
+        twin = self.flywheel() if alike else None
         if twin:
             inputs["first round"] = twin.path
         used = {"held_out": p.held_out, "tested": p.search_problems}
-        run = self._open(f"flywheel-{kind}", inputs, kind=kind, wheel=asdict(p.wheel), **used, **changes)
+        run = self._open(f"flywheel-{kind}", inputs, kind=kind, wheel=asdict(wheel), **used, **changes)
         if run.done:
             return run
         from . import evaluate, flywheel
 
         if twin:
             flywheel.begin_as(run, twin)
-        config = p.wheel.config(p.sampling, **changes)
+        config = wheel.config(p.sampling, **changes)
         history = flywheel.train(
             self.policy(), p.task, config, run, self.verifier() if judging else None, self.held_out(), self.progress
         )
@@ -594,7 +600,7 @@ class Series:
         inputs, judging = {"policy": self.teach().path}, reward.startswith("prm-")
         if judging:
             inputs["verifier"] = self.judge().path
-        scalars = p.reinforce if reward == "outcome" else replace(p.reinforce, steps=p.process_steps)
+        scalars = p.reinforce if reward == "outcome" else p.process
         n = min(p.coverage, max(p.search_n)) if reward == "outcome" else 4
         used = {"held_out": p.held_out, "tested": p.search_problems, "n": n}
         run = self._open(f"reinforce-{reward}", inputs, reward=reward, rl=asdict(scalars), **used)
@@ -789,14 +795,15 @@ STAGES: dict[str, tuple[tuple[str, ...], int]] = {
     "direct": ((), 230),
     "chains": (("teach",), 120),
     "judge-likelihood": (("chains",), 270),
-    "reinforce-outcome": (("teach",), 200),
+    "reinforce-outcome": (("teach",), 310),
     "judge-head": (("chains",), 50),
     "judge-orm": (("chains",), 50),
     "search": (("judge-likelihood", "judge-head", "judge-orm"), 200),
-    "flywheel-restart": (("teach",), 180),
-    "flywheel-continued": (("flywheel-restart",), 90),
+    "flywheel-restart": (("teach",), 310),
+    "flywheel-continued": (("flywheel-restart",), 160),
     "flywheel-search": (("judge-likelihood",), 90),
     "flywheel-prm-filter": (("judge-likelihood",), 85),
+    "flywheel-plain": (("teach",), 75),
     "flywheel-no-filter": (("teach",), 75),
     "flywheel-no-dedupe": (("teach",), 75),
     "flywheel-rationalise": (("teach",), 90),

@@ -73,10 +73,11 @@ SCALARS: dict[str, dict[str, Any]] = {
         beam_n=(4,),
         caps=(48, 96),
         reinforce=Reinforce(4, (2, 3), prompts=8, group=4, updates=1, lr=1e-4, check_every=2, **_HEAT),
-        process_steps=2,
+        process=Reinforce(2, (2, 3), prompts=8, group=4, updates=1, lr=1e-4, check_every=2, **_HEAT),
         wheel=Wheel(
             2, problems=48, samples=4, temperature=0.5, steps=12, batch=4, lr=2e-4, muon_lr=0.0, checks=2, strict=False
         ),
+        turn=None,
     ),
     "gpu": dict(
         step_tokens=128,
@@ -96,7 +97,7 @@ SCALARS: dict[str, dict[str, Any]] = {
         judged=1000,
         rows=256,
         reinforce=Reinforce(60, (2, 3, 4, 5), prompts=16, group=8, updates=1, lr=2e-5, check_every=10, **_HEAT),
-        process_steps=12,
+        process=Reinforce(12, (2, 3, 4, 5), prompts=16, group=8, updates=1, lr=2e-5, check_every=10, **_HEAT),
         wheel=Wheel(
             2,
             problems=500,
@@ -110,6 +111,7 @@ SCALARS: dict[str, dict[str, Any]] = {
             muon_lr=0.0,
             checks=2,
         ),
+        turn=None,
     ),
 }
 

@@ -66,8 +66,8 @@ print("unknown: no oracle" if lucky is None else f"{len(lucky)} of {len(right)} 
 # `sift` applies the filters in a fixed order and says why each chain went.
 
 # %%
-config = series.profile.wheel.config(sampling)
-kept, dropped, _ = flywheel.sift(chains, config)
+turn = (series.profile.turn or series.profile.wheel).config(sampling)
+kept, dropped, _ = flywheel.sift(chains, turn)
 print(f"{len(kept)} of {len(chains)} stay; dropped: {dict(dropped)}")
 
 # %% [markdown]
@@ -95,6 +95,7 @@ _made = [flywheel.Chain(problems[0], Trace((*map(Step, some), Step("9", True))),
 # greedily. This wheel writes cool, and is judged at temperature 1.
 
 # %%
+config = series.profile.wheel.config(sampling)
 print(f"written at temperature {config.temperature}, {config.samples} chains for each of {config.problems} problems")
 wheel = {kind: series.flywheel(kind) for kind in series.FLYWHEELS}
 history = {kind: run.read("history") for kind, run in wheel.items()}
@@ -164,26 +165,27 @@ restart = scaling.difference(tested["restart"], tested["continued"])
 print(f"restart minus continued, after {config.rounds} rounds: {restart}")
 
 # %% [markdown]
-# The other parts are broken for one round, so you compare them with the first round of the whole wheel, on the held-out
-# problems.
+# The other parts are broken for one round of a smaller wheel. You compare them with one round of it that is whole
+# (`plain`), on the held-out problems.
 
 
 # %%
 def after_one(kind):
     """{problem: share right} after the first round."""
-    return [right / config.checks for right in history[kind][1]["held_out_right"]]
+    return [right / turn.checks for right in history[kind][1]["held_out_right"]]
 
 
 # %%
-whole = after_one("restart")
+whole = after_one("plain")
 broken = {
-    kind: scaling.paired_bootstrap(after_one(kind), whole, seeds=config.checks)
+    kind: scaling.paired_bootstrap(after_one(kind), whole, seeds=turn.checks)
     for kind in history
-    if kind not in ("restart", "continued")
+    if kind not in ("restart", "continued", "plain")
 }
+print(f"written: {turn.samples} chains for each of {turn.problems} problems; plain kept {history['plain'][1]['kept']}")
 for _kind, _gap in broken.items():
     _row = history[_kind][1]
-    print(f"{_kind:<12} kept {_row['kept']:>5}: minus the whole wheel's first round {_gap}")
+    print(f"{_kind:<12} kept {_row['kept']:>5}: minus one plain round {_gap}")
 
 # %% [markdown]
 # ## A hint
@@ -205,7 +207,7 @@ print(f"the prompt it sees: {flywheel.hinted(problems[0]).prompt!r}")
 # that cost, are its chains righter, and does the policy learn more from them?
 
 # %%
-for _kind in ("restart", "search", "prm-filter"):
+for _kind in ("plain", "search", "prm-filter"):
     _row = history[_kind][1]
     _cost = Cost(**_row["cost"])
     _kept = f"{_row['yield']:.3f} right, {_row['kept']:>5} kept, {_cost.flops:.3g} FLOPs"
@@ -252,7 +254,7 @@ Markdown(
     f"- Training on from the last weights instead of the base ends {-restart.value:+.3f} from it: "
     f"{claims.told(restart, '> 0', 'the restart pays', 'the restart costs', 'no difference that shows')}.\n"
     + "".join(
-        f"- One round `{kind}` against one whole round: {gap.value:+.3f}, "
+        f"- One round `{kind}` against one `plain` round: {gap.value:+.3f}, "
         f"{claims.told(gap, '< 0', 'worse', 'no worse')}.\n"
         for kind, gap in broken.items()
     )

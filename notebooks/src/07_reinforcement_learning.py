@@ -177,14 +177,17 @@ for _form in ("sum", "min", "difference"):
 
 # %% [markdown]
 # The sum likes padding. Will the policy find out? PURE also mixes a verifiable reward in; `mixed` adds the outcome to
-# the min form. You run all four (or find them on disk): same start, same stream of problems. They need not be equally
-# long; the steps are printed.
+# the min form. You run all four (or find them on disk): same start, same stream of problems. They are not equally long:
+# outcome reward goes far in small steps, the others show in few and large ones where they lead. Both are printed.
 
 # %%
 names = {"outcome": "outcome", "sum": "prm-sum", "min": "prm-min", "mixed": "prm-mixed"}
 trained = {name: series.reinforce(reward) for name, reward in names.items()}
 history = {name: run.read("history")[1:] for name, run in trained.items()}
-print({name: len(rows) for name, rows in history.items()}, "steps; a row has", ", ".join(sorted(history["sum"][0])))
+for _name, _run in trained.items():
+    _rl = _run.params["rl"]
+    print(f"{_name:<8} {len(history[_name]):>3} steps, rates {_rl['lr']:g} (AdamW), {_rl['muon_lr']:g} (Muon)")
+print("a row has", ", ".join(sorted(history["sum"][0])))
 
 # %% [markdown]
 # The proxies have different scales: a sum grows with the chain. To draw them together you divide by what one honest,
