@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from workbench.format import Encoder
 from workbench.kv import core
-from workbench.models import flops, llama_config, load_model, memory, new_model, training_flops
+from workbench.models import flops, llama_config, load_model, load_tokenizer, memory, new_model, training_flops
 from workbench.types import Step, WorkbenchError
 from workbench.verifiers.prm import PRM, from_policy
 
@@ -167,6 +167,18 @@ def test_pickled_weights_are_refused(tmp_path, micro):
 def test_a_folder_that_is_no_checkpoint_is_an_error(tmp_path):
     with pytest.raises(WorkbenchError, match="config.json"):
         load_model(tmp_path)
+
+
+def test_a_lack_of_memory_is_no_fault_of_a_file(tmp_path, monkeypatch, tokenizer):
+    """Bug: "missing or damaged, train it again" for a tokenizer that is whole."""
+    tokenizer.save_pretrained(tmp_path)
+
+    def full(*args):
+        raise MemoryError
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", full)
+    with pytest.raises(MemoryError):
+        load_tokenizer(tmp_path)
 
 
 def test_a_seed_is_the_weights_and_disturbs_nobody(tokenizer):

@@ -4,6 +4,7 @@ import json
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -61,6 +62,57 @@ def test_what_is_missing_is_known_before_it_is_built(built, monkeypatch, tmp_pat
     changed["micro"] = replace(pipeline.PROFILES["micro"], search_n=(1, 2, 4))
     assert {"search", "reinforce-outcome"} <= set(pipeline.missing("micro", built)) < set(STAGES)
     assert sorted(path.name for path in (built / "micro").iterdir()) == before
+
+
+class Opened(Series):
+    """Stages that are all there, and which of them were asked for, with what."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.asked = {}
+
+    def _open(self, stage, inputs=None, **params):
+        self.asked[stage] = SimpleNamespace(done=True, path=Path(stage), inputs=inputs or {}, params=params)
+        return self.asked[stage]
+
+
+@pytest.mark.parametrize("profile", pipeline.PROFILES)
+def test_a_stage_waits_for_all_that_it_opens(profile):
+    """Bug: a stage opens one that another lane still writes, and `make reproduce` stops."""
+
+    def before(stage):
+        return {stage}.union(*map(before, STAGES[stage][0]))
+
+    for stage in STAGES:
+        series = Opened(profile)
+        build_stage(stage, opened=lambda *args, series=series: series)
+        assert stage in series.asked and set(series.asked) <= before(stage), stage
+
+
+def test_variants_of_the_flywheel_turn_a_wheel_of_their_own(built):
+    """Bugs: STaR's larger wheel for all of them, or for the plain round that they are held against."""
+    series = Opened("micro")
+    series.profile = replace(series.profile, turn=replace(series.profile.turn, problems=8))
+    for kind in Series.FLYWHEELS:
+        series.flywheel(kind)
+    problems = {kind: series.asked[f"flywheel-{kind}"].params["wheel"]["problems"] for kind in Series.FLYWHEELS}
+    assert problems == {kind: 12 if kind in ("restart", "continued") else 8 for kind in Series.FLYWHEELS}
+    assert "first round" not in series.asked["flywheel-plain"].inputs
+    assert "first round" in series.asked["flywheel-continued"].inputs
+    plain, restart = (Series("micro", built).flywheel(kind) for kind in ("plain", "restart"))
+    assert plain.read("history") == restart.read("history")[:2], "the same scalars, and its round is not made twice"
+    model = "rounds/1/model/model.safetensors"
+    assert (plain.path / model).read_bytes() == (restart.path / model).read_bytes()
+
+
+def test_other_rewards_follow_the_outcome_s_scalars():
+    """Bug: who makes reinforcement smaller to fit a machine makes one of five runs smaller."""
+    series = Opened("micro")
+    series.profile = replace(series.profile, reinforce=replace(series.profile.reinforce, prompts=3, levels=(2,)))
+    for reward in Series.REWARDS:
+        series.reinforce(reward)
+        about = series.asked[f"reinforce-{reward}"].params["rl"]
+        assert (about["prompts"], about["levels"]) == (3, (2,))
 
 
 def test_a_finished_series_is_found_not_built(built, capsys):

@@ -42,10 +42,10 @@ TINY = {
     "reinforce.prompts": 2,
     "reinforce.check_every": 1,
     "process.steps": 1,
-    "process.levels": (2,),
-    "process.prompts": 2,
     "wheel.problems": 4,
     "wheel.steps": 1,
+    "turn.problems": 4,
+    "turn.steps": 1,
 }
 
 

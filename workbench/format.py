@@ -5,6 +5,7 @@ The step break, the tags and the token positions of step ends are known here and
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Iterable
@@ -130,6 +131,22 @@ class Encoded:
 _TOKENIZING = threading.Lock()
 
 
+def tokenised(tokenizer, text: str, tags: bool = True) -> list[int]:
+    """The ids of a text in which a tag is a tag, or, without `tags`, text; one thread at a time."""
+    with _TOKENIZING:
+        return tokenizer(text, add_special_tokens=False, split_special_tokens=not tags)["input_ids"]
+
+
+def _unlocked() -> None:
+    """A child that is forked while a thread tokenises would wait for that thread, which it does not have."""
+    global _TOKENIZING
+    _TOKENIZING = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlocked)
+
+
 class Encoder:
     """The one way from text to ids: used by the policy, by verifier training and by verifier scoring.
 
@@ -154,16 +171,12 @@ class Encoder:
         if (ids := self._memo.get(text)) is None:
             if len(self._memo) > 100_000:
                 self._memo.clear()
-            ids = self._memo[text] = self._tokenised(text, split_special_tokens=True)
+            ids = self._memo[text] = tokenised(self.tokenizer, text, tags=False)
         return ids
 
     def tagged(self, text: str) -> list[int]:
         """A model's own text, in which a tag is a tag."""
-        return self._tokenised(text, split_special_tokens=False)
-
-    def _tokenised(self, text: str, **how: bool) -> list[int]:
-        with _TOKENIZING:
-            return self.tokenizer(text, add_special_tokens=False, **how)["input_ids"]
+        return tokenised(self.tokenizer, text)
 
     def prompt(self, prompt: str) -> list[int]:
         tag = self.tag_ids

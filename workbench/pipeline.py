@@ -60,6 +60,15 @@ class Reinforce:
 
 
 @dataclass(frozen=True)
+class Course:
+    """What a run on another reward than the outcome changes of `Reinforce`."""
+
+    steps: int
+    lr: float
+    muon_lr: float
+
+
+@dataclass(frozen=True)
 class Wheel:
     """Scalars of the flywheel; see `flywheel.Flywheel`, which this becomes."""
 
@@ -98,13 +107,13 @@ class Profile:
 
     The first `easy` share of the teaching examples is of the two easiest levels, the rest of all. `judge_problems` x
     `judge_chains` sampled chains are labelled for the verifiers; `audit` of them also by `rollouts` a step. RL on
-    `process` reward, and on length, takes few steps at high rates, which is enough to see where it goes; outcome
-    reward's policy leaves `coverage` chains of every test problem (no more than the start did), for pass@k. `wheel`:
-    STaR with and without a restart; `turn`: the one round of the plain flywheel and of each variant that is held
-    against it (None: the wheel's scalars). `small`: the shape of a second policy, taught the same examples to the same
-    target, in four passes at most, and searched with a judge of its own, to be held against the first one's single
-    answer. `early`: steps of teaching at which the policy is kept too, each to leave `early_n` chains of every test
-    problem.
+    process reward, and on length, is `reinforce` but for what `process` says: few steps, which is enough to see where
+    it goes; outcome reward's policy leaves `coverage` chains of every test problem (no more than the start did), for
+    pass@k. `wheel`: STaR with and without a restart; `turn`: one round of the plain flywheel and of each variant that
+    is held against it. Who changes one of the two will mostly want to change both. `small`: the shape of a second
+    policy, taught the same examples to the same target, in four passes at most, and searched with a judge of its own,
+    to be held against the first one's single answer. `early`: steps of teaching at which the policy is kept too, each
+    to leave `early_n` chains of every test problem.
     """
 
     name: str
@@ -123,10 +132,10 @@ class Profile:
     audit: int = 150
     rollouts: int = 8
     reinforce: Reinforce = field(default_factory=Reinforce)
-    process: Reinforce = field(default_factory=lambda: Reinforce(12, lr=2e-4, muon_lr=6e-4))
+    process: Course = field(default_factory=lambda: Course(12, lr=2e-4, muon_lr=6e-4))
     coverage: int = 64
     wheel: Wheel = field(default_factory=lambda: Wheel(problems=8000, samples=1, cap=1, steps=240))
-    turn: Wheel | None = field(default_factory=Wheel)
+    turn: Wheel = field(default_factory=Wheel)
     search_problems: int = 240
     search_n: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)  # a slope is read off two decades
     beam_n: tuple[int, ...] = (4, 16)
@@ -146,6 +155,7 @@ class Profile:
 
 
 _QUICK = Schedule(8, batch=16, check_every=4)
+_SPIN = Wheel(rounds=2, problems=12, samples=4, steps=4, batch=8, checks=2, strict=False)
 PROFILES = {
     "nano": Profile("nano"),
     "countdown": Profile(  # another world for the searches
@@ -167,9 +177,9 @@ PROFILES = {
         audit=4,
         rollouts=2,
         reinforce=Reinforce(steps=2, prompts=6, group=4, updates=1, check_every=1),
-        process=Reinforce(steps=2, prompts=6, group=4, updates=1, check_every=1),
-        wheel=Wheel(rounds=2, problems=12, samples=4, steps=4, batch=8, checks=2, strict=False),
-        turn=None,
+        process=Course(2, lr=2e-4, muon_lr=6e-4),
+        wheel=_SPIN,
+        turn=_SPIN,
         search_problems=12,
         search_n=(1, 2, 4, 8),  # a slope needs half a decade
         beam_n=(4,),
@@ -552,7 +562,7 @@ class Series:
         if kind not in self.FLYWHEELS:
             raise unknown("flywheel", kind, self.FLYWHEELS)
         p, inputs = self.profile, {"policy": self.teach().path}
-        wheel = p.wheel if kind in ("restart", "continued") else p.turn or p.wheel
+        wheel = p.wheel if kind in ("restart", "continued") else p.turn
         judging = kind in ("search", "prm-filter")
         if judging:
             inputs["verifier"] = self.judge().path
@@ -600,7 +610,7 @@ class Series:
         inputs, judging = {"policy": self.teach().path}, reward.startswith("prm-")
         if judging:
             inputs["verifier"] = self.judge().path
-        scalars = p.reinforce if reward == "outcome" else p.process
+        scalars = p.reinforce if reward == "outcome" else replace(p.reinforce, **asdict(p.process))
         n = min(p.coverage, max(p.search_n)) if reward == "outcome" else 4
         used = {"held_out": p.held_out, "tested": p.search_problems, "n": n}
         run = self._open(f"reinforce-{reward}", inputs, reward=reward, rl=asdict(scalars), **used)
@@ -803,7 +813,7 @@ STAGES: dict[str, tuple[tuple[str, ...], int]] = {
     "flywheel-continued": (("flywheel-restart",), 160),
     "flywheel-search": (("judge-likelihood",), 90),
     "flywheel-prm-filter": (("judge-likelihood",), 85),
-    "flywheel-plain": (("teach",), 75),
+    "flywheel-plain": (("flywheel-restart",), 75),  # it begins as that one where their scalars are the same
     "flywheel-no-filter": (("teach",), 75),
     "flywheel-no-dedupe": (("teach",), 75),
     "flywheel-rationalise": (("teach",), 90),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import pipeline, tasks
-from .pipeline import Reinforce, Schedule, Series, Wheel
+from .pipeline import Course, Reinforce, Schedule, Series, Wheel
 from .runs import Run
 from .types import Labelled, WorkbenchError, unknown
 
@@ -58,6 +58,22 @@ class Profile(pipeline.Profile):
 
 
 _HEAT = {"muon_lr": 0.0, "temperature": 1.0}
+_SMALL_WHEEL = Wheel(
+    2, problems=48, samples=4, temperature=0.5, steps=12, batch=4, lr=2e-4, muon_lr=0.0, checks=2, strict=False
+)
+_GPU_WHEEL = Wheel(
+    2,
+    problems=500,
+    samples=4,
+    temperature=0.5,
+    steps=60,
+    batch=1,
+    accumulate=8,
+    checkpointing=True,
+    lr=1e-4,
+    muon_lr=0.0,
+    checks=2,
+)
 SCALARS: dict[str, dict[str, Any]] = {
     "small": dict(
         step_tokens=96,
@@ -73,11 +89,9 @@ SCALARS: dict[str, dict[str, Any]] = {
         beam_n=(4,),
         caps=(48, 96),
         reinforce=Reinforce(4, (2, 3), prompts=8, group=4, updates=1, lr=1e-4, check_every=2, **_HEAT),
-        process=Reinforce(2, (2, 3), prompts=8, group=4, updates=1, lr=1e-4, check_every=2, **_HEAT),
-        wheel=Wheel(
-            2, problems=48, samples=4, temperature=0.5, steps=12, batch=4, lr=2e-4, muon_lr=0.0, checks=2, strict=False
-        ),
-        turn=None,
+        process=Course(2, lr=1e-4, muon_lr=0.0),
+        wheel=_SMALL_WHEEL,
+        turn=_SMALL_WHEEL,
     ),
     "gpu": dict(
         step_tokens=128,
@@ -97,21 +111,9 @@ SCALARS: dict[str, dict[str, Any]] = {
         judged=1000,
         rows=256,
         reinforce=Reinforce(60, (2, 3, 4, 5), prompts=16, group=8, updates=1, lr=2e-5, check_every=10, **_HEAT),
-        process=Reinforce(12, (2, 3, 4, 5), prompts=16, group=8, updates=1, lr=2e-5, check_every=10, **_HEAT),
-        wheel=Wheel(
-            2,
-            problems=500,
-            samples=4,
-            temperature=0.5,
-            steps=60,
-            batch=1,
-            accumulate=8,
-            checkpointing=True,
-            lr=1e-4,
-            muon_lr=0.0,
-            checks=2,
-        ),
-        turn=None,
+        process=Course(12, lr=2e-5, muon_lr=0.0),
+        wheel=_GPU_WHEEL,
+        turn=_GPU_WHEEL,
     ),
 }
 

@@ -61,7 +61,7 @@ def in_range(settings: object, names: str, least: float, most: float = inf, abov
         fits = kind and least <= value <= most and value < inf  # NaN fits nowhere
         if not fits or above and value == least:
             words = f"above {least}" if above else f"at least {least}" if most == inf else f"from {least} to {most}"
-            words = f"a whole number, {words}" if whole and not kind else words
+            words = words if kind else f"a whole number, {words}" if whole else f"a number, {words}"
             raise WorkbenchError(f"{name}={value!r}: {words}")
 
 

@@ -138,7 +138,7 @@ def _(mo):
 
 @app.cell
 def _(chains, flywheel, sampling, series):
-    turn = (series.profile.turn or series.profile.wheel).config(sampling)
+    turn = series.profile.turn.config(sampling)
     kept, dropped, _ = flywheel.sift(chains, turn)
     print(f"{len(kept)} of {len(chains)} stay; dropped: {dict(dropped)}")
     return (turn,)
@@ -315,7 +315,7 @@ def _(config, scaling, tested):
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
-    The other parts are broken for one round of a smaller wheel. You compare them with one round of it that is whole
+    The other parts are broken for one round, and compared with one round that is whole and wrote as many chains
     (`plain`), on the held-out problems.
     """)
     return
@@ -351,7 +351,7 @@ def _(mo):
     ## A hint
 
     STaR's rationalisation shows the answer for problems that no chain got right, keeps what then comes out right, and
-    removes the hint before training. Does this policy read hints? Compare the share of right chains, plain and hinted.
+    removes the hint before training. Does this policy read hints? Compare the share of right chains, with and without.
     Mind that the hinted problems are the ones it had failed.
     """)
     return
@@ -361,7 +361,7 @@ def _(mo):
 def _(flywheel, history, problems):
     _row = history["rationalise"][1]
     plain_yield, hinted_yield = _row["yield"], _row["hinted_yield"] or 0.0
-    print(f"plain {plain_yield:.3f} of {_row['sampled']:,}; hinted {hinted_yield:.3f} of {_row['hinted']:,}")
+    print(f"no hint {plain_yield:.3f} of {_row['sampled']:,}; hinted {hinted_yield:.3f} of {_row['hinted']:,}")
     print(f"the prompt it sees: {flywheel.hinted(problems[0]).prompt!r}")
     return hinted_yield, plain_yield
 
@@ -470,7 +470,7 @@ def _(
             f"{claims.told(gap, '< 0', 'worse', 'no worse')}.\n"
             for kind, gap in broken.items()
         )
-        + f"- Of the plain chains {plain_yield:.3f} come out right, of the hinted ones, on harder problems, "
+        + f"- Of the chains without a hint {plain_yield:.3f} come out right, of the hinted ones, on harder problems, "
         f"{hinted_yield:.3f}.\n"
         f"- {'Nobody knows how many' if lucky is None else len(lucky)} of the first {len(right)} right chains had a wrong "
         "step: an answer is a lenient check."

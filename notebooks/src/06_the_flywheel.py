@@ -66,7 +66,7 @@ print("unknown: no oracle" if lucky is None else f"{len(lucky)} of {len(right)} 
 # `sift` applies the filters in a fixed order and says why each chain went.
 
 # %%
-turn = (series.profile.turn or series.profile.wheel).config(sampling)
+turn = series.profile.turn.config(sampling)
 kept, dropped, _ = flywheel.sift(chains, turn)
 print(f"{len(kept)} of {len(chains)} stay; dropped: {dict(dropped)}")
 
@@ -165,7 +165,7 @@ restart = scaling.difference(tested["restart"], tested["continued"])
 print(f"restart minus continued, after {config.rounds} rounds: {restart}")
 
 # %% [markdown]
-# The other parts are broken for one round of a smaller wheel. You compare them with one round of it that is whole
+# The other parts are broken for one round, and compared with one round that is whole and wrote as many chains
 # (`plain`), on the held-out problems.
 
 
@@ -191,13 +191,13 @@ for _kind, _gap in broken.items():
 # ## A hint
 #
 # STaR's rationalisation shows the answer for problems that no chain got right, keeps what then comes out right, and
-# removes the hint before training. Does this policy read hints? Compare the share of right chains, plain and hinted.
+# removes the hint before training. Does this policy read hints? Compare the share of right chains, with and without.
 # Mind that the hinted problems are the ones it had failed.
 
 # %%
 _row = history["rationalise"][1]
 plain_yield, hinted_yield = _row["yield"], _row["hinted_yield"] or 0.0
-print(f"plain {plain_yield:.3f} of {_row['sampled']:,}; hinted {hinted_yield:.3f} of {_row['hinted']:,}")
+print(f"no hint {plain_yield:.3f} of {_row['sampled']:,}; hinted {hinted_yield:.3f} of {_row['hinted']:,}")
 print(f"the prompt it sees: {flywheel.hinted(problems[0]).prompt!r}")
 
 # %% [markdown]
@@ -258,7 +258,7 @@ Markdown(
         f"{claims.told(gap, '< 0', 'worse', 'no worse')}.\n"
         for kind, gap in broken.items()
     )
-    + f"- Of the plain chains {plain_yield:.3f} come out right, of the hinted ones, on harder problems, "
+    + f"- Of the chains without a hint {plain_yield:.3f} come out right, of the hinted ones, on harder problems, "
     f"{hinted_yield:.3f}.\n"
     f"- {'Nobody knows how many' if lucky is None else len(lucky)} of the first {len(right)} right chains had a wrong "
     "step: an answer is a lenient check."

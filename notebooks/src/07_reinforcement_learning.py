@@ -177,8 +177,8 @@ for _form in ("sum", "min", "difference"):
 
 # %% [markdown]
 # The sum likes padding. Will the policy find out? PURE also mixes a verifiable reward in; `mixed` adds the outcome to
-# the min form. You run all four (or find them on disk): same start, same stream of problems. They are not equally long:
-# outcome reward goes far in small steps, the others show in few and large ones where they lead. Both are printed.
+# the min form. You run all four (or find them on disk): same start, same stream of problems. They need not be equally
+# long, nor learn at one rate; both are printed.
 
 # %%
 names = {"outcome": "outcome", "sum": "prm-sum", "min": "prm-min", "mixed": "prm-mixed"}
@@ -455,9 +455,10 @@ room = "Perhaps because in a chain of sums every step must change the line: padd
 # %%
 Markdown(
     f"- Outcome reward changes pass@1 by {gains['outcome'].value:+.3f}; a gain of 0.2 "
-    f"{claims.told(gains['outcome'], '>= 0.2', 'is there', 'is not there')}. Sum: {gains['sum'].value:+.3f}, "
-    f"min: {gains['min'].value:+.3f}, mixed: {gains['mixed'].value:+.3f} "
-    f"({', '.join(f'{name} {len(rows)}' for name, rows in history.items())} steps). Min less sum: {over.value:+.3f}, "
+    f"{claims.told(gains['outcome'], '>= 0.2', 'is there', 'is not there', 'cannot be decided')}. "
+    f"Sum: {gains['sum'].value:+.3f}, min: {gains['min'].value:+.3f}, mixed: {gains['mixed'].value:+.3f} "
+    f"({', '.join(f'{name} {len(rows)}' for name, rows in history.items())} steps, at the rates above). "
+    f"Min less sum: {over.value:+.3f}, "
     f"{claims.told(over, '> 0', 'the worst step is the better reward', 'it is not the better reward')}.\n"
     f"- Pass@{ks[-1]} changes by {ever:+.3f} under outcome reward: "
     f"{claims.told(wider, '< 0', 'it narrows', 'it does not narrow', 'no change that these problems show')}. "

@@ -96,11 +96,9 @@ class RL:
         if self.group < 2 and self.variant != "ppo":
             raise WorkbenchError("a group of one has no advantage: set group to 2 or more, or variant to 'ppo'")
         in_range(self, "steps prompts group updates step_tokens chain_tokens rows capacity check_every", 1)
-        in_range(self, "lr clip truncate", 0, above=True)
+        in_range(self, "lr clip truncate temperature", 0, above=True)  # greedy chains of a group are all alike
         in_range(self, "muon_lr gain_lr clip_high kl value_weight refills", 0)
         in_range(self, "gamma lam", 0, 1)
-        if not self.temperature > 0:
-            raise WorkbenchError(f"temperature={self.temperature}: greedy chains of a group are all alike")
 
     @property
     def sampling(self) -> Sampling:

@@ -31,7 +31,7 @@ from ..verifiers import Verifier, flaw, scored
 
 DIGITS = 5  # scores are rounded to these: the last bits depend on the batch, and must not decide between two nodes
 PROTOCOL = "it asks with `children = yield Grow([nodes], n)`, and returns the text of its answer or None"
-PATIENCE = 10_000  # requests in a row that bring nothing new, after which a search is taken for endless
+PATIENCE = 1000  # requests in a row that bring nothing new, after which a search is taken for endless
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from .. import tasks
 from ..adapters import adapter_of, fast_dtype, four_bit, prepare, refuse_pickles, switched
 from ..fit import Fit, Ordered, fit, reached, team
-from ..format import Encoder
+from ..format import Encoder, tokenised
 from ..kv import Reader, core
 from ..models import Need, Price, load_model, load_tokenizer, memory, placed, read_json
 from ..packing import UNKNOWN, Judged, Store, collate, judged, mask_after_error, pack, read_trees  # noqa: F401
@@ -259,10 +259,8 @@ class Training:
             raise WorkbenchError(f"dtype={self.dtype!r}: auto, float32, bfloat16 or float16")
         in_range(self, "rank capacity batch accumulate check_every", 1)
         in_range(self, "lr epochs", 0, above=True)
-        in_range(self, "head_lr steps patience", 0)
+        in_range(self, "head_lr steps patience top", 0)
         in_range(self, "warmup", 0, 1)
-        if self.top < 0:
-            raise WorkbenchError(f"top={self.top}: how many layers learn, or 0 for all of them")
         if not 0 <= self.held_out < 1:
             raise WorkbenchError(f"held_out={self.held_out}: a share of the problems, from 0 to below 1")
 
@@ -562,7 +560,7 @@ def _below(model, config: Training) -> int:
 def verdict(tokenizer, words: Sequence[str] = ()) -> list[int]:
     """The ids of two words (`VERDICT`); each must be one token, and not the same one."""
     words = words or VERDICT
-    ids = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
+    ids = [tokenised(tokenizer, word) for word in words]
     if any(len(i) != 1 for i in ids) or ids[0] == ids[1]:
         raise WorkbenchError(
             f"this tokenizer has no single tokens for {words[0]!r} and {words[1]!r}: use head='linear'"
