@@ -1,8 +1,8 @@
 """A training step of RL against TRL's GRPOTrainer: same model, prompts, group, lengths, optimiser, cores and precision.
 
 Both sample in their own process and take one AdamW step a batch (GRPO, no KL). TRL generates with transformers and is
-given micro-batches of the size that is fastest for it among those tried; ours have one size, in tokens. Steps after the
-first are timed.
+given micro-batches of the size that is fastest for it among those tried; ours have the one that `RL` has by default.
+Steps after the first are timed.
 
 And what learning brings: outcome reward and STaR as the series does them, three training seeds each, on its test
 problems.
@@ -27,10 +27,10 @@ from _sections import row, run
 from workbench.claims import decide
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZES = {  # steps, prompts, group, tokens of a step of a chain, of a chain, TRL's micro-batches, ours in tokens
-    "nano": SimpleNamespace(steps=5, prompts=32, group=8, step=16, chain=96, micro=(256, 64), rows=1024),
-    "smollm2": SimpleNamespace(steps=3, prompts=4, group=4, step=48, chain=48, micro=(16, 4), rows=256),
-    "smollm2-bf16": SimpleNamespace(steps=3, prompts=4, group=4, step=48, chain=48, micro=(16, 4), rows=256),
+SIZES = {  # steps, prompts, group, tokens of a step of a chain, of a chain, TRL's micro-batches
+    "nano": SimpleNamespace(steps=5, prompts=32, group=8, step=16, chain=96, micro=(256, 64)),
+    "smollm2": SimpleNamespace(steps=3, prompts=4, group=4, step=48, chain=48, micro=(16, 4)),
+    "smollm2-bf16": SimpleNamespace(steps=3, prompts=4, group=4, step=48, chain=48, micro=(16, 4)),
 }
 
 
@@ -145,9 +145,8 @@ def ours(size: str) -> dict:
 
     s, policy = SIZES[size], policy_of(size)
     config = rl.RL(
-        prompts=s.prompts, group=s.group, updates=1, lr=1e-6, muon_lr=0.0, step_tokens=s.step, chain_tokens=s.chain,
-        rows=s.rows,
-    )  # fmt: skip
+        prompts=s.prompts, group=s.group, updates=1, lr=1e-6, muon_lr=0.0, step_tokens=s.step, chain_tokens=s.chain
+    )
     optimizer = optimiser(policy.model, Fit(lr=1e-6, muon_lr=0.0, weight_decay=0.0))
     seconds, rows = [], []
     for step in range(s.steps):
