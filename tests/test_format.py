@@ -1,5 +1,8 @@
 """The reasoning channel: each test names the mistake it pins."""
 
+import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -179,6 +182,23 @@ def test_threads_do_not_turn_text_into_tags():
         text, tags = [job.result() for job in text], [job.result() for job in tags]
     end = encoders[0].tag_ids["</reasoning>"]
     assert [end in ids for ids in text] == [False] * 20 and [ids[0] for ids in tags] == [end] * 20
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_child_forked_while_a_thread_tokenises_can_tokenise():
+    """Bug: the child inherits a lock that is held, from a thread that it does not have, and waits for ever."""
+    code = """
+import os, signal
+from workbench import format
+from workbench.models import character_tokenizer
+tokenizer = character_tokenizer()
+with format._TOKENIZING:
+    if not (child := os.fork()):
+        signal.alarm(20)
+        os._exit(len(format.tokenised(tokenizer, "2+3")))
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_sampled_ids_are_kept(encoders):

@@ -129,7 +129,7 @@ def load_tokenizer(folder: str | Path):
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # whatever half a file makes it stumble over
-        if isinstance(error, ImportError | MemoryError) or not path.exists():  # no fault of the file's; or the hub's
+        if isinstance(error, ImportError | MemoryError) or not path.exists():  # the machine's fault, or the hub's
             raise
         raise damaged(path / "tokenizer.json", " ".join(str(error).split())[:200]) from error
 
