@@ -1,5 +1,7 @@
 """Nano models and the FLOP ledger: each test names the mistake it pins."""
 
+import json
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -258,3 +260,26 @@ def test_a_damaged_checkpoint_is_named(tokenizer, micro, tmp_path, name, change)
     for load in (PRM.load,) if name == "prm.json" else (PRM.load, load_model):
         with pytest.raises(WorkbenchError, match=f"{file} is missing or damaged .*copy its checkpoint again, or train"):
             load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        ({"num_hidden_layers": 9}, r"\d+ weights do not fit its config.json, the first model.layers"),
+        ({"num_hidden_layers": 1}, r"\d+ weights do not fit its config.json, the first model.layers.1"),
+        ({"tie_word_embeddings": False}, "1 weights do not fit its config.json, the first lm_head.weight"),
+        ({"intermediate_size": 8}, "mismatch"),
+        ({"hidden_size": "large"}, "expected int"),
+        ({"num_attention_heads": 7}, "multiple of the number of attention heads"),
+        ({"num_key_value_heads": 0}, "zero"),
+        ({"hidden_act": "nope"}, "nope"),
+    ],
+)
+def test_a_config_that_is_not_the_weights_is_named(tokenizer, micro, tmp_path, change, why):
+    """Bugs: layers that the weights lack were made at random and nothing said; a traceback out of transformers."""
+    micro.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(WorkbenchError, match=f"is missing or damaged .*{why}.*copy its checkpoint again, or train"):
+        load_model(tmp_path)

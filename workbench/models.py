@@ -102,15 +102,23 @@ def load_model(folder: str | Path, kind: str = "AutoModelForCausalLM", **more):
             check_weights(file)
     transformers.utils.logging.disable_progress_bar()  # a bar for every small file tells nobody anything
     try:
-        model = getattr(transformers, kind).from_pretrained(folder, use_safetensors=True, **more)
-    except OSError as error:  # of a hub's many ways to fail, and of a path that is no folder
-        why = str(error).strip().split("\n")[0][:200]
-        if path.exists():
+        model, said = getattr(transformers, kind).from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, **more
+        )
+    except Exception as error:  # a hub's many ways to fail, a path that is no folder, a config that fits no model
+        why = " ".join(str(error).split())[:200]
+        if path.exists() and not isinstance(error, ImportError | MemoryError):
             raise damaged(path, why) from error
+        if not isinstance(error, OSError):
+            raise
         raise WorkbenchError(
             f"{folder} is no folder under {Path.cwd()}, and the hub did not give it ({why}): name a checkpoint that is "
             "there (an adapter's base with base=, or --base)"
         ) from error
+    # transformers would go on with random weights in their place, or without those layers; a new head is `kind`'s
+    lost = [name for name in said["missing_keys"] if not name.startswith("score.")]
+    if lost := sorted(lost) or sorted(name for name in said["unexpected_keys"] if ".layers." in name):
+        raise damaged(path, f"{len(lost)} weights do not fit its config.json, the first {lost[0]}")
     for part in model.modules() if getattr(model, "is_quantized", False) else ():
         # On a CPU with bf16 units bitsandbytes would lay 4-bit weights out anew when they are first scored with, round
         # their scales and give no gradient from then on: scores would not be training's, and nothing below would learn.
