@@ -157,6 +157,7 @@ def test_checks_are_dots_with_the_interval_of_the_alarm():
     assert dots.mode == "markers"
     holes = check(2, 0.5) | {"true": [None, 1.0, 0.0, None]}
     odd = [holes, {"true": [1.0]}, {"step": 3, "true": []}, {"step": 4, "true": ["?"]}]
+    odd += [{"step": "four", "true": [1.0]}, {"step": [5], "true": [1.0]}]  # Bug: they ended the thread that watches
     assert trace(figure([row(2)], odd), "true reward, held out").y == (0.5,), "unknown is not 0"
 
 

@@ -153,6 +153,22 @@ def test_a_problem_that_fails_is_a_record_that_says_why(asked, tmp_path):
     assert evaluate.into(run, asked(20), "majority", Picky(COIN.table), n=2) == 0, "it is not tried again"
 
 
+def test_samples_of_a_problem_that_fails_are_wrong(asked):
+    """Bug: they were left out, so that pass@1 had fewer problems than a search's accuracy."""
+
+    class Picky(Scripted):
+        def extend(self, wants, *args):
+            if bad := {w.problem.id: "too long" for w in wants if w.problem.id.endswith("/1")}:
+                raise ProblemError(bad)
+            return super().extend(wants, *args)
+
+    with pytest.warns(UserWarning, match="could not be served"):
+        rows, chains = evaluate.samples("", asked(3), Picky(COIN.table), n=2)
+    assert [(r.problem, r.seed) for r in rows] == [(f"toss/{i}", k) for i in range(3) for k in range(2)]
+    assert [(r.correct, r.knobs["error"]) for r in rows if r.problem == "toss/1"] == [(False, "too long")] * 2
+    assert [len(traces) for _, traces in chains] == [2, 0, 2]
+
+
 def test_memory_does_not_grow_with_the_problems(tmp_path):
     """Bug: every tree is kept until the last problem is done."""
 

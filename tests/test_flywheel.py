@@ -177,6 +177,16 @@ def test_a_chain_that_the_verifier_cannot_read_is_unknown(policy):
     assert [c.problem.id for c in kept] == ["p/1"] and dropped == {"unknown": 1}
 
 
+def test_hints_that_fit_nowhere_are_counted(base, held, tmp_path, monkeypatch):
+    """Bug: where a question fits and the hinted one does not, the round ended, after all its chains were paid."""
+    monkeypatch.setattr(flywheel, "right_answer", lambda p, trace: False)
+    monkeypatch.setattr(flywheel, "hinted", lambda p: replace(p, prompt="+".join("1" * 600)))
+    config = replace(CONFIG, rationalise=True, rounds=1, strict=False)
+    with pytest.warns(UserWarning, match="could not be served"):
+        row = go(base, tmp_path / "run", config)[-1]
+    assert row["hints_unserved"] == row["problems"] > 0 and row["unserved"] == row["hinted"] == row["kept"] == 0
+
+
 @pytest.mark.parametrize("scores", [(0.5,), (0.5, 0.5, 0.5), (0.5, 1.5), (0.5, float("nan"))])
 def test_scores_that_are_none(policy, scores):
     with pytest.raises(WorkbenchError, match="p/1: Judge gave .* for 2 steps, .*: mend it"):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from workbench import rl
 from workbench.fit import Fit, optimiser
@@ -17,6 +18,7 @@ from workbench.policies import Sampling, Want
 from workbench.policies.local import LocalPolicy
 from workbench.rl import RL, Batch, Earned, centred, clipped_loss, leave_one_out, normalised, token_weights
 from workbench.runs import Run
+from workbench.search import drive
 from workbench.tasks import get
 from workbench.types import Node, Problem, Step, Trace, WorkbenchError
 from workbench.verifiers.oracle import Oracle
@@ -165,6 +167,28 @@ def test_a_verifier_that_pays_nothing_is_named(encoder, rows, said):
     item = Problem("p", "arithmetic", "1+1", "2"), Trace((Step("1+1=2"), Step("2", final=True)))
     with pytest.raises(WorkbenchError, match=said):
         rl.process(Judge(encoder))([item])
+
+
+def test_an_outcome_verifier_pays_a_chain(encoder, sums):
+    """Bug: one that scores the last step alone was refused for the steps that it need not score."""
+
+    class Last(Flat):
+        aggregate = "last"
+
+        def score(self, items):
+            return [(*[None] * (len(t.steps) - 1), 0.25) for _, t in items]
+
+    done = Trace((Step("1+1=2"), Step("2", final=True)), "answer")
+    assert rl.process(Last(encoder), "outcome")([(sums[0], done)]).chains == [0.25]
+    with pytest.raises(WorkbenchError, match="without a score"):
+        rl.process(Last(encoder), "sum")([(sums[0], done)])
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.1, math.nan])
+def test_a_temperature_of_the_worst_step_is_above_0(encoder, temperature):
+    """Bugs: a division by zero at the first batch; below 0 the best step was paid."""
+    with pytest.raises(WorkbenchError, match="temperature=.*above 0"):
+        rl.process(Flat(encoder), "min", temperature)
 
 
 def test_an_unknown_form_of_reward_is_refused(encoder):
@@ -347,10 +371,14 @@ def test_several_updates_use_every_chain_once(learner, sums, monkeypatch):
     monkeypatch.setattr(
         rl, "see", lambda model, rows, t: (found.extend(i for r in rows for i in r.chains), original(model, rows, t))[1]
     )
+    told = {}
     for n in (1, 2, 3, 9):
         found.clear()
-        rl.update(learner, adam(learner, 1e-12), batch_of(learner, items, advantage), replace(CONFIG, updates=n))
+        told[n] = rl.update(
+            learner, adam(learner, 1e-12), batch_of(learner, items, advantage), replace(CONFIG, updates=n)
+        )
         assert sorted(found) == [i for i in range(12) if advantage[i]]
+    assert told[9]["norm"] == pytest.approx(told[3]["norm"]), "Bug: three groups, and weights as if for nine updates"
 
 
 # --- the run ------------------------------------------------------------------------------------------------------
@@ -501,13 +529,9 @@ def test_the_seed_is_the_data(micro, tokenizer, straight, sums, tmp_path):
 def test_step_advantages_by_hand():
     """Bugs: the whole chain's sum for every step; a baseline with the chain's own return in it."""
     rewards = [[1.0, 0.0, 2.0], [0.5, 0.5], [4.0]]
-    returns = [[3.0, 2.0, 2.0], [1.0, 0.5, 0.0], [4.0, 0.0, 0.0]]
     want = [[3 - 5 / 2, 2 - 0.5 / 2, 2.0], [1 - 7 / 2, 0.5 - 2 / 2], [4 - 4 / 2]]
     assert rl.step_advantages(rewards, 3) == want
-    real = torch.tensor([x for row, r in zip(returns, rewards, strict=True) for x in row[: len(r)]])
-    scaled = rl.step_advantages(rewards, 3, scale=True)
-    assert scaled[0] == pytest.approx([x / (real.std().item() + 1e-4) for x in want[0]], abs=1e-5)
-    assert rl.step_advantages([[0.3, 0.7]] * 8, 8, scale=True) == [[0.0, 0.0]] * 8, "rounding is no advantage"
+    assert rl.step_advantages([[0.3, 0.7]] * 8, 8) == [[0.0, 0.0]] * 8, "rounding is no advantage"
     with pytest.raises(WorkbenchError, match="finite"):
         rl.step_advantages([[float("nan")], [1.0]], 2)
 
@@ -540,6 +564,126 @@ def test_credit_lands_on_its_step(learner, sums):
             assert batch.advantage[at : at + len(step.ids)].tolist() == pytest.approx([want] * len(step.ids), rel=1e-5)
             at += len(step.ids)
     assert at == len(batch.advantage)
+
+
+STEPS = [[0.1, 0.9], [0.3, 0.4, 0.2], [0.6, 0.6, 0.1, 0.1], [0.9, 0.8, 0.7]]
+
+
+def advantage_of(earned, **more):
+    """Of chains with as many steps as earned says, one token a step."""
+    rows = earned.steps or [[0.0]] * len(earned.chains)
+    steps = [tuple(Step("s", ids=(1,), logprobs=(-0.1 * (i + 1),)) for _ in row) for i, row in enumerate(rows)]
+    problem = Problem("p/1", "arithmetic", "1+1", "2")
+    policy = SimpleNamespace(encoder=SimpleNamespace(prompt=lambda text: [5, 6]))
+    batch = Batch.of(policy, [(problem, Trace(row)) for row in steps], len(rows))
+    batch.reference = torch.zeros(len(batch.old))
+    rl.advantages(batch, earned, replace(ONE, **more))
+    return batch.advantage
+
+
+@pytest.mark.parametrize("variant", ["grpo", "dapo", "dr_grpo", "rloo"])
+def test_weights_in_a_mixture_keep_their_meaning(variant):
+    """Bug: chains and steps were divided by a deviation each, so that a weight on one of them cancelled."""
+
+    def parts(weight):
+        """How far the outcome, and how far the steps, move the mixture's advantages."""
+        both, alone = (advantage_of(Earned([w * x for x in (1, 0, 0, 1)], STEPS), variant=variant) for w in (weight, 0))
+        chains = advantage_of(Earned([1.0, 0, 0, 1], [[0.0] * len(row) for row in STEPS]), variant=variant)
+        found = torch.linalg.lstsq(torch.stack([chains, alone], 1), both[:, None]).solution
+        assert torch.allclose(torch.stack([chains, alone], 1) @ found, both[:, None], atol=1e-4)
+        return found[:, 0]
+
+    one, ten = parts(1.0), parts(10.0)
+    assert ten[0] / ten[1] == pytest.approx(10 * (one[0] / one[1]).item(), rel=1e-3)
+
+
+def test_scaled_steps_by_hand():
+    """Returns 3 2 2 and 1: a deviation of sqrt(2) at depth 0, and at 1 and 2, where one chain has ended, too."""
+    found = advantage_of(Earned([0.0, 0.0], [[1.0, 0.0, 2.0], [1.0]]), variant="grpo")
+    over = math.sqrt((2 + 2 + 2) / 3) + 1e-4
+    assert found.tolist() == pytest.approx([2 / over, 2 / over, 2 / over, -2 / over], rel=1e-5)
+
+
+def test_steps_that_earn_nothing_leave_the_outcome_as_it_is():
+    outcome, silent = Earned([1.0, 0.0, 0.0, 1.0]), [[0.0] * len(row) for row in STEPS]
+    found, want = (advantage_of(earned, variant="grpo") for earned in (replace(outcome, steps=silent), outcome))
+    per_chain = [part[0].item() for part in found.split([len(row) for row in STEPS])]
+    assert per_chain == pytest.approx(want.tolist(), rel=1e-5)
+
+
+def test_equal_returns_at_other_depths_are_not_blown_up():
+    """Bug: all chains earned 1, at steps that differ; over a deviation of 0 their advantages were 10,000."""
+    found = advantage_of(Earned([0.0] * 4, [[0, 1.0], [1.0], [0, 0, 1.0], [0, 1.0]]), variant="grpo")
+    assert 0 < found.abs().max() < 4
+
+
+@pytest.mark.parametrize("kl", [0.01, 1.0])
+def test_a_kl_in_the_reward_has_the_strength_it_says(kl):
+    """Bug: where all outcomes of a group are alike, the KL was all there was, and was scaled up to 1."""
+    found = advantage_of(Earned([0.0] * 4, None), variant="grpo", kl=kl, kl_form="k1")
+    assert found.tolist() == pytest.approx([-kl * (x - -0.25) for x in (-0.1, -0.2, -0.3, -0.4)], abs=1e-6)
+
+
+def test_rewards_may_be_arrays(learner, tmp_path):
+    """Bug: a row of numpy numbers for steps ended the run far from the reward, without its name."""
+    import numpy as np
+
+    def arrays(items):
+        return Earned(np.zeros(len(items)), [np.linspace(0, 1, len(t.steps)) for _, t in items])
+
+    def lists(items):
+        return Earned([0.0] * len(items), [np.linspace(0, 1, len(t.steps)).tolist() for _, t in items])
+
+    again = LocalPolicy(copy.deepcopy(learner.model), learner.encoder.tokenizer)
+    one = train(learner, tmp_path / "arrays", arrays)
+    assert timeless(one) == timeless(train(again, tmp_path / "lists", lists))
+
+
+def test_problems_that_cannot_be_served_are_left_out_and_counted(learner, sums, tmp_path):
+    """Bug: one prompt beyond the context ended the run, at the same step whenever it was called again."""
+    original, long = rl.choose, Problem("x/long", "arithmetic", "+".join("1" * 600), "600")
+    with pytest.MonkeyPatch.context() as patch, pytest.warns(UserWarning, match="could not be served"):
+        patch.setattr(rl, "choose", lambda *args: [*original(*args)[1:], long])
+        history = train(learner, tmp_path / "run", held_out=[long, *sums])
+    assert [row["unserved"] for row in history[1:]] == [1] * CONFIG.steps
+    checks = Run.existing(tmp_path / "run").read("checks")
+    assert all(row["true"][0] is None and None not in row["true"][1:] for row in checks)
+    assert history[-1]["true_held_out"] == sum(checks[-1]["true"][1:]) / len(sums)
+
+
+def test_weights_that_give_no_numbers_are_not_kept(learner, tmp_path):
+    """Bug: finite weights whose logits are NaN were saved over the last good ones; then an IndexError, for ever."""
+    config = replace(CONFIG, check_every=1, updates=1, muon_lr=1e20)
+    with pytest.raises(WorkbenchError, match="no numbers any more: lower lr and run anew.*the weights of step 0"):
+        train(learner, tmp_path / "run", config=config)
+    with safe_open(tmp_path / "run" / "state.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["about"])["step"] == 0
+    with pytest.raises(WorkbenchError, match="the policy's logits are no numbers"):
+        drive(get("arithmetic").load("valid", 2, 0, 1), "sampling", learner)
+
+
+def test_default_rates_on_an_adapter(micro, tokenizer, tmp_path):
+    """Bug: Muon took all factors of an adapter, and AdamW none: "optimizer got an empty parameter list"."""
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(copy.deepcopy(micro), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    assert type(optimiser(model, Fit(muon_lr=1e-3))) is torch.optim.AdamW
+    history = train(LocalPolicy(model, tokenizer), tmp_path / "run", config=replace(CONFIG, steps=1, muon_lr=6e-4))
+    assert history[-1]["step"] == 1
+
+
+def test_dropout_is_off_from_the_first_step_on(micro, tokenizer, tmp_path):
+    """Bug: until the first update log-probs were read with dropout, where a model came in training mode."""
+    policy = LocalPolicy(copy.deepcopy(micro), tokenizer)
+    policy.model.config.attention_dropout = 0.5
+    for layer in policy.model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    policy.model.train()
+    sampler = LocalPolicy(copy.deepcopy(micro), tokenizer)
+    run = Run.open(tmp_path / "run", {})
+    config = replace(CONFIG, steps=1, updates=1)
+    history = rl.train(policy, "arithmetic", length, config, run, progress=False, sampler=sampler)
+    assert history[1]["ratio_max"] < 1e-3
 
 
 def test_a_mixture_adds_chains_and_steps(encoder):
@@ -691,6 +835,7 @@ def test_a_kl_holds_the_policy(micro, tokenizer, tmp_path):
         items = chains(policy, get("arithmetic").load("valid", 6, 0, 2))
         batch, meter = Batch.of(policy, items, 4), rl.Meter(policy.model)
         away[name] = (batch.old - rl.look(micro, batch, config, meter)[0]).mean().item()
+        assert kl == 0 or history[-1]["kl"] > 0  # Bug: k1 was paid and never told
     assert history[-1]["step"] == 6
     assert away["k3"] < 0.7 * away["free"] and away["k1"] < away["free"]
     with pytest.raises(WorkbenchError, match="no adapter to switch off"):
@@ -725,6 +870,24 @@ def test_the_alarm_names_a_hack():
 
     rung = [watch.alarm([noisy(k) for k in range(6)]) is not None for _ in range(100)]
     assert sum(rung) <= 6, "the truth stands still, so hardly ever"
+
+    def few_noisy(k):
+        return {"step": k, "proxy": [float(k)] * 20, "true": [float(rng.random() < 0.5) for _ in range(20)]}
+
+    rung = [watch.alarm([few_noisy(k) for k in range(13)]) is not None for _ in range(400)]
+    assert sum(rung) <= 20, "Bug: normal intervals, which on 20 problems rang in one run of twelve"
+
+
+def test_the_alarm_leaves_out_what_could_not_be_served():
+    from workbench import watch
+
+    good = {"step": 0, "proxy": [0.1] * 20 + [None], "true": [1.0] * 20 + [None]}
+    bad = {"step": 9, "proxy": [0.9] * 21, "true": [0.0] * 21}
+    assert watch.alarm([good, bad]).true == (-1.0, -1.0, -1.0)
+    assert (
+        watch.alarm([{name: row[name][1:] if name != "step" else row[name] for name in row} for row in (good, bad)])
+        is None
+    )
 
 
 def test_the_alarm_is_told_once(learner, micro, tokenizer, tmp_path, sums, monkeypatch):
@@ -840,6 +1003,17 @@ def test_prime_learns_outcomes_online(learner, micro, tokenizer, tmp_path, sums,
         prime.learn([*right, *wrong])
     good, bad = (sum(prime(items).totals()) for items in (right, wrong))
     assert good > bad + 1
+
+    dice = []
+    for seed in (1, 2):  # Bug: the reward model learnt with dropout, whose dice a run that goes on throws anew
+        _, prime, _ = parts()
+        prime.model.config.attention_dropout = 0.5
+        for layer in prime.model.model.layers:
+            layer.self_attn.attention_dropout = 0.5
+        torch.manual_seed(seed)
+        prime.learn(right)
+        dice.append(prime.model.state_dict())
+    assert all(torch.equal(v, dice[1][k]) for k, v in dice[0].items())
 
     monkeypatch.setattr(rl.prime, "implicit_loss", lambda model, *a: next(model.parameters()).sum() * math.nan)
     with pytest.raises(WorkbenchError, match="gradient is not finite"):  # Bug: a reward model of NaN is saved

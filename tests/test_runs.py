@@ -405,6 +405,12 @@ def test_two_processes_do_not_write_one_run(tmp_path):
         Run.open(tmp_path / "sft", {})
     with pytest.raises(WorkbenchError, match="being written"):
         Run.open(tmp_path / "sft", {"other": 1})  # nor is it moved away under the writer
+    read = Run.existing(tmp_path / "sft")
+    for write in (lambda: read.append("history", [{}]), lambda: read.write_json("x.json", {})):
+        with pytest.raises(
+            WorkbenchError, match="opened to be read.*Run.open"
+        ):  # Bug: it wrote beside the lock's owner
+            write()
     other.stdin.write("\n")
     other.stdin.flush()
     assert other.stdout.readline() == "done\n"

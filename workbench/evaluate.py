@@ -116,7 +116,8 @@ def samples(
     """`n` independent chains a problem: (a record a chain, the chains themselves). For pass@1 and pass@k.
 
     The chain's number is its record's seed. A record has its own chain's cost, the first one the prompt's as well, so
-    they add up to what the problem cost.
+    they add up to what the problem cost. A problem that could not be served has `n` records without an answer, and the
+    reason in their knobs.
     """
     results = drive(problems, "majority", policy, seed=seed, sampling=sampling, n=n)
     rows, chains = [], []
@@ -127,6 +128,11 @@ def samples(
             right = right_answer(result.problem, trace)
             knobs = {"method": "sampling", "n": 1, "stop": trace.stop}
             rows.append(Record(run, result.problem.id, k, trace.answer, right, cost, result.problem.level, knobs))
+        if result.error:
+            knobs = {"method": "sampling", "n": 1, **_error(result)}
+            rows += [
+                Record(run, result.problem.id, k, None, False, Cost(), result.problem.level, knobs) for k in range(n)
+            ]
         chains.append((result.problem, traces))
     return rows, chains
 

@@ -125,15 +125,17 @@ def optimiser(model, config: Fit) -> torch.optim.Optimizer:
     groups: dict[str, list] = {"muon": [], **{kind: [] for kind in rates}}
     for name, p in model.named_parameters():
         if p.requires_grad:
-            hidden = p.ndim == 2 and ".layers." in name and config.muon_lr
+            # a factor of an adapter is no matrix of its own: orthogonalised, one that is still zero moves at full rate
+            hidden = p.ndim == 2 and ".layers." in name and "lora_" not in name and config.muon_lr
             head, gain = config.head_lr and ".score." in f".{name}", p.ndim == 1 and "norm" in name
             groups["muon" if hidden else "head" if head else "gain" if gain else "rest"].append(p)
     adam = [{"params": groups[kind], "lr": rates[kind]} for kind in rates if groups[kind]]
     kind = torch.optim.AdamW
     if config.paged and torch.cuda.is_available():
         from bitsandbytes.optim import PagedAdamW as kind
-    adam = kind(adam, betas=(0.9, 0.95), weight_decay=config.weight_decay)
-    return Both(Muon(groups["muon"], lr=config.muon_lr), adam) if groups["muon"] else adam
+    parts = [Muon(groups["muon"], lr=config.muon_lr)] if groups["muon"] else []
+    parts += [kind(adam, betas=(0.9, 0.95), weight_decay=config.weight_decay)] if adam else []
+    return parts[0] if len(parts) == 1 else Both(*parts)
 
 
 # --- what a run needs to go on ---

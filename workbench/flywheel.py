@@ -257,9 +257,10 @@ def turn(policy, base, asked, config: Flywheel, number: int, verifier, folder: P
     results = search.drive(asked, config.search, policy, verifier, seed=seed, **how, **config.knobs)
     plain = drawn(results, asked, "sampled" if config.search == "majority" else "search")
     solved = {chain.problem.id for chain in plain if chain.right}
-    failed = [p for p in asked if p.id not in solved] if config.rationalise else []
+    served = [p for p, r in zip(asked, results, strict=True) if r.stop != "error"]
+    failed = [p for p in served if p.id not in solved] if config.rationalise else []
     fresh = tasks.digest("hint", seed) >> 1  # with the noise that failed, hints would look worse than they are
-    again = search.drive([hinted(p) for p in failed], "majority", policy, seed=fresh, **how) if failed else []
+    again = search.drive([hinted(p) for p in failed], "majority", policy, seed=fresh, least=0, **how) if failed else []
     helped = drawn(again, failed, "hinted")
     kept, dropped, judging = sift([*plain, *helped], config, verifier, policy)
     if not kept and config.strict:
@@ -287,7 +288,8 @@ def turn(policy, base, asked, config: Flywheel, number: int, verifier, folder: P
     (folder / "chains.jsonl").write_text("".join(json.dumps(_row(chain)) + "\n" for chain in kept))
     return {
         "problems": len(asked),
-        "unserved": sum(result.stop == "error" for result in results),
+        "unserved": len(asked) - len(served),
+        "hints_unserved": sum(result.stop == "error" for result in again),
         "solved": len(solved),
         "sampled": len(plain),
         "right": sum(chain.right for chain in plain),

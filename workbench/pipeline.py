@@ -648,14 +648,14 @@ class Series:
             judge = self.judge()
             before += [*([self.chains()] if "chains" in judge.about["inputs"] else ()), judge]
         spent, history = sum((Cost(**run.summary["cost"]) for run in before if whole), Cost()), run.read("history")
-        checks = {row["step"]: [[right] for right in row["true"]] for row in run.read("checks")}
+        checks = {row["step"]: [[] if x is None else [x] for x in row["true"]] for row in run.read("checks")}
         out: list[Record] = []
         for number, row in enumerate(history):
             spent += Cost(**row.get("cost", {}))
             found = checks.get(number) if spent.flops else None
             if head == "flywheel" and spent.flops:
                 n = run.params["wheel"]["checks"]
-                found = [[i < right for i in range(n)] for right in row["held_out_right"]]
+                found = [[] if x is None else [i < x for i in range(n)] for x in row["held_out_right"]]
             for problem, rights in zip(problems, found or (), strict=False):
                 cost = Cost(training_flops=spent.flops)
                 knobs = {"method": stage, "n": number}

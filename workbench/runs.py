@@ -258,6 +258,9 @@ class Run:
     def _writable(self, name: str) -> Path:
         if self.done:
             raise WorkbenchError(f"{self.path} is finished, so {name} cannot be written: {_again(self.path)}")
+        place = self.path.resolve()
+        if not any(str(folder) in _locks for folder in (place, *place.parents)):  # a run may lie in another
+            raise WorkbenchError(f"{self.path} was opened to be read, so {name} cannot be written: take Run.open")
         plain = name and Path(name).name == name and not name.startswith(".") and name not in _OURS
         if not plain or name.endswith((".tmp", ".old")):
             raise WorkbenchError(f"{name!r} cannot be a name in a run: give a plain name such as 'records' or 'model'")
@@ -471,12 +474,13 @@ def _guard(folder: Path, need: int = 0) -> Iterator[None]:
 
 def _lock(path: Path) -> None:
     """Keep other processes from writing the same run; freed by finish, or by the system when the process ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: left out
-        return
     name = str(path.resolve())
     if name in _locks:
+        return
+    try:
+        import fcntl
+    except ImportError:  # Windows: other processes are not kept away
+        _locks[name] = None
         return
     file = open(path.with_name(f".{path.name}.lock"), "a+")
     try:

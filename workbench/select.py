@@ -35,9 +35,14 @@ def aggregate_score(trace: Trace, aggregate: str = "last") -> float | None:
     >>> [aggregate_score(chain, name) for name in AGGREGATES]
     [0.5, 0.5, 0.45, 0.7]
     """
+    return aggregated(trace.scores, aggregate)
+
+
+def aggregated(scores: Sequence[float | None], aggregate: str) -> float | None:
+    """The same, from the scores alone."""
     if aggregate not in AGGREGATES:
         raise WorkbenchError(f"unknown aggregate {aggregate!r}: choose one of {', '.join(AGGREGATES)}")
-    needed = trace.scores[-1:] if aggregate == "last" else trace.scores
+    needed = scores[-1:] if aggregate == "last" else scores
     if not needed or None in needed:
         return None
     if any(math.isnan(score) for score in needed):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from itertools import compress
+
+from scipy.special import stdtrit
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,12 @@ def change(before: Sequence[float], after: Sequence[float], z: float = 1.96) -> 
 def alarm(checks: Sequence[dict], least: int = 20) -> Alarm | None:
     """Have proxy and truth parted? The first later check at which both moved, apart, beyond their intervals.
 
-    checks: rows {"step", "proxy": [a number a problem], "true": [the same]}, all of the same problems in one order.
+    checks: rows {"step", "proxy": [a number a problem], "true": [the same]}, all of the same problems in one order;
+    None for one that could not be served then, which is left out of both sides.
     Definition: against some earlier check the paired mean change of the proxy is above 0 and that of the truth below 0,
     each by its whole interval. The k-th later check spends 5 % / k(k + 1), shared by its k comparisons, so that of runs
-    whose truth stands still at most one in forty is ever named (union bound, normal intervals). Fewer than `least`
-    problems raise no alarm. Of several comparisons the one in which the truth fell most is told.
+    whose truth stands still at most one in forty is ever named (union bound, Student's t). Fewer than `least` problems
+    raise no alarm. Of several comparisons the one in which the truth fell most is told.
 
     >>> good = {"step": 0, "proxy": [0.1] * 20, "true": [1.0] * 20}
     >>> bad = {"step": 9, "proxy": [0.9] * 20, "true": [0.0] * 20}
@@ -52,12 +55,14 @@ def alarm(checks: Sequence[dict], least: int = 20) -> Alarm | None:
     (9, True)
     """
     for k, row in enumerate(checks):
-        if len(row["true"]) < least:
-            return None
         found = []
         for before in checks[:k]:
-            z = NormalDist().inv_cdf(1 - 0.025 / (k * (k + 1) * k))
-            proxy, true = (change(before[name], row[name], z) for name in ("proxy", "true"))
+            served = [a is not None and b is not None for a, b in zip(before["true"], row["true"], strict=True)]
+            if sum(served) < least:
+                continue
+            z = stdtrit(sum(served) - 1, 1 - 0.025 / (k * (k + 1) * k))
+            pairs = ((compress(rows[name], served) for rows in (before, row)) for name in ("proxy", "true"))
+            proxy, true = (change(list(a), list(b), z) for a, b in pairs)
             if proxy[1] > 0 and true[2] < 0:
                 found.append(Alarm(before["step"], row["step"], proxy, true))
         if found:

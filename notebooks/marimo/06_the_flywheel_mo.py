@@ -235,7 +235,7 @@ def _(config, history, scaling):
         """One row a round: pass@1 on the held-out problems, with its interval."""
         out = []
         for row in history[kind]:
-            share = [right / config.checks for right in row["held_out_right"]]
+            share = [right / config.checks for right in row["held_out_right"] if right is not None]
             e = scaling.bootstrap(share, seeds=config.checks)
             out.append({"run": kind, "round": row["round"], "pass@1": e.value, "pass@1_low": e.low, "pass@1_high": e.high})
         return out
@@ -324,8 +324,9 @@ def _(mo):
 @app.cell
 def _(history, turn):
     def after_one(kind):
-        """{problem: share right} after the first round."""
-        return [right / turn.checks for right in history[kind][1]["held_out_right"]]
+        """{problem: share right} after the first round, of those that could be served."""
+        rights = enumerate(history[kind][1]["held_out_right"])
+        return {i: right / turn.checks for i, right in rights if right is not None}
 
     return (after_one,)
 

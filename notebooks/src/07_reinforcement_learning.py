@@ -140,8 +140,9 @@ print(f"{speaking(outcomes):.0%} of {len(outcomes)} groups have right and wrong 
 
 # %% [markdown]
 # A policy that is sure of itself says the same thing eight times. So you heat it: at a higher temperature it strays,
-# more groups speak, and a chain that is right in the heat is surer in the cold. The runs below learn in the heat; every
-# check and every number of this notebook is at temperature 1.
+# more groups speak, and a chain that is right in the heat is surer in the cold. The runs below learn in the heat. What
+# a run writes of each step (proxy, truth, tokens, entropy) is of the chains that it learns from, so of the heat; checks
+# on held-out problems, and what is said of test problems, are at temperature 1.
 
 # %%
 heat = series.profile.reinforce.temperature

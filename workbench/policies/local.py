@@ -252,6 +252,10 @@ class _Batch:
         """One token for every walker; those whose chain stops leave."""
         sampling = self.sampling
         logprobs = log_probabilities(self.rows.forward(self.feed[:, None], self.at[:, None]), sampling)
+        if logprobs[:, 0].isnan().any():  # one of a row is NaN if all are
+            raise WorkbenchError(
+                "the policy's logits are no numbers: its training diverged, or its weights are damaged"
+            )
         if sampling.temperature:
             token = draw(logprobs, self.row, self.key, self.count)
         else:

@@ -35,6 +35,7 @@ from .variants import (  # noqa: F401
     VARIANTS,
     centred,
     clipped_loss,
+    deviation,
     gae,
     k1,
     k3,
@@ -55,7 +56,7 @@ class RL:
     `variant`: see `variants.VARIANTS`. `levels`: the problems to learn from, in equal parts (none named: all);
     `curriculum`: in parts as p (1 - p) of their measured pass rate p, so that most groups have something to say.
     `clip` below and, if > 0, `clip_high` above. `kl` > 0 holds the policy to a reference: `kl_form` `k3` as a loss,
-    `k1` as a part of the reward. `truncate`: where another policy samples, the most that its tokens are re-weighted by.
+    `k1` as a part of the reward, which no variant scales. `truncate`: where another policy samples, the most that its tokens are re-weighted by.
     `value_weight` is of PPO's value loss, `gamma` and `lam` of its advantages. `refills`: how often
     more prompts are drawn for groups that are all alike, if the variant does that. `temperature`: of the chains that
     are learnt from, and of the log-probs in the loss; a sure policy says more in the heat. Checks are at 1.
@@ -162,19 +163,29 @@ class Batch:
 
 
 def advantages(batch: Batch, earned: Earned, config: RL, values: torch.Tensor | None = None) -> None:
-    """Fill `batch.advantage` (and PPO's `returns`): each token has its chain's advantage plus its step's."""
-    variant = VARIANTS[config.variant]
+    """Fill `batch.advantage` (and PPO's `returns`): each token has its chain's advantage plus its step's.
+
+    A variant that scales divides both by one spread of their group, so that weights in a mixture keep their meaning; a
+    KL in the reward comes after that, at the strength that `kl` says.
+    """
+    variant, away = VARIANTS[config.variant], None
     chains = torch.tensor(earned.chains, dtype=torch.float32)
     if config.kl and config.kl_form == "k1":
-        away = k1(batch.old, batch.reference).split(batch.lengths)
-        per_chain = torch.tensor([part.sum().item() for part in away])
-        chains = chains - config.kl * per_chain
+        parts = k1(batch.old, batch.reference).split(batch.lengths)
+        away = -config.kl * torch.tensor([part.sum().item() for part in parts])
     if variant.advantage is None:
+        chains = chains if away is None else chains + away
         batch.advantage, batch.returns = _ppo(batch, chains, earned.steps, values, config)
         return
-    batch.advantage = batch.spread(variant.advantage(chains.view(-1, batch.group)).flatten().tolist())
+    in_groups = chains.view(-1, batch.group)
+    gain = variant.advantage(in_groups)
+    over = deviation(in_groups, earned.steps, config.gamma) if variant.scale else torch.ones(len(gain), 1)
+    batch.advantage = batch.spread((gain / over).flatten().tolist())
     if earned.steps is not None:
-        batch.advantage += batch.spread_steps(step_advantages(earned.steps, batch.group, variant.scale, config.gamma))
+        steps = batch.spread_steps(step_advantages(earned.steps, batch.group, config.gamma))
+        batch.advantage += steps / batch.spread(over.expand_as(gain).flatten().tolist())
+    if away is not None:
+        batch.advantage += batch.spread(variant.advantage(away.view(-1, batch.group)).flatten().tolist())
 
 
 def _ppo(batch: Batch, chains: torch.Tensor, steps, values: torch.Tensor, config: RL):
@@ -257,21 +268,22 @@ def update(policy, optimizer, batch: Batch, config: RL, meter: Meter | None = No
     }
     every = sorted(gathered([name for name, chains in groups.items() if chains]))
     stats = {"ratio": [], "clipped": [], "loss": [], "norm": [], "kl": []}
-    for first in range(min(config.updates, len(every))):
-        part = [i for name in every[first :: config.updates] for i in groups.get(name, ())]
+    updates = min(config.updates, len(every))
+    for first in range(updates):
+        part = [i for name in every[first::updates] for i in groups.get(name, ())]
         model.zero_grad(set_to_none=True)  # an update that was stopped may have left some
         total = 0.0
         for rows in batches(lay(batch.prompts, batch.responses, part, config.capacity), config.rows):
             seen = see(model, rows, config.temperature)
             meter(seen, learning=True)
             at = batch.tokens(seen.chains)
-            new, w = seen.logprobs, weight[at].to(seen.logprobs.device) * config.updates
+            new, w = seen.logprobs, weight[at].to(seen.logprobs.device) * updates
             old, advantage = batch.old[at].to(new.device), batch.advantage[at].to(new.device)
             trust = w if batch.trust is None else w * batch.trust[at].to(new.device)
             loss = clipped_loss(new, old, advantage, trust, config.clip, high)
-            if pulled:
+            if batch.reference is not None:
                 away = k3(new, batch.reference[at].to(new.device))
-                loss = loss + config.kl * (away * w).sum()
+                loss = loss + config.kl * (away * w).sum() if pulled else loss
                 stats["kl"].append(away.detach().mean().item())
             if batch.returns is not None:
                 miss = seen.values - batch.returns[at].to(new.device)
@@ -360,6 +372,7 @@ def train(
 
 def _run(policy, task, reward, config, run, held_out, progress, reference, sampler) -> list[dict]:
     state, main = run.path / "state.safetensors", team().is_main_process
+    policy.model.eval()  # with dropout no ratio would be 1, and a run that goes on would be another
     if hasattr(reward, "learn") and team().num_processes > 1:
         raise WorkbenchError("a reward that learns would learn another thing in every process: use one process")
     scaled = [k for k in SCALED if getattr(policy.model.config, k, None) not in (None, 1, 1.0)]
@@ -387,7 +400,7 @@ def _run(policy, task, reward, config, run, held_out, progress, reference, sampl
         row = {"step": step, **_held_out(policy, held_out, reward, config)}
         checks.append(row)
         run.append("checks", [row])
-        means = {f"{name}_held_out": sum(row[name]) / len(row[name]) for name in ("true", "proxy")}
+        means = {f"{name}_held_out": _mean(row[name]) for name in ("true", "proxy")}
         if not warned and (found := alarm(checks)):
             warnings.warn(str(found), stacklevel=4)
             means["alarm"] = str(found)
@@ -413,6 +426,7 @@ def _run(policy, task, reward, config, run, held_out, progress, reference, sampl
         keep(0)  # who is stopped before the first check, and called again with the same policy, begins where it began
     if not history:
         write({"step": 0, **check(0)})
+    probe = choose(task, config, 0)[0]
     bar = tqdm(total=config.steps, initial=step, desc="reinforce", unit="step", disable=not (progress and main))
     try:
         while step < config.steps:
@@ -425,6 +439,12 @@ def _run(policy, task, reward, config, run, held_out, progress, reference, sampl
                 raise WorkbenchError(f"step {step + 1}: {error}. {run.path} goes on from step {last}") from error
             step += 1
             last = step % config.check_every == 0 or step == config.steps
+            if last and not _sound(policy, probe):
+                kept_at = step - 1 - (step - 1) % config.check_every
+                raise WorkbenchError(
+                    f"step {step}: the policy's logits are no numbers any more: lower lr and run anew. {run.path} has "
+                    f"the weights of step {kept_at}"
+                )
             if last:
                 row |= check(step)
                 warned |= "alarm" in row
@@ -479,6 +499,7 @@ class Rollout:
     cost: Cost
     chains: list[dict]  # of every chain that was sampled, by any process
     uniform: float
+    unserved: int  # problems
 
     def row(self) -> dict:
         mean = {
@@ -491,19 +512,22 @@ class Rollout:
             count[1] += 1
         tokens = sum(chain["tokens_per_chain"] for chain in self.chains)
         entropy = sum(chain["nats"] for chain in self.chains) / max(1, tokens)  # of the sampled tokens: its estimate
-        return {**mean, "entropy": entropy, "uniform_groups": self.uniform, "levels": levels}
+        groups = {"uniform_groups": self.uniform, "unserved": self.unserved}
+        return {**mean, "entropy": entropy, **groups, "levels": levels}
 
 
 def roll_out(policy, task: str, reward: Reward, config: RL, step: int, history: Sequence[dict] = ()) -> Rollout:
     """Sample the groups of one step and judge them; a variant with `refill` replaces those that are all alike."""
     place = team()
     refill = VARIANTS[config.variant].refill
-    cost, chains, found, uniform = Cost(), [], [], []
+    cost, chains, found, uniform, unserved = Cost(), [], [], [], 0
     for again in range(1 + config.refills if refill else 1):
         seed = tasks.digest("rl", config.seed, step, *([again] if again else [])) >> 1
         problems = choose(task, config, seed, history)
         mine = problems[place.process_index :: place.num_processes]
         results = drive(mine, "majority", policy, seed=seed, sampling=config.sampling, n=config.group)
+        unserved += sum(r.stop == "error" for r in results)  # drive names the first of them
+        mine = [r.problem for r in results if r.stop != "error"]
         items = [(r.problem, leaf.trace) for r in results for leaf in sorted(r.leaves, key=lambda node: node.path[0])]
         if len(items) != len(mine) * config.group:
             raise WorkbenchError(f"{len(items)} chains for {len(mine)} problems x {config.group}")
@@ -531,6 +555,7 @@ def roll_out(policy, task: str, reward: Reward, config: RL, step: int, history: 
         cost,
         gathered(chains),
         _mean(gathered(uniform)),
+        sum(gathered([unserved])),
     )
 
 
@@ -565,6 +590,7 @@ def judge(reward: Reward, items: Sequence[tuple[Problem, Trace]]) -> Earned:
         if steps is not None and list(map(len, steps)) != [len(t.steps) for _, t in items]:
             raise WorkbenchError("the reward must give a number to every step of every chain, or no steps at all")
         totals = list(map(float, earned.totals()))
+        earned = Earned(list(map(float, chains)), steps and [list(map(float, row)) for row in steps], earned.cost)
     except (TypeError, ValueError) as error:
         raise WorkbenchError(f"the reward {name} gave what is no number ({error}): mend it") from error
     for (problem, _), total in zip(items, totals, strict=True):
@@ -619,12 +645,26 @@ def value_head(model, config: RL) -> None:
         torch.nn.init.zeros_(inner.value_head.bias)
 
 
-def _held_out(policy, problems: Sequence[Problem], reward: Reward, config: RL) -> dict[str, list[float]]:
-    """Truth and proxy of one chain a problem, at the prompt of training and temperature 1, whatever is trained at."""
+def _held_out(policy, problems: Sequence[Problem], reward: Reward, config: RL) -> dict[str, list[float | None]]:
+    """Truth and proxy of one chain a problem, at the prompt of training and temperature 1, whatever is trained at; None
+    for a problem that cannot be served."""
     plain = replace(config.sampling, temperature=1.0)
-    items = [(r.problem, r.leaves[0].trace) for r in drive(problems, "sampling", policy, sampling=plain)]
-    return {"true": [float(right_answer(p, t)) for p, t in items], "proxy": judge(reward, items).totals()}
+    results = drive(problems, "sampling", policy, sampling=plain)
+    items = [(r.problem, r.leaves[0].trace) for r in results if r.leaves]
+    true, proxy = iter([float(right_answer(p, t)) for p, t in items]), iter(judge(reward, items).totals())
+    return {
+        "true": [next(true) if r.leaves else None for r in results],
+        "proxy": [next(proxy) if r.leaves else None for r in results],
+    }
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _sound(policy, problem: Problem) -> bool:
+    """Whether the policy still gives numbers: finite weights may be so large that what they give is not."""
+    ids = torch.tensor([policy.encoder.prompt(problem.prompt)], device=policy.model.device)
+    with torch.no_grad():
+        return bool(policy.model(input_ids=ids).logits.isfinite().all())
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

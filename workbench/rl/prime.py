@@ -53,7 +53,7 @@ class Prime:
             for p, trace in items
             if trace.steps
         ]
-        self.model.train()
+        self.model.eval()  # dropout's dice would be others where a killed run goes on
         self.optimizer.zero_grad(set_to_none=True)
         flops = 0.0
         for at in range(0, len(rows), self.batch):
@@ -65,7 +65,6 @@ class Prime:
         if not torch.isfinite(norm):
             raise WorkbenchError("the reward model's gradient is not finite: lower its lr; the last checkpoint is kept")
         self.optimizer.step()
-        self.model.eval()
         tokens = sum(len(row.ids) for row in rows)
         return Cost(trained=tokens, training_flops=flops, training_seconds=time.perf_counter() - begin)
 

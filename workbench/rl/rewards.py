@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ..labels import right_answer
 from ..policies import billed
-from ..select import AGGREGATES
+from ..select import aggregated
 from ..types import Cost, Problem, Trace, WorkbenchError
 from ..verifiers import flaw, scored
 
@@ -102,13 +102,16 @@ def process(verifier, form: str = "min", temperature: float = 0.1) -> Reward:
     softmax(-s/temperature), so that the chain earns about its worst step and later steps cannot make up for it (PURE,
     Cheng et al. 2025, arXiv 2504.15275); `difference` pays s_t - s_(t-1), s_0 = 0, which adds up to the last score
     however many steps there are (potential-based shaping, Ng et al. 1999).
-    Errors: a form that is none of these; at the call, scores that are no row a chain, a step without its number in 0-1.
+    Errors: a form that is none of these, a temperature of 0 or less; at the call, scores that are no row a chain, a
+    step without its number in 0-1.
 
     >>> [[round(x, 2) for x in credit(form, [0.9, 0.2, 0.8])] for form in ("sum", "min", "difference")]
     [[0.9, 0.2, 0.8], [0.0, 0.2, 0.0], [0.9, -0.7, 0.6]]
     """
     if form not in FORMS:
         raise WorkbenchError(f"unknown process reward {form!r}: one of {', '.join(FORMS)}")
+    if not temperature > 0:
+        raise WorkbenchError(f"temperature={temperature}: above 0, the nearer the more the worst step alone counts")
 
     def reward(items: Items) -> Earned:
         begin = time.perf_counter()
@@ -120,12 +123,13 @@ def process(verifier, form: str = "min", temperature: float = 0.1) -> Reward:
         for i, (problem, trace), row in zip(closed, read, scores, strict=True):
             if wrong := flaw(verifier, row, len(trace.steps)):
                 raise WorkbenchError(f"{problem.id}: {wrong}")
-            if None in row:
+            whole = aggregated(row, verifier.aggregate) if form == "outcome" else None
+            if whole is None and (form == "outcome" or None in row):
                 raise WorkbenchError(
                     f"{problem.id}: {type(verifier).__name__} left a step without a score: nothing pays it"
                 )
             if form == "outcome":
-                chains[i] = AGGREGATES[verifier.aggregate](row)
+                chains[i] = whole
             else:
                 steps[i] = credit(form, row, temperature)
         return Earned(chains, None if form == "outcome" else steps, cost)

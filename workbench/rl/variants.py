@@ -32,14 +32,12 @@ def centred(rewards: torch.Tensor) -> torch.Tensor:
 def normalised(rewards: torch.Tensor) -> torch.Tensor:
     """(r - mean) / (std + 1e-4) inside each group (GRPO, Shao et al. 2024, arXiv 2402.03300, section 4.1.2).
 
-    The standard deviation divides by n - 1, as TRL's does; the paper does not say. A uniform group gives zeros, and
-    no group at all (all were dropped, or are another process's) gives none.
+    A uniform group gives zeros, and no group at all (all were dropped, or are another process's) gives none.
 
     >>> normalised(torch.tensor([[3.0, 1.0, 2.0], [1.0, 1.0, 1.0]])).round(decimals=3).tolist()
     [[1.0, -1.0, 0.0], [0.0, 0.0, 0.0]]
     """
-    gap = centred(rewards)
-    return gap / (rewards.std(1, keepdim=True) + EPSILON) if len(gap) else gap  # torch warns of a std of nothing
+    return centred(rewards) / deviation(rewards)
 
 
 def leave_one_out(rewards: torch.Tensor) -> torch.Tensor:
@@ -68,14 +66,21 @@ def to_go(rewards: Sequence[float], gamma: float = 1.0) -> list[float]:
     return out[::-1]
 
 
-def step_advantages(
-    rewards: Sequence[Sequence[float]], group: int, scale: bool = False, gamma: float = 1.0
-) -> list[list[float]]:
+def returns(rewards: Sequence[Sequence[float]], gamma: float = 1.0) -> torch.Tensor:
+    """Rewards of the steps of some chains -> (chains, depth) what each earns from there on; 0 behind its end."""
+    rows = [to_go(row, gamma) for row in rewards]
+    depth = max(map(len, rows), default=0)
+    table = torch.tensor([row + [0.0] * (depth - len(row)) for row in rows], dtype=torch.float64)
+    if not torch.isfinite(table).all():
+        raise WorkbenchError("a step's reward is not a finite number: mend the reward function")
+    return table
+
+
+def step_advantages(rewards: Sequence[Sequence[float]], group: int, gamma: float = 1.0) -> list[list[float]]:
     """Rewards of every chain's steps -> advantages of the steps; `group` chains in a row answer one problem.
 
     A step's return is what its chain earns from there on; its baseline the mean return of the group's other chains at
     the same depth, 0 for one that has ended. That depends on nothing the step chose, so the gradient is unbiased.
-    `scale`: over the standard deviation of the group's returns, as GRPO's.
 
     >>> step_advantages([[1.0, 0.5], [0.5]], group=2)
     [[1.0, 0.5], [-1.0]]
@@ -84,18 +89,34 @@ def step_advantages(
         raise WorkbenchError("a group of one has no advantage: set group to 2 or more")
     out = []
     for first in range(0, len(rewards), group):
-        returns = [to_go(row, gamma) for row in rewards[first : first + group]]
-        depth = max(map(len, returns))
-        table = torch.tensor([row + [0.0] * (depth - len(row)) for row in returns], dtype=torch.float64)
-        if not torch.isfinite(table).all():
-            raise WorkbenchError("a step's reward is not a finite number: mend the reward function")
+        some = rewards[first : first + group]
+        table = returns(some, gamma)
         same = (table == table[:1]).all(0)  # rounding must not become an advantage
         gain = torch.where(same, 0.0, table - (table.sum(0) - table) / (group - 1))
-        if scale:
-            real = torch.cat([torch.tensor(row, dtype=torch.float64) for row in returns])
-            gain = gain / (real.std() + EPSILON) if len(real) > 1 else gain
-        out += [row[: len(r)] for row, r in zip(gain.tolist(), returns, strict=True)]
+        out += [row[: len(r)] for row, r in zip(gain.tolist(), some, strict=True)]
     return out
+
+
+def deviation(chains: torch.Tensor, steps: Sequence[Sequence[float]] | None = None, gamma: float = 1.0) -> torch.Tensor:
+    """What GRPO divides a group's advantages by: (prompts, group) rewards of chains -> (prompts, 1), std + 1e-4.
+
+    The standard deviation divides by n - 1, as TRL's does; the paper does not say. Where `steps` earn too, it is of
+    what a chain earns as a whole and from a step on, chains compared at the same depth, the root mean square over
+    depths: one number for both, so that neither is blown up.
+
+    >>> deviation(torch.zeros(1, 2), [[1.0, 0.0], [3.0, 2.0]]).round(decimals=3).tolist()  # 1 3 and 0 2
+    [[1.414]]
+    """
+    if not len(chains) or steps is None:
+        return (
+            chains.std(1, keepdim=True) + EPSILON if len(chains) else chains[:, :1]
+        )  # torch warns of a std of nothing
+    group, out = chains.shape[1], []
+    for row, first in zip(chains.double(), range(0, len(steps), group), strict=True):
+        table = returns(steps[first : first + group], gamma)
+        whole = row[:, None] + table if table.shape[1] else row[:, None]
+        out.append(whole.var(0).mean().sqrt())
+    return torch.stack(out)[:, None].float() + EPSILON
 
 
 def gae(
@@ -171,7 +192,7 @@ def k3(new, reference):
 
 @dataclass(frozen=True)
 class Variant:
-    """An advantage of chains, whether step returns are scaled, a mean over tokens, and what goes with them.
+    """An advantage of chains, whether a group's `deviation` divides it, a mean over tokens, and what goes with them.
 
     `advantage` None: PPO, whose value head gives each token its own. `refill`: groups that are all alike are replaced
     before the update (DAPO's dynamic sampling). `high`: the upper clip, if it is not the lower one.
@@ -186,8 +207,8 @@ class Variant:
 
 VARIANTS = {
     "rloo": Variant(leave_one_out, "constant"),
-    "grpo": Variant(normalised, "response", scale=True),
+    "grpo": Variant(centred, "response", scale=True),
     "dr_grpo": Variant(centred, "constant"),
-    "dapo": Variant(normalised, "token", scale=True, high=0.28, refill=True),
+    "dapo": Variant(centred, "token", scale=True, high=0.28, refill=True),
     "ppo": Variant(None, "token"),
 }

@@ -285,7 +285,12 @@ def _no_collection() -> Iterator[None]:
 
 
 def drive(
-    problems: Iterable[Problem], search: Callable[..., Search] | str, *args, progress: bool = False, **more
+    problems: Iterable[Problem],
+    search: Callable[..., Search] | str,
+    *args,
+    progress: bool = False,
+    least: int = 1,
+    **more,
 ) -> list[Result]:
     """Run one search on every problem; results in the order of the problems.
 
@@ -295,8 +300,8 @@ def drive(
     Every search gets the same proposals from the same seed (see `policies`), so two searches can be compared
     problem by problem. A budget holds for each problem: no request is started once it is spent, and a request
     is granted only as many children as the limits leave room for. A problem that cannot be served (a prompt longer
-    than the context, a score of NaN) ends with stop `error` and the others go on; when none could be served, that is
-    a WorkbenchError, as is a search or a verifier that breaks its protocol.
+    than the context, a score of NaN) ends with stop `error` and the others go on; when fewer than `least` could be
+    served, that is a WorkbenchError, as is a search or a verifier that breaks its protocol.
 
     The bill is that of an engine which reads every prefix once: a prompt, then each sampled token, then each judged
     token. What the engine had to read again, since its cache is small, is added as `reread`.
@@ -310,7 +315,7 @@ def drive(
     results = [found[problem.id] for problem in problems]
     if failed := [result for result in results if result.stop == "error"]:
         first = f"{failed[0].problem.id}: {failed[0].error}"
-        if len(failed) == len(results):
+        if len(results) - len(failed) < least:
             raise WorkbenchError(first)
         warnings.warn(f"{len(failed)} of {len(results)} problems could not be served, the first: {first}", stacklevel=2)
     return results

@@ -162,7 +162,8 @@ def _picture(history, checks, keys=None, total=None, seconds=None, title=None, d
                 dict(type="line", line=dict(color=ALARM, dash="dot", width=1.5), **where)
             )
     told = [f"Lines: means of {every} rows."] if every > 1 else []
-    told += [f"Dots: checks on {problems} held-out problems, 95 % intervals."] if problems else []
+    heat = "Lines: what was learnt from, at its own temperature. Dots: checks on"
+    told += [f"{heat} {problems} held-out problems at temperature 1, 95 % intervals."] if problems else []
     if told:
         layout["annotations"].append(_note(" ".join(told), 12, x=0, y=0, yanchor="top", yshift=-44))
     return dict(data=data, layout=layout)
@@ -215,9 +216,10 @@ def _numbers(row: Mapping) -> dict[str, Any]:
 
 def _summed(check: Mapping) -> dict[str, Any]:
     """A row of checks.jsonl with (mean, half its 95 % interval, problems) for its lists, as the alarm reckons them."""
-    row = {"step": check.get("step")}
+    step = check.get("step")
+    row = {"step": step if isinstance(step, int | float) else None}
     for key, values in check.items():
-        if isinstance(values, list) and (known := [v for v in values if isinstance(v, int | float)]):
+        if key != "step" and isinstance(values, list) and (known := [v for v in values if isinstance(v, int | float)]):
             mean, low, _ = change([0.0] * len(known), known)
             row[key] = (mean, (mean - low) or None, len(known))
     return row
