@@ -56,10 +56,10 @@ class RL:
     `variant`: see `variants.VARIANTS`. `levels`: the problems to learn from, in equal parts (none named: all);
     `curriculum`: in parts as p (1 - p) of their measured pass rate p, so that most groups have something to say.
     `clip` below and, if > 0, `clip_high` above. `kl` > 0 holds the policy to a reference: `kl_form` `k3` as a loss,
-    `k1` as a part of the reward, which no variant scales. `truncate`: where another policy samples, the most that its tokens are re-weighted by.
-    `value_weight` is of PPO's value loss, `gamma` and `lam` of its advantages. `refills`: how often
-    more prompts are drawn for groups that are all alike, if the variant does that. `temperature`: of the chains that
-    are learnt from, and of the log-probs in the loss; a sure policy says more in the heat. Checks are at 1.
+    `k1` as a part of the reward, which no variant scales. `truncate`: where another policy samples, the most that its
+    tokens are re-weighted by. `value_weight` is of PPO's value loss, `gamma` and `lam` of its advantages. `refills`:
+    how often more prompts are drawn for groups that are all alike, if the variant does that. `temperature`: of the
+    chains that are learnt from, and of the log-probs in the loss; a sure policy says more in the heat. Checks are at 1.
     """
 
     steps: int = 60
