@@ -100,10 +100,13 @@ def load_model(folder: str | Path, kind: str = "AutoModelForCausalLM", **more):
             )
         for file in weights:
             check_weights(file)
-    transformers.utils.logging.disable_progress_bar()  # a bar for every small file tells nobody anything
+    logging = transformers.utils.logging
+    logging.disable_progress_bar()  # a bar for every small file tells nobody anything
+    loud = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of weights that do not fit is an error below, and of a new head noise
     try:
         model, said = getattr(transformers, kind).from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, **more
+            folder, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **more
         )
     except Exception as error:  # a hub's many ways to fail, a path that is no folder, a config that fits no model
         why = " ".join(str(error).split())[:200]
@@ -115,8 +118,11 @@ def load_model(folder: str | Path, kind: str = "AutoModelForCausalLM", **more):
             f"{folder} is no folder under {Path.cwd()}, and the hub did not give it ({why}): name a checkpoint that is "
             "there (an adapter's base with base=, or --base)"
         ) from error
+    finally:
+        logging.set_verbosity(loud)
     # transformers would go on with random weights in their place, or without those layers; a new head is `kind`'s
     lost = [name for name in said["missing_keys"] if not name.startswith("score.")]
+    lost += [name for name, *_ in said["mismatched_keys"]]
     if lost := sorted(lost) or sorted(name for name in said["unexpected_keys"] if ".layers." in name):
         raise damaged(path, f"{len(lost)} weights do not fit its config.json, the first {lost[0]}")
     for part in model.modules() if getattr(model, "is_quantized", False) else ():
