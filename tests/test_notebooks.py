@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from workbench import series
+from workbench.types import Cost, Record
 
 EXERCISES = [exercise for name in series.names() for exercise in series.exercises(name)]
 
@@ -40,3 +41,34 @@ def test_outcome_can_tell():
     exercise = series.Exercise("n", 1, "a = 1", "def f(): return a", "def f(): return 2", "assert f() == 1")
     assert outcome(exercise, exercise.solution) == "passes"
     assert outcome(exercise, exercise.mutant) == "fails"
+
+
+def defined(name: str, *functions: str, **space):
+    """These functions of a notebook, defined in `space` with its set-up."""
+    cells = series.read(name).cells
+    wanted = [cell.source for cell in cells if "setup" in series.tags(cell)]
+    wanted += [cell.source for cell in cells if cell.source.startswith(tuple(f"def {f}(" for f in functions))]
+    exec(compile("\n".join(wanted), name, "exec"), space)
+    return [space[function] for function in functions]
+
+
+def chain(seed, correct=False, prompt=0):
+    cost = Cost(sampled=5, prompt=prompt, policy_flops=5.0 + prompt)
+    return Record("r", "p/1", seed, "7" if correct else "8", correct, cost, knobs={"method": "sampling", "n": 1})
+
+
+def test_every_vote_pays_for_the_prompt():
+    """Bug: the prompt is on the first chain's bill, and votes of other chains got it free: a vote of one was 23 % too
+    cheap, one of sixteen was not, and so a decade of votes was read too wide."""
+    votes, _ = defined("08_test_time_scaling", "votes", "poll", reads=lambda prefix, new, head: float(new))
+    rows = [chain(seed, prompt=8 * (seed == 0)) for seed in range(8)]
+    for n in (1, 2, 8):
+        voted = votes(rows[::-1], n, "taught", 8)
+        assert {(row.cost.prompt, row.cost.flops) for row in voted} == {(8, 8 + 5.0 * n)} and len(voted) == 8 // n
+
+
+def test_selection_loses_what_is_left_of_coverage():
+    """Bug: the loss was told against the choice of an oracle of *steps*, which turns down a right answer that was
+    reached with a wrong step, and so was .06 to .08 too small."""
+    (reachable,) = defined("08_test_time_scaling", "reachable", samples=[chain(0), chain(1, True), chain(2), chain(3)])
+    assert [reachable(n)["p/1"] for n in (1, 2, 4)] == [False, True, True]

@@ -93,7 +93,8 @@ _title = ", ".join(f"{m} {_at[m]:.0%}" for m in ("majority", "beam", "mcts", "re
 plots.accuracy_vs_flops([p for p in points if p.method in trees], title=f"At n = {_n}: {_title}")
 
 # %% [markdown]
-# Best of n, by who judges: the likelihood judge, the two heads, and the oracle, which never errs.
+# Best of n, by who judges: the likelihood judge, the two heads, and the oracle, which never errs about a step. A chain
+# that errs on its way to the right answer is no good to it, so it is a yardstick for judges of steps and no ceiling.
 
 # %%
 by_judge = {p.method: p for p in points if p.method.startswith("best_of_n") and p.n <= _n}
@@ -194,10 +195,21 @@ for _k in [k for k in ks if k in series.profile.search_n]:
     _kept = {m: scaling.accuracy(at(m, _k)).value for m in judges if at(m, _k)}
     print(f"n={_k:<3} coverage {ceiling[_k].value:.3f}", *(f"  {m} {v:.3f}" for m, v in _kept.items()))
 
+
+# %%
+def reachable(n):
+    """{problem: is one of its first n chains right}: all that choosing among them can keep."""
+    right = defaultdict(bool)
+    for row in samples:
+        if row.seed < n:
+            right[row.problem] |= row.correct
+    return right
+
+
 # %%
 _n = max(k for k in ks if k in series.profile.search_n)
-_lost = {m: scaling.difference(at("best_of_n (oracle)", _n), at(m, _n)) for m in judges if at(m, _n)}
-print(f"what choosing loses of {_n} chains:", *(f"\n  {m:<14} {gap}" for m, gap in _lost.items()))
+_lost = {m: scaling.paired_bootstrap(reachable(_n), scaling.by_problem(at(m, _n))) for m in judges if at(m, _n)}
+print(f"what choosing loses of {_n} chains, coverage less:", *(f"\n  {m:<16} {gap}" for m, gap in _lost.items()))
 
 # %%
 kept = {m: [(p.n, p.accuracy) for p in points if p.method == m] for m in judges}
@@ -333,15 +345,15 @@ curves += scaling.optimal_curve(allowed, guessed, budgets, charge=told, method="
 curves += scaling.optimal_curve(allowed, bins, budgets, shared=True, method="optimal, one purse")
 
 # %% [markdown]
-# The yardstick is the same search with a judge that never errs: what lies between is the verifier's, what lies above
-# it is the proposals'.
+# The yardstick is best-of-n with the oracle of steps: what lies between is the verifier's. What lies above it is the
+# proposals', but for chains that end right in spite of a wrong step.
 
 # %%
 beside = [p for p in points if p.method in ("best_of_n", "majority", "best_of_n (oracle)") and p.n in limit]
 best = max((c for c in curves if c.method == "optimal, own pass@1"), key=lambda c: c.accuracy.value)
-perfect = max((p for p in beside if p.method == "best_of_n (oracle)"), key=lambda p: p.n)
-_title = f"The best setting per difficulty reaches {best.accuracy.value:.0%}; with a perfect judge {perfect.n} chains"
-plots.accuracy_vs_flops(curves + beside, title=f"{_title} hold {perfect.accuracy.value:.0%}")
+known = max((p for p in beside if p.method == "best_of_n (oracle)"), key=lambda p: p.n)
+_title = f"The best setting per difficulty reaches {best.accuracy.value:.0%}; best of {known.n} by the oracle of steps"
+plots.accuracy_vs_flops(curves + beside, title=f"{_title} {known.accuracy.value:.0%}")
 
 # %% [markdown]
 # How much does it save? The *efficiency factor*: how many times the strategy's FLOPs does best-of-n need to be as
@@ -384,7 +396,7 @@ for _b in range(1, 6):
     )
 
 # %% [markdown]
-# How far would a perfect judge get with the same choices? That tells what limits the factor.
+# How far would the oracle of steps get with the same choices? That tells what limits the factor.
 
 # %%
 knowing = [r for r in records if r.knobs["method"] == "best_of_n (oracle)" and r.knobs["n"] in limit]
@@ -434,7 +446,7 @@ def quarter_of(rows, chains, methods):
 
 
 # %%
-kinds_of = {"with the judge": searches, "with a perfect judge": ("best_of_n (oracle)",)}
+kinds_of = {"with the judge": searches, "with the oracle": ("best_of_n (oracle)",)}
 their_best = {
     k: claims.measured(quarter_of, countdown, their_chains, m) if built else None for k, m in kinds_of.items()
 }
@@ -543,7 +555,8 @@ plots.accuracy_vs_flops(grown, title=f"After teaching: {_title}").update_xaxes(t
 # ## Both axes at once
 #
 # Each policy on the way left chains for every test problem: while it was taught, after it, and after reward. A vote
-# over groups of n of these is a test-time curve; the groups of one problem are averaged.
+# over groups of n of these is a test-time curve; the groups of one problem are averaged. All chains of a problem read
+# its prompt once, which is on the first one's bill; a vote by itself reads it, too, so every group is charged for it.
 
 
 # %%
@@ -552,16 +565,22 @@ def votes(rows, n, name, most):
     chains = defaultdict(list)
     for row in sorted(rows, key=lambda r: r.seed):
         chains[row.problem].append(row)
-    return [poll(some[at : at + n], at // n, name) for some in chains.values() for at in range(0, most - n + 1, n)]
+    groups = [(some[at : at + n], at // n) for some in chains.values() for at in range(0, most - n + 1, n)]
+    return [poll(some, group, name, chains[some[0].problem][0].cost.prompt if group else 0) for some, group in groups]
 
 
 # %%
-def poll(some, group, name):
-    """One record: the vote of some chains."""
+reads = series.policy().flops  # what reading a prompt takes: all policies below have one shape
+
+
+# %%
+def poll(some, group, name, unread):
+    """One record: the vote of some chains, which also reads the prompt's tokens that are on none of their bills."""
     traces = [Trace((Step(r.answer or "", True),), "answer" if r.answer else "cut") for r in some]
     answer = select.majority(traces)
     right = answer is not None and any(r.correct for r in some if r.answer == answer)
-    knobs, cost = {"method": name, "n": len(some)}, sum(r.cost for r in some)
+    knobs, reading = {"method": name, "n": len(some)}, Cost(prompt=unread, policy_flops=reads(0, unread, head=False))
+    cost = sum((r.cost for r in some), reading)
     return Record("vote", some[0].problem, group, answer, right, cost, some[0].level, knobs)
 
 
@@ -746,7 +765,7 @@ Markdown(
     f"- Coverage reaches {ceiling[_top].value:.3f} at {_top} chains; the judge ends at {_kept.value:.3f}.\n"
     f"- The best setting per bin, at a quarter of best-of-{max(limit)}'s FLOPs: best-of-n needs {factor['best_of_n']} "
     f"times as much, the vote {factor['majority']}, the difficulty not charged. Snell et al. report 2–4. Guessed and "
-    f"charged: {charged}. Out of one purse: {pooled}. With a perfect judge: {unerring}.\n"
+    f"charged: {charged}. Out of one purse: {pooled}. With the oracle of steps: {unerring}.\n"
     f"- In countdown a decade is worth {their_slope or 'not measured'} with the judge.\n"
     f"- A small model with search, less an answer {size:.0f} times dearer: {gaps[0].value:+.3f} on bins 1–3, R = 0.16 "
     f"({claims.told(gaps[0], '> 0', 'it wins', 'it does not win')}), {gaps[1].value:+.3f} on bin 5 at R = 22. "
