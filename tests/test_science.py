@@ -821,7 +821,7 @@ def broken():
         "a mark of 2": (two, "the mark `correct` (True, False or None) of p/000 is 2"),
         "ids of two kinds": (mixed, "problem ids are of several kinds, int (7), str ("),
         "another unit in one problem": (tera, "two units are mixed"),
-        "two units": (kilo, "('beam', 2) on p/000 costs 2 flops and ('beam', 2) on p/000 2e+06: two units are mixed"),
+        "two units": (kilo, "('beam', 2) on p/000 costs 2 flops and ('beam', 2) on p/039 2e+06: two units are mixed"),
     }
 
 
@@ -830,6 +830,19 @@ def test_methods_in_two_units_are_refused():
     with pytest.raises(WorkbenchError, match=r"\('dvts', 2\) on p/\d+ costs 2e-06 flops and \('beam', 2\).*two units"):
         scaling.curve([*rows("beam", 2, 2e6, 15), *rows("dvts", 2, 2e-6, 15)])
     scaling.curve([*rows("beam", 2, 2e6, 15), *rows("dvts", 2, 2e12, 15)])  # as far apart as models may be
+
+
+def test_half_of_a_method_in_another_unit_is_refused():
+    """Bug: only costs on one problem, or at one n, were compared: a vote of 16 in GFLOPs, or half of its problems, was
+    read, and gave a falling slope."""
+    giga = [*rows("vote", 1, 1e8, 10), *rows("vote", 4, 4e8, 20), *rows("vote", 16, 1.6, 30)]
+    with pytest.raises(WorkbenchError, match=r"\('vote', 16\) on p/\d+ costs 1.6 flops and \('vote', 4\).*two units"):
+        scaling.log_slope(giga, "vote")
+    with pytest.raises(WorkbenchError, match=r"\('vote', 4\) on p/000 costs 2 flops and \('vote', 4\) on p/039 2e\+08"):
+        scaling.curve(rows("vote", 4, lambda i: 2.0 if i < 20 else 2e8, 10))
+    scaling.curve(rows("adaptive", 128, lambda i: 1e6 if i < 20 else 2e8, 10))  # some problems need all, most few
+    scaling.curve([*rows("vote", 1, 1e6, 10), *rows("vote", 10**6, 1e12, 10)])  # six decades of votes
+    scaling.curve([*rows("reward", 0, 1e13, 10), *rows("reward", 10**6, 2e13, 10)])  # n a step, the start on the bill
 
 
 @pytest.mark.parametrize("kind", broken()[1])

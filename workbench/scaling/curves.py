@@ -16,7 +16,7 @@ from .stats import Estimate, Resample, bootstrap, estimate, means, numbers, orde
 
 Setting = tuple[str, int]
 HALF = 0.5  # decades: the least that a slope per decade is read from
-UNITS = 1e4  # costs of one setting on one problem that are further apart are not of one unit
+UNITS = 1e4  # costs of one setting that are further apart are not of one unit: an adaptive vote's are 200 times
 
 
 class Columns:
@@ -103,20 +103,20 @@ class Columns:
             raise WorkbenchError(
                 f"{len(free)} records have no cost in {x}, or 0 ({self.at(free[0])}): it was not metered"
             )
-        alike = {n: i for i, n in enumerate(dict.fromkeys(n for _, n in self.settings))}
-        same_n = np.array([alike[n] for _, n in self.settings])[self.setting]
-        cell = self.setting * len(self.problems) + self.problem
-        for group, factor in ((cell, UNITS), (same_n, UNITS**2)):  # problems and models differ by more than chains do
-            if cost.max() <= factor * cost.min():
-                break
-            order = np.lexsort((cost, group))
-            first = np.flatnonzero(np.diff(group[order], prepend=-1))
-            last = np.append(first[1:], len(order)) - 1
-            if (mixed := cost[order][last] > factor * cost[order][first]).any():
-                i = int(np.argmax(mixed))
-                (a, least), (b, most) = ((self.at(j), cost[j]) for j in (order[first[i]], order[last[i]]))
+        if cost.max() <= UNITS * cost.min():
+            return cost
+        n = np.array([max(n, 1) for _, n in self.settings])[self.setting]
+        method, same_n = (_codes(str(setting[k]) for setting in self.settings)[1][self.setting] for k in (0, 1))
+        # A method's n may be anything, so both its costs and its costs per n must lie apart; models differ by more.
+        kinds = ((self.setting, UNITS, [cost]), (method, UNITS, [cost, cost / n]), (same_n, UNITS**2, [cost]))
+        for group, factor, values in kinds:
+            ends = [_ends(group, value) for value in values]
+            mixed = [value[most] > factor * value[least] for value, (least, most) in zip(values, ends, strict=True)]
+            if (mixed := np.all(mixed, axis=0)).any():
+                i, j = (end[np.argmax(mixed)] for end in ends[-1])
                 raise WorkbenchError(
-                    f"{a} costs {least:.3g} {x} and {b} {most:.3g}: two units are mixed, or two settings have one name"
+                    f"{self.at(i)} costs {cost[i]:.3g} {x} and {self.at(j)} {cost[j]:.3g}: two units are mixed, or "
+                    "two settings have one name"
                 )
         return cost
 
@@ -182,6 +182,13 @@ def _codes(names: Iterable, what: str = "problem ids") -> tuple[list, np.ndarray
     rank = np.empty(len(known), np.int64)
     rank[[index[name] for name in known]] = np.arange(len(known))
     return known, rank[codes]
+
+
+def _ends(group: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of every group, the place of its least value and that of its largest."""
+    order = np.lexsort((values, group))
+    first = np.flatnonzero(np.diff(group[order], prepend=-1))
+    return order[first], order[np.append(first[1:], len(order)) - 1]
 
 
 def by_problem(records: Iterable[Record]) -> dict[str, float]:
@@ -360,7 +367,7 @@ def paired_at_equal_flops(
         w = (cost[..., mine] - cost[..., lo]) / (cost[..., hi] - cost[..., lo])
         return accuracies[..., mine] - (1 - w) * accuracies[..., lo] - w * accuracies[..., hi]
 
-    return estimate(table.rows(), gap, int(table.seeds.min()), seed)
+    return estimate(table.rows(), gap, int(table.seeds.min()), seed, marks=width)
 
 
 def log_slope(records: Iterable[Record], method: str, *, x: str = "flops", seed: int = 0) -> Estimate:
@@ -391,4 +398,4 @@ def log_slope(records: Iterable[Record], method: str, *, x: str = "flops", seed:
         decades = decades - decades.mean(-1, keepdims=True)
         return (decades * y).sum(-1) / (decades**2).sum(-1)
 
-    return estimate(table.rows(), slope, int(table.seeds.min()), seed)
+    return estimate(table.rows(), slope, int(table.seeds.min()), seed, marks=width)

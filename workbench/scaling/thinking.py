@@ -144,7 +144,7 @@ def budget_forcing(asked: Mapping[int, Iterable[Record]], *, seed: int = 0) -> F
     kept = np.fromiter((row.cost.sampled <= row.knobs["n"] for row in columns.records), float, len(rows))
     return Forcing(
         float(np.mean(table.x <= budgets)),
-        estimate(table.rows(), slope, seeds, seed),
-        estimate(table.marks, lambda mean: mean.max(-1), seeds, seed),
+        estimate(table.rows(), slope, seeds, seed, marks=len(budgets)),
+        estimate(table.marks, lambda mean: mean.max(-1), seeds, seed, marks=len(budgets)),
         bootstrap((columns.counts(kept) / columns.counts()).mean(1), seeds=seeds, seed=seed),
     )
