@@ -16,6 +16,9 @@ from .curves import HALF, Columns, Table, of_methods
 from .stats import Estimate, Ratio, between, column, means, ratio, resampled, some, whole
 
 
+SOLVED = 2  # problems: a coverage of fewer, or of all but fewer, tells no law
+
+
 def pass_at_k(n, c, k: int) -> float:
     """Unbiased pass@k, the mean over problems of 1 − C(n−c, k)/C(n, k), as a product (Chen et al. 2021).
 
@@ -123,25 +126,32 @@ class CoverageLaw:
 def coverage_law(records: Iterable[Record], ks: Sequence[int] | None = None, *, seed: int = 0) -> CoverageLaw:
     """`power_law` of the records' own pass@k, fitted again in every resample of problems: a and b get intervals.
 
-    `ks`: 1 to the number of samples, about twenty of them evenly in log k, by default; those with a coverage of 0 or 1
-    have no place in the law and are left out. a and b are strongly correlated: do not read their intervals as a box.
-    Draws in which a coverage is 0 or 1 are left out. Errors: as `power_law` and `coverage`.
+    `ks`: 1 to the number of samples, about twenty of them evenly in log k, by default; those at which two problems or
+    fewer are solved, or are not, are left out: a coverage of 0 or 1 has no place in the law, and the logarithm of one
+    nearby is all noise. a and b are strongly correlated: do not read their intervals as a box. In a draw a coverage c
+    of n problems counts as (n·c + 1/2)/(n + 1), which is never 0 or 1. Errors: as `power_law` and `coverage`.
 
     >>> rows = [Record("r", f"p/{i}", s, "5", s < i % 8) for i in range(40) for s in range(16)]
     >>> fit = coverage_law(rows)
     >>> print(fit.b)
-    -0.904 [-1.3 to -0.674; n=40, seeds=16]
+    -0.904 [-1.24 to -0.654; n=40, seeds=16]
     """
     records = list(records)
     if ks is None:
         fewest = int(Columns(records).counts().min())
         ks = np.unique(np.geomspace(1, fewest, 20).astype(int)).tolist()
     rows, seeds = _covered(records, ks)
-    inside = (rows.mean(0) > 0) & (rows.mean(0) < 1)
+    n, mean = len(rows), rows.mean(0)
+    inside = n * np.minimum(mean, 1 - mean) > SOLVED
     kept = np.asarray(ks, float)[inside]
-    law = power_law(kept, rows.mean(0)[inside])
-    drawn = resampled(rows[:, inside], lambda mean: np.stack(_line(kept, mean), axis=-1), seed)
-    a, b = (between(value, drawn[:, j], len(rows), seeds) for j, value in enumerate((law.a, law.b)))
+    if len(set(kept)) < 2:
+        raise WorkbenchError(
+            "a power law needs two or more different ks at which some problems are solved and some are not, more than "
+            f"{SOLVED} of {n} each"
+        )
+    law = power_law(kept, mean[inside])
+    drawn = resampled(rows[:, inside], lambda mean: np.stack(_line(kept, (n * mean + 0.5) / (n + 1)), axis=-1), seed)
+    a, b = (between(value, drawn[:, j], n, seeds) for j, value in enumerate((law.a, law.b)))
     return CoverageLaw(law, a, b, _estimates(rows, ks, seeds))
 
 
