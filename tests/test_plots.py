@@ -247,6 +247,9 @@ def test_a_value_that_is_no_number_is_a_gap_and_counted(value):
         (lambda: plots.reliability_plot([Bin(0, 1, None, None, 0)]), "no bin has a step"),
         (lambda: plots.learning_curve([]), "no rows of history, so no 'accuracy'"),
         (lambda: plots.proxy_vs_truth([]), "no rows of history, so no 'proxy'"),
+        (lambda: plots.learning_curve([{"step": None, "accuracy": 0.1}]), "the 'step' of a history row is None"),
+        (lambda: plots.learning_curve([{"step": math.nan, "accuracy": 0.1}]), "the 'step' of a history row is nan"),
+        (lambda: plots.learning_curve([{"step": 1, "accuracy": "x"}]), "the 'accuracy' of a history row is 'x'"),
         (lambda: findings([]), "no claims to draw: run the notebooks"),
     ],
 )

@@ -922,6 +922,11 @@ def samples(run="r"):
     return [Record(run, f"p/{i}", s, "5", s < i) for i in range(3) for s in range(4)]
 
 
+def paid(cost):
+    best = scaling.compute_optimal(planted(), BINS, 8e6)
+    return scaling.efficiency(steps((1, 10), (64, 40)), "vote", replace(best, costs=best.costs | {"p/007": cost}))
+
+
 def scored(value):
     return [Record("r", f"p/{i}", 0, "5", True, knobs={"score": value if i else 0.5}) for i in range(2)]
 
@@ -969,6 +974,19 @@ def scored(value):
         (lambda: scaling.by_level([replace(r, level=r.seed) for r in samples()]), "p/0 has records of two levels"),
         (lambda: scaling.detectable_gap(True, 0.5), "n is True: give a whole number"),
         (lambda: scaling.curve(steps((1, 1)), x="flop"), "no 'flop'"),
+        (lambda: scaling.coverage_law([*rows("a", 1, 1, 5, 9), *rows("b", 1, 1, 5, 8)]), "several settings .* filter"),
+        (lambda: scaling.pass_at_k(4, math.nan, 1), "whole numbers 0 <= c <= n"),
+        (lambda: scaling.pass_at_k(4, 1.5, 2), "whole numbers 0 <= c <= n"),
+        (lambda: scaling.pass_at_k([4, 4], [1, None], 2), "whole numbers 0 <= c <= n"),
+        (lambda: scaling.pass_at_k([4, 4, 4], [1, 2], 2), "pass@k of 3 n and 2 c: give one of each"),
+        (lambda: scaling.pass_at_k(4, "1", 2), "the c of pass@k is '1': give a number"),
+        (lambda: scaling.compute_optimal(planted(), BINS | {"p/007": None}, 8e6), "bins are of several kinds, .*None"),
+        (lambda: paid(math.nan), "the strategy's cost of p/007 is 0 or no number"),
+        (lambda: paid(0.0), "the strategy's cost of p/007 is 0 or no number"),
+        (lambda: scaling.mean_scores(scored(math.inf)), "p/1 has no score at all"),
+        (lambda: scaling.power(0.1, 0.2, -4), "n is -4: give a whole number, 1 or more"),
+        (lambda: scaling.over_trainings([scaling.Estimate(math.nan, 0, 1, 9)] * 3), "nan is no number to average"),
+        (lambda: scaling.over_trainings([scaling.Ratio(-1.0, None, 1, 9)] * 3), "-1.0 is no ratio to average"),
     ],
 )
 def test_bad_numbers_are_refused(call, message):

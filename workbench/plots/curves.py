@@ -6,6 +6,7 @@ import html
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 
 import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb
@@ -121,7 +122,8 @@ def learning_curve(
     """One number of a training history against another: one line per row["run"] (if rows have one), None as a gap.
 
     The band is row["<y>_low"] … row["<y>_high"] where given, else the range over rows of one run and x (its seeds).
-    NaN and infinity are gaps like None, and counted. Errors: no rows, rows without `x` or `y`.
+    NaN and infinity are gaps like None, and counted. Errors: no rows, rows without `x` or `y`, an `x` that is no finite
+    number, a `y` of text.
 
     >>> learning_curve([{"step": s, "accuracy": a} for s, a in [(0, 0.02), (50, None), (100, 0.5)]]).layout.title.text
     'accuracy goes from 0.02 to 0.5 by step 100'
@@ -480,6 +482,9 @@ def _histories(fig: go.Figure, rows: Sequence[Mapping], x: str, y: str, baseline
         raise WorkbenchError(
             f"{len(absent)} history rows have no {x!r} or no {y!r}, but {', '.join(sorted(absent[0]))}"
         )
+    for name, value in ((name, row[name]) for row in rows for name in (x, y)):
+        if not isinstance(value, Real | None) or name == x and not _known(value):
+            raise WorkbenchError(f"the {name!r} of a history row is {value!r}: give a number")
     for run, mine in grouped(rows, lambda row: str(row.get("run", ""))).items():
         line = []
         for at, same in sorted(grouped(mine, lambda row: row[x]).items()):

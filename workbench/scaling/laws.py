@@ -13,8 +13,7 @@ import numpy as np
 from ..grading import canonical
 from ..types import Record, WorkbenchError
 from .curves import HALF, Columns, Table, of_methods
-from .stats import Estimate, Ratio, between, column, means, ratio, resampled, some, whole
-
+from .stats import Estimate, Ratio, between, column, means, numbers, ratio, resampled, some, whole
 
 SOLVED = 2  # problems: a coverage of fewer, or of all but fewer, tells no law
 
@@ -23,7 +22,8 @@ def pass_at_k(n, c, k: int) -> float:
     """Unbiased pass@k, the mean over problems of 1 − C(n−c, k)/C(n, k), as a product (Chen et al. 2021).
 
     `n` samples and `c` right ones a problem: integers, or sequences with one entry a problem. Unlike
-    1 − (1 − c/n)^k it is not biased by drawing with replacement. Errors: k > n (no estimate exists), c outside 0..n.
+    1 − (1 − c/n)^k it is not biased by drawing with replacement. Errors: k > n (no estimate exists), c outside 0..n,
+    what is no whole number, other numbers of n than of c.
 
     >>> pass_at_k(n=4, c=1, k=2), pass_at_k(n=[4, 4], c=[1, 4], k=2)
     (0.5, 0.75)
@@ -33,11 +33,14 @@ def pass_at_k(n, c, k: int) -> float:
 
 def _passes(n, c, ks: Sequence[int]) -> np.ndarray:
     """pass@k of every problem: [problems, ks]."""
-    n, c = np.broadcast_arrays(np.atleast_1d(n), np.atleast_1d(c))
-    if np.any(c < 0) or np.any(c > n) or not n.size:
-        raise WorkbenchError("pass@k needs 0 <= c <= n for every problem, and one problem or more")
+    n, c = (numbers(np.atleast_1d(value), f"the {name} of pass@k") for name, value in (("n", n), ("c", c)))
+    if len(n) != len(c) and 1 not in (len(n), len(c)):
+        raise WorkbenchError(f"pass@k of {len(n)} n and {len(c)} c: give one of each for every problem")
+    n, c = np.broadcast_arrays(n, c)
+    if not n.size or not np.all((c >= 0) & (c <= n) & (c % 1 == 0) & (n % 1 == 0)):
+        raise WorkbenchError("pass@k needs whole numbers 0 <= c <= n for every problem, and one problem or more")
     if bad := [k for k in _asked(ks) if k > n.min()]:
-        raise WorkbenchError(f"pass@{bad[0]} needs {bad[0]} samples of every problem; the fewest is n={n.min()}")
+        raise WorkbenchError(f"pass@{bad[0]} needs {bad[0]} samples of every problem; the fewest is n={n.min():.0f}")
     i = np.arange(max(ks))[:, None]
     missed = np.cumprod(np.maximum(n - c - i, 0) / (n - i), axis=0)  # chance that the first i + 1 are all wrong
     return 1 - missed[np.asarray(ks) - 1].T
@@ -59,12 +62,11 @@ def coverage(records: Iterable[Record], ks: Sequence[int]) -> list[tuple[int, Es
     >>> [(k, round(estimate.value, 2)) for k, estimate in coverage(rows, ks=[1, 4])]
     [(1, 0.25), (4, 0.67)]
     """
-    rows, seeds = _covered(records, ks)
+    rows, seeds = _covered(Columns(records), ks)
     return _estimates(rows, ks, seeds)
 
 
-def _covered(records: Iterable[Record], ks: Sequence[int]) -> tuple[np.ndarray, int]:
-    columns = Columns(records)
+def _covered(columns: Columns, ks: Sequence[int]) -> tuple[np.ndarray, int]:
     columns.one_run()
     columns.graded()
     right = columns.counts(columns.mark)[:, 0].round().astype(int)
@@ -136,11 +138,11 @@ def coverage_law(records: Iterable[Record], ks: Sequence[int] | None = None, *, 
     >>> print(fit.b)
     -0.904 [-1.24 to -0.654; n=40, seeds=16]
     """
-    records = list(records)
+    columns = Columns(records)
+    columns.one_setting()  # two that cover different problems have no number of samples in common
     if ks is None:
-        fewest = int(Columns(records).counts().min())
-        ks = np.unique(np.geomspace(1, fewest, 20).astype(int)).tolist()
-    rows, seeds = _covered(records, ks)
+        ks = np.unique(np.geomspace(1, int(columns.counts().min()), 20).astype(int)).tolist()
+    rows, seeds = _covered(columns, ks)
     n, mean = len(rows), rows.mean(0)
     inside = n * np.minimum(mean, 1 - mean) > SOLVED
     kept = np.asarray(ks, float)[inside]

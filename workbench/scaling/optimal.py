@@ -48,7 +48,7 @@ def mean_scores(records: Iterable[Record]) -> dict[str, float]:
     columns.one_setting()
     given = [record.knobs.get("score") for record in columns.records]
     scores = numbers(given, "the knob score", lambda i: columns.records[i].problem)
-    known = ~np.isnan(scores)
+    known = np.isfinite(scores)
     count, total = columns.counts(known)[:, 0], columns.counts(np.where(known, scores, 0))[:, 0]
     if unknown := [columns.problems[i] for i in np.flatnonzero(count == 0)]:
         raise WorkbenchError(f"{some(unknown)} has no score at all: judge its samples, or leave the problem out")
@@ -181,7 +181,7 @@ def _choose(
         raise WorkbenchError(f"bins and records cover different problems: {some(bins.keys() ^ set(table.problems))}")
     whole("repeats", repeats, 1)
     rng, each = np.random.default_rng(seed), np.array([bins[problem] for problem in table.problems])
-    names = sorted(set(bins.values()))
+    names = ordered(set(bins.values()), "bins")
     inside = [np.flatnonzero(each == b) for b in names]
     for b, rows in zip(names, inside, strict=True):
         if len(rows) < 2:
@@ -284,6 +284,8 @@ def efficiency(
         raise WorkbenchError(f"the strategy and the baseline cover different problems: {some(odd)} on one only")
     else:
         own = np.array([[strategy.marks[p], strategy.costs[p]] for p in table.problems])
+        if free := [p for p, cost in zip(table.problems, own[:, 1], strict=True) if not 0 < cost < math.inf]:
+            raise WorkbenchError(f"the strategy's cost of {some(free)} is 0 or no number: it was not metered")
 
     def factor(mean):
         """The least and the most that the factor can be."""

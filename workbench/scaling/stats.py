@@ -104,6 +104,10 @@ def over_trainings(found: Sequence[Estimate | Ratio]) -> Estimate | Ratio:
     if len({type(e) for e in found}) != 1:
         raise WorkbenchError("a mean over trainings needs numbers of one kind: estimates, or ratios")
     n, ratios = min(e.n for e in found), isinstance(found[0], Ratio)
+    if strange := [e.value for e in found if not math.isfinite(e.value) or ratios and e.value <= 0]:
+        raise WorkbenchError(
+            f"{strange[0]} is no {'ratio' if ratios else 'number'} to average: leave that training out"
+        )
     values = np.log([e.value for e in found]) if ratios else np.array([e.value for e in found])
     mean, spread = float(values.mean()), float(values.std(ddof=1)) if len(found) > 2 else 0.0
     reach = float(stdtrit(max(1, len(found) - 1), 0.975)) * spread / len(found) ** 0.5
@@ -365,7 +369,7 @@ def power(gap: float, discordance: float, n: int, *, alpha: float = 0.05) -> flo
     """
     from scipy.special import ndtr
 
-    (za, _), _ = _z(alpha, 0.5), _possible(gap, discordance)
+    (za, _), _, n = _z(alpha, 0.5), _possible(gap, discordance), whole("n", n, 1)
     spread = math.sqrt(discordance - gap**2) or 1e-12  # every problem tells, the same way
     return float(ndtr((abs(gap) * math.sqrt(n) - za * math.sqrt(discordance)) / spread))
 
