@@ -878,6 +878,24 @@ def test_bad_records_are_refused_by_name(kind):
         assert message in str(error.value) or "lacks 1 problems" in str(error.value) and kind in alone, name
 
 
+def test_a_second_run_of_some_problems_is_not_pooled():
+    """Bug: ten problems tried again in a run with another learning rate counted half in their means, silently."""
+    vote, beam = steps((1, 10), (4, 20)), rows("beam", 2, 2e6, 15)
+    again = [replace(r, run="r, lr=3e-4", correct=True) for r in beam[:10]]
+    calls = {
+        "curve": lambda rows: scaling.curve([*vote, *rows]),
+        "accuracy": scaling.accuracy,
+        "difference": lambda rows: scaling.difference(beam, rows),
+        "optimal": lambda rows: scaling.compute_optimal([*vote, *rows], BINS, 1e7),
+        "levels": scaling.by_level,
+    }
+    for call in calls.values():
+        with pytest.raises(WorkbenchError, match=r"\('beam', 2\): the run 'r, lr=3e-4' has 10 of 40 problems, and se"):
+            call([*beam, *again])
+        call([*beam, *(replace(r, run="again") for r in beam)])  # two runs of all problems are two seeds each
+        call([*beam[:30], *(replace(r, run="the rest") for r in beam[30:])])  # one run in two parts
+
+
 def test_units_and_problems_of_two_sides_must_agree():
     vote = steps((1, 10), (64, 40))
     best = scaling.compute_optimal(planted(), BINS, 100, x="sampled")

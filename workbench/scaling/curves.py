@@ -24,7 +24,8 @@ class Columns:
 
     A setting is (knobs["method"], knobs["n"]), n being 1 where there is none. Problems and settings are sorted, so
     nothing depends on the order of the records. `seeds` [settings]: the fewest distinct seeds that a problem has.
-    Errors: no records, two of one setting, run, problem and seed, a mark that is none, an n that is no number.
+    Errors: no records, two of one setting, run, problem and seed, a seed in two runs of which one has a part of the
+    problems, a mark that is none, an n that is no number.
     """
 
     def __init__(self, records: Iterable[Record]):
@@ -60,6 +61,15 @@ class Columns:
                     f"{len(again)} records occur twice (method, n, problem and seed in one run: {which}): "
                     "drop what was appended again, or give another method name where other knobs differ"
                 )
+            for j in np.unique(places[1:][np.diff(places) == 0] // (len(self.problems) * len(names))):
+                here = self.setting == j
+                of = np.unique(np.stack([run[here], self.problem[here]]), axis=1)
+                size, whole = np.bincount(of[0]), len(set(of[1].tolist()))
+                if len(part := np.flatnonzero((size > 0) & (size < whole))):
+                    raise WorkbenchError(
+                        f"{self.settings[j]}: the run {runs[part[0]]!r} has {size[part[0]]} of {whole} problems, and "
+                        "seeds that another run has, too: give the records of one run, or all problems of each"
+                    )
 
     def one_setting(self) -> None:
         if len(self.settings) > 1:
