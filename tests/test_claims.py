@@ -122,6 +122,29 @@ def test_broken_and_double_rows_are_refused(tmp_path):
         load(tmp_path, "nano")
 
 
+@pytest.mark.parametrize(
+    "name, value, reason",
+    [
+        ("low", math.nan, "nan to 0.3 is not an interval"),
+        ("low", 0.5, "0.5 to 0.3 is not an interval"),
+        ("value", None, "must be real number"),
+        ("value", math.nan, "nan is not inside"),
+        ("value", -0.9, "-0.9 is not inside"),
+        ("goal", "about 1", "cannot read the goal"),
+    ],
+)
+def test_a_row_whose_numbers_cannot_be_is_named(tmp_path, name, value, reason):
+    """Bugs: NaN and reversed intervals were refused without their file and line; a value of null broke the table; a
+    value outside its interval was read as a claim that holds."""
+    path = record(
+        tmp_path, "nano", "05_search", [claim("a"), Claim("b", "me", "it works", "> 0", Estimate(0.2, 0.1, 0.3, 9))]
+    )
+    first, row = path.read_text().splitlines()
+    path.write_text(first + "\n" + json.dumps(json.loads(row) | {name: value}) + "\n")
+    with pytest.raises(WorkbenchError, match=rf"05_search\.jsonl line 2 is not a claim \(.*{reason}"):
+        load(tmp_path, "nano")
+
+
 def test_table_and_json():
     claims = [claim("a", None, None), Claim("long.id", "me", "two\nlines", "in 0..1", Estimate(0.5, 0.25, 0.75, 1319))]
     head, first, second = table(claims).splitlines()
@@ -198,6 +221,8 @@ def test_from_three_trainings_on_the_verdict_is_theirs():
     bound = {s: [Claim("a", "me", "it works", ">= 4", Ratio(5.0 + s, 4.5, None, 9, ">="))] for s in range(3)}
     assert summed(bound)[0][0].verdict == "undecided" and summed(bound)[0][0].interval == "open to open"
     assert summed(bound)[0][0].estimate.bound == ">="
+    both = over_trainings([Ratio(4, 4, None, 9, ">="), Ratio(4, 4, None, 9, ">="), Ratio(0.25, None, 0.25, 9, "<=")])
+    assert str(both).startswith("? 1.59 [open to open"), "bounds of both kinds have a mean that is no measurement"
     half = {s: [Claim("a", "me", "it works", ">= 4", Ratio(5.0 + s, 4.5, None if s else 9, 9))] for s in range(3)}
     assert summed(half)[0][0].interval.endswith(" to open") and not summed(half)[0][0].interval.startswith("open")
     withheld = {s: [Claim("a", "me", "it works", ">= 1", Ratio(90.0 + s, None, None, 9))] for s in range(3)}
@@ -206,6 +231,11 @@ def test_from_three_trainings_on_the_verdict_is_theirs():
     assert two.verdict == "undecided" and two.trainings == 2 and two.estimate.low is None
     [(one, _)] = summed(of((0, 0.2), lost=True) | {5: [Claim("a", "me", "it works", "> 0", None)]})
     assert one.verdict == "undecided" and one.value == "0.2", "two of three could not: one alone is no finding"
+    few = of((0, 0.2), lost=True) | {5: [Claim("a", "me", "it works", "> 0", None)]}
+    at = HEADS.index("over")
+    assert rows(few)[0][at] == "1 of 3 trainings", 'a dash over "problems" is no interval that one of them gave'
+    assert rows(of((0, 0.2), (1, 0.21), lost=True))[0][at] == "2 of 3 trainings"
+    assert rows(of((0, 0.2), (1, 0.21)))[0][at] == "problems", "two trainings have no interval of their own"
     [(one, _)] = summed(of((0, 0.2)) | {s: [replace(part, estimate=None, tried=False)] for s in (1, 2)})
     assert one.verdict == "holds" and one.trainings == 1, "two did not try: its own, over problems"
     later = {0: [Claim("a", "me", "it works", "> 0", None)], **of((1, 0.2))}

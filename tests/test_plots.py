@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+from dataclasses import replace
 
 import plotly.graph_objects as go
 import pytest
@@ -388,7 +389,7 @@ def test_findings_show_every_training_and_where_a_claim_holds():
     fig = findings({seed: found(seed) for seed in range(3)})
     assert fig.layout.title.text == "4 claims: 1 holds, 2 undecided, 1 not measured" and "3 trainings" in words(fig)
     assert list(fig.layout.yaxis.ticktext) == ["rl.gain", "x.lost", "sft.share"] and fig.layout.xaxis2.type == "log"
-    rings = [list(t.x) for t in fig.data if t.marker.symbol == "circle-open"]
+    rings = [list(t.x) for t in fig.data if set(t.marker.symbol or ()) == {"circle-open"}]
     assert rings == [pytest.approx([0.1, 0.11, 0.12]), [0.9] * 3, pytest.approx([2, 3, 4])]
     gain, factor = (list(t.x) for t in fig.data if t.mode == "lines")
     assert 0.08 < gain[0] < gain[1] < 0.14, "the interval is theirs, not the first one's"
@@ -406,6 +407,27 @@ def test_findings_show_every_training_and_where_a_claim_holds():
     assert fig.layout.xaxis2.dtick == "D2", "ratios inside one decade have ticks, too"
     few = {s: found(s)[:1] + (found(s)[2:] if not s else []) for s in range(3)}
     assert list(findings(few).layout.yaxis.ticktext) == ["rl.gain", "sft.share (problems)"]
+    lost = {s: [found(s)[0], replace(found(s)[3], estimate=None if s else found()[3].estimate)] for s in range(3)}
+    assert list(findings(lost).layout.yaxis.ticktext) == ["rl.gain", "sft.share (1 of 3 trainings)"]
+
+
+def test_findings_count_what_a_log_axis_has_no_place_for_and_mark_bounds():
+    """Bugs: an interval that begins below 0 vanished from the log axis of ratios without a word; a training that only
+    bounds a ratio was drawn as one that measured it."""
+
+    def rate(*ratios):
+        return {s: [Claim("x.rate", "Jones", "it pays", ">= 1", r)] for s, r in enumerate(ratios)}
+
+    fig = findings(rate(Ratio(1.5, -2.0, 3.0, 9)))
+    assert [list(t.x) for t in fig.data if t.mode == "lines"] == [[1.5, 3.0]] and "no place for: 1." in words(fig)
+    fig = findings(rate(Ratio(-0.5, -2.0, None, 9)))
+    assert all(x > 0 for t in fig.data for x in t.x) and "no place for: 2." in words(fig)
+    fig = findings(rate(Ratio(4, 4, None, 9, ">="), Ratio(2, 1, 3, 9), Ratio(0.5, None, 1, 9, "<=")))
+    rings = next(t for t in fig.data if set(t.marker.symbol or ()) & {"circle-open"})
+    assert rings.marker.symbol == ("arrow-right-open", "circle-open", "arrow-left-open") and "only a bound" in words(
+        fig
+    )
+    assert "no place" not in words(fig)
 
 
 def test_tree_fades_what_was_pruned_and_hides_no_text():

@@ -149,7 +149,8 @@ def record(runs: str | Path, profile: str, notebook: str, claims: Iterable[Claim
 def load(runs: str | Path, profile: str) -> list[Claim]:
     """All claims of a profile, by id; verdicts are decided again from the intervals. None recorded: an empty list.
 
-    Errors: a row that cannot be read (file and line named), an id that two notebooks record.
+    Errors: a row that cannot be read, or whose numbers cannot be, such as a value outside its interval (file and line
+    named), an id that two notebooks record.
     """
     found: dict[str, tuple[Claim, Path]] = {}
     for path in sorted((runs_folder(runs) / profile / "claims").glob("*.jsonl")):
@@ -162,12 +163,21 @@ def load(runs: str | Path, profile: str) -> list[Claim]:
                 told = (row[name] for name in ("id", "source", "text", "goal"))
                 claim = Claim(*told, estimate, row.get("said", ""), *map(row.get, ("trainings", "tried"), (1, True)))
                 claim.verdict  # noqa: B018  a goal that cannot be read is found here, not at the first print
-            except (ValueError, KeyError, TypeError) as error:
-                raise WorkbenchError(f"{path} line {number} is not a claim: delete it, run its notebook") from error
+                if estimate and not _inside(estimate):
+                    raise ValueError(f"{estimate.value} is not inside {claim.interval}")
+            except (ValueError, KeyError, TypeError, WorkbenchError) as error:
+                raise WorkbenchError(
+                    f"{path} line {number} is not a claim ({error}): delete it, run its notebook"
+                ) from error
             if claim.id in found:
                 raise WorkbenchError(f"{claim.id} is recorded by {found[claim.id][1].name} and by {path.name}")
             found[claim.id] = claim, path
     return [found[id][0] for id in sorted(found)]
+
+
+def _inside(e: Estimate | Ratio) -> bool:
+    """Is the value a number that lies in its interval?"""
+    return math.isfinite(e.value) and (e.low is None or e.low <= e.value) and (e.high is None or e.value <= e.high)
 
 
 def to_json(claims: Iterable[Claim] | Mapping[int, Iterable[Claim]]) -> str:
@@ -223,7 +233,7 @@ def summed(found: Iterable[Claim] | Mapping[int, Iterable[Claim]]) -> list[tuple
     for id in dict.fromkeys(id for claims in by_id.values() for id in claims):
         each = {seed: claims.get(id) for seed, claims in by_id.items()}
         claim = next((c for c in each.values() if c and c.estimate), next(c for c in each.values() if c))
-        asked = [c for c in each.values() if c and c.tried and c.goal == claim.goal]
+        asked = _asked(claim, each)
         numbers = [c.estimate for c in asked if type(c.estimate) is type(claim.estimate) and _fits(c.estimate)]
         if len(asked) > 2 and numbers:
             mean = over_trainings(numbers)
@@ -231,6 +241,24 @@ def summed(found: Iterable[Claim] | Mapping[int, Iterable[Claim]]) -> list[tuple
             claim = replace(claim, estimate=mean, trainings=len(numbers))
         out.append((claim, each if len(by_id) > 1 else {}))
     return out
+
+
+def _asked(claim: Claim, each: Mapping[int, Claim | None]) -> list[Claim]:
+    """What those trainings say that tried this very claim."""
+    return [c for c in each.values() if c and c.tried and c.goal == claim.goal]
+
+
+def over(claim: Claim, each: Mapping[int, Claim | None] = {}) -> str:
+    """What the interval of a claim from `summed` is over, or would be: problems, or so many trainings.
+
+    >>> none, one = (Claim("a", "me", "it works", "> 0", e) for e in (None, Estimate(0.3, 0.2, 0.4, 50)))
+    >>> [over(*pair) for pair in summed({0: [one], 1: [none], 2: [none]})], over(one)
+    (['1 of 3 trainings'], 'problems')
+    """
+    tried = len(_asked(claim, each))
+    if claim.estimate and tried > max(2, claim.trainings):
+        return f"{claim.trainings} of {tried} trainings"
+    return f"{claim.trainings} trainings" if claim.trainings > 1 else "problems"
 
 
 def _fits(estimate: Estimate | Ratio | None) -> bool:
@@ -243,8 +271,15 @@ def cells(claim: Claim, each: Mapping[int, Claim | None] = {}) -> tuple[str, ...
     """What a table says of a claim under `HEADS`; `each`: seed -> the same claim of that training."""
     on = (str(getattr(claim.estimate, name, "–")) for name in ("n", "seeds"))
     told = (f"{seed}: " + (f"{c.value} {c.verdict}" if c and c.estimate else "–") for seed, c in each.items())
-    over = f"{claim.trainings} trainings" if claim.trainings > 1 else "problems"
-    numbers = (claim.value, claim.interval, over, claim.goal, *on, "; ".join(told) or "–", claim.said or "–")
+    numbers = (
+        claim.value,
+        claim.interval,
+        over(claim, each),
+        claim.goal,
+        *on,
+        "; ".join(told) or "–",
+        claim.said or "–",
+    )
     row = (claim.id, claim.verdict, *numbers, claim.text, claim.source)
     return tuple(" ".join(cell.split()) for cell in row)  # a line break in a text would break the table
 

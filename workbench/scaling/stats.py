@@ -40,8 +40,8 @@ class Estimate:
 class Ratio:
     """A positive ratio with its 95 % interval, parts of which may lie outside what was measured.
 
-    `bound` is "" for a measured value, ">=" or "<=" where the data only bound it. An end that lies outside is None:
-    open, unlike an Estimate's None. `n` counts problems.
+    `bound` is "" for a measured value, ">=" or "<=" where the data only bound it, and "?" for a mean of bounds of both
+    kinds. An end that lies outside is None: open, unlike an Estimate's None. `n` counts problems.
 
     >>> print(Ratio(2.0, 1.5, None, 60), Ratio(4.0, None, 9.0, 60, "<="), sep="; ")
     2 [1.5 to open; n=60]; <= 4 [open to 9; n=60]
@@ -118,7 +118,7 @@ def over_trainings(found: Sequence[Estimate | Ratio]) -> Estimate | Ratio:
     bounds = {e.bound for e in found} - {""}
     known = [not bounds and all(getattr(e, side) is not None for e in found) for side in ("low", "high")]
     ends = [math.exp(end) if end is not None and sure else None for end, sure in zip(ends, known, strict=True)]
-    return Ratio(math.exp(mean), *ends, n, bounds.pop() if len(bounds) == 1 else "")
+    return Ratio(math.exp(mean), *ends, n, "?" if len(bounds) > 1 else "".join(bounds))
 
 
 # Bootstrap
