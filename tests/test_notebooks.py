@@ -67,6 +67,12 @@ def test_every_vote_pays_for_the_prompt():
         assert {(row.cost.prompt, row.cost.flops) for row in voted} == {(8, 8 + 5.0 * n)} and len(voted) == 8 // n
 
 
+def test_the_figure_of_lengths_counts_its_chains():
+    """Bug: means over up to 32 chains of a problem were captioned as 1 seed each."""
+    (lengths,) = defined("08_test_time_scaling", "lengths", bins={"p/1": 1})
+    assert lengths([chain(seed) for seed in range(32)])[1].seeds == 32
+
+
 def test_selection_loses_what_is_left_of_coverage():
     """Bug: the loss was told against the choice of an oracle of *steps*, which turns down a right answer that was
     reached with a wrong step, and so was .06 to .08 too small."""

@@ -300,6 +300,15 @@ def test_recorded_intervals_are_the_band():
     assert list(band.y) == [0.4, 0.4, 0.7, 0.7]
 
 
+def test_the_caption_of_a_history_says_what_it_was_measured_on():
+    """Bug: accuracy while training, without a word of how many problems and seeds it was taken on."""
+    rows = [{"step": s, "accuracy": 0.5, "n": 240} for s in range(3)]
+    assert "3 measurements on n = 240 problems, 1 seed each." in words(plots.learning_curve(rows))
+    twice = [*rows, {"step": 2, "accuracy": 0.6, "n": 96}]
+    assert "on n = 96–240 problems. Bands: range over 2 seeds" in words(plots.learning_curve(twice))
+    assert "n =" not in words(plots.learning_curve([{"step": 0, "loss": 2.0}], y="loss"))
+
+
 def test_names_at_the_ends_do_not_overlap():
     """Bug: direct labels printed over one another where lines end together."""
     points = [point(name, n, 1e6 * n, 0.5 + n / 10) for name in ("beam", "best", "weighted") for n in (1, 2)]
@@ -424,9 +433,11 @@ def test_findings_count_what_a_log_axis_has_no_place_for_and_mark_bounds():
     assert all(x > 0 for t in fig.data for x in t.x) and "no place for: 2." in words(fig)
     fig = findings(rate(Ratio(4, 4, None, 9, ">="), Ratio(2, 1, 3, 9), Ratio(0.5, None, 1, 9, "<=")))
     rings = next(t for t in fig.data if set(t.marker.symbol or ()) & {"circle-open"})
-    assert rings.marker.symbol == ("arrow-right-open", "circle-open", "arrow-left-open") and "only a bound" in words(
-        fig
-    )
+    assert rings.marker.symbol == (
+        "arrow-bar-right-open",
+        "circle-open",
+        "arrow-bar-left-open",
+    ) and "only a bound" in words(fig)
     assert "no place" not in words(fig)
 
 

@@ -801,6 +801,15 @@ def test_budget_forcing_metrics_by_hand():
     for bad in ({16: records[16]}, {16: records[32], 32: records[32]}):
         with pytest.raises(WorkbenchError, match="differ in the tokens sampled"):
             scaling.budget_forcing(bad)
+    alone = {16: records[16], 64: records[64]}
+    again = {**alone, 128: asked(lambda i: 67 + (i == 0), 21)}
+    with pytest.warns(UserWarning, match="left out 1 of 3 pairs of budgets: nearly equal"):
+        slope = scaling.budget_forcing(again).scaling
+    right, tokens = (0.2, 0.5, 0.525), (12, 66, 67.025)
+    near = [(right[j] - right[0]) / (tokens[j] - tokens[0]) for j in (1, 2)]
+    assert slope.value == pytest.approx(np.mean(near)), (
+        "a cap that no chain meets makes a slope of .024 a token of luck"
+    )
 
 
 # Bad input: refused by name, or a gap that is counted, and never 0

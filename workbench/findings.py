@@ -15,7 +15,7 @@ from .scaling import Ratio
 from .types import WorkbenchError
 
 _VERDICTS = {"holds": "#1B7837", "fails": "#B2182B", "undecided": "#8A8A8A", "not measured": "#C8C8C8"}
-_RINGS = {"": "circle-open", ">=": "arrow-right-open", "<=": "arrow-left-open", "?": "x-thin-open"}
+_RINGS = {"": "circle-open", ">=": "arrow-bar-right-open", "<=": "arrow-bar-left-open", "?": "x-thin-open"}
 
 
 def findings(found: Iterable[Claim] | Mapping[int, Iterable[Claim]]) -> go.Figure:

@@ -332,8 +332,11 @@ print(f"chosen on the same problems (do not do this): {scaling.bootstrap(vain)}"
 # ## The compute-optimal curve
 #
 # The package does the same at every budget, over many random halvings. Two kinds of bins, and for the predicted ones a
-# third line that pays for the chains and the judging that told the difficulty. In these every problem may spend the
-# same. In the fourth the bins have one purse: what an easy problem leaves, a harder one may spend.
+# third line that pays for the chains and the judging that told the difficulty. In these every bin may spend the same
+# FLOPs a problem, which is strict with hard bins: their chains are longer, so they are refused an n that the budget
+# pays for on average, and the line may run below a method of one n. (Snell et al. give every question the same number
+# of generations, whatever they cost.) In the fourth the bins have one purse: what an easy problem leaves, a harder one
+# may spend.
 
 # %%
 allowed = [r for r in records if (r.knobs["method"], r.knobs["n"]) in marks]
@@ -531,10 +534,19 @@ for _who, _marks in (("its policy", _single), ("its judge", _judge)):
 # Teaching logged its accuracy as it went: greedy, on validation problems. FLOPs grow with steps (batches differ a
 # little in length, so this is exact only at the end).
 
+
+# %%
+def checked(row, n):
+    """A row of history with the interval of its accuracy, over n problems."""
+    found = scaling.wilson(round(row["accuracy"] * n), n)
+    return {**row, "n": n, "accuracy_low": found.low, "accuracy_high": found.high}
+
+
 # %%
 taught = series.teach()
 total = taught.summary["cost"]["training_flops"]
-lesson = [{**row, "FLOPs": total * row["step"] / taught.summary["steps"]} for row in taught.read("history")]
+lesson = [checked(row, series.profile.held_out) for row in taught.read("history")]
+lesson = [{**row, "FLOPs": total * row["step"] / taught.summary["steps"]} for row in lesson]
 log_axis = {"type": "log", "title": "training FLOPs (log scale)", "dtick": 1, "exponentformat": "power"}
 _title = f"{total:.2g} FLOPs of teaching bring greedy accuracy to {lesson[-1]['accuracy']:.0%}"
 plots.learning_curve(lesson, x="FLOPs", title=_title).update_xaxes(**log_axis)
@@ -686,7 +698,8 @@ def lengths(rows):
         of[row.problem].append(row.cost.sampled)
     means = {p: sum(some) / len(some) for p, some in of.items()}
     each = {b: {p: m for p, m in means.items() if bins[p] == b} for b in range(1, 6)}
-    return {b: scaling.bootstrap(inside, bounds=None) if inside else None for b, inside in each.items()}
+    seeds = {b: min(len(of[p]) for p in inside) if inside else 0 for b, inside in each.items()}
+    return {b: scaling.bootstrap(m, bounds=None, seeds=seeds[b]) if m else None for b, m in each.items()}
 
 
 # %%
@@ -695,14 +708,26 @@ _lines = {name: lengths(rows) for name, rows in kinds.items()}
 plots.by_bin(_lines, y="tokens of a chain", form=".1f")
 
 # %% [markdown]
-# And does it obey? Budget forcing (s1, arXiv 2501.19393) ends the thinking at a cap. Its three metrics: the share of
-# budgets kept, the slope per token, the best accuracy.
+# And does it obey? Budget forcing (s1, arXiv 2501.19393) ends the thinking at a cap and makes the policy answer. Its
+# three metrics count tokens of *thinking*: the share of budgets kept, the slope per token, the best accuracy. What a
+# chain samples beyond its cap is its forced answer, so the first is 1 by construction (a chain that ends by itself has
+# its answer among these tokens). How much comes on top?
+
+
+# %%
+def thinking(row, cap):
+    """The record of a capped chain without the answer that was forced on top of its thinking."""
+    return replace(row, cost=replace(row.cost, sampled=min(row.cost.sampled, cap)))
+
 
 # %%
 capped = {cap: at(f"budget_forcing (cap {cap})", 1) for cap in series.profile.caps}
-forced = claims.measured(scaling.budget_forcing, capped)
+thought = {cap: [thinking(row, cap) for row in rows] for cap, rows in capped.items()}
+forced = claims.measured(scaling.budget_forcing, thought)
 print(f"control {forced.control}; scaling {forced.scaling} a token; performance {forced.performance}" if forced else "")
-print({cap: str(scaling.accuracy(rows)) for cap, rows in capped.items()})
+for _cap, _rows in capped.items():
+    _beyond = sum(row.cost.sampled - t.cost.sampled for row, t in zip(_rows, thought[_cap], strict=True)) / len(_rows)
+    print(f"cap {_cap}: {scaling.accuracy(_rows)}, forced answers take {_beyond:.1f} tokens a chain more")
 
 # %% [markdown]
 # ## The same code on what others recorded

@@ -121,7 +121,8 @@ def learning_curve(
 ) -> go.Figure:
     """One number of a training history against another: one line per row["run"] (if rows have one), None as a gap.
 
-    The band is row["<y>_low"] … row["<y>_high"] where given, else the range over rows of one run and x (its seeds).
+    The band is row["<y>_low"] … row["<y>_high"] where given, else the range over rows of one run and x (its seeds). The
+    caption tells row["n"], the problems that a row was measured on, where rows have one.
     NaN and infinity are gaps like None, and counted. Errors: no rows, rows without `x` or `y`, an `x` that is no finite
     number, a `y` of text.
 
@@ -590,7 +591,12 @@ def _choice_note(choice: Choice, more: str) -> str:
 def _band_note(rows: Sequence[Mapping], x: str, keys: Sequence[str]) -> str:
     missing = sum(not _known(row[key]) for row in rows for key in keys)
     seeds = max((len(group) for group in grouped(rows, lambda row: (row.get("run"), row[x])).values()), default=1)
-    note = f"{len(rows)} measurements. "
+    problems = sorted({row["n"] for row in rows if row.get("n")})
+    note = f"{len(rows)} measurements"
+    if problems:
+        note += f" on n = {'–'.join(map(str, dict.fromkeys((problems[0], problems[-1]))))} problems"
+        note += ", 1 seed each" * (seeds == 1)
+    note += ". "
     if seeds > 1:
         note += f"Bands: range over {seeds} seeds. "
     elif any(row.get(f"{key}_low") is not None for row in rows for key in keys):

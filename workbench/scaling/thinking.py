@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,8 @@ import numpy as np
 from ..types import Record, WorkbenchError
 from .curves import Columns, Table
 from .stats import Estimate, between, bootstrap, column, draws, estimate, some
+
+NEAR = 0.05  # budgets whose mean tokens differ by less, as a share, sampled the same: a cap that hardly any chain meets
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,12 @@ class Forcing:
 def budget_forcing(asked: Mapping[int, Iterable[Record]], *, seed: int = 0) -> Forcing:
     """How well thinking obeys a budget and what that buys (s1, Muennighoff et al. 2025, arXiv 2501.19393).
 
-    `asked`: {sampled tokens allowed: the records of that setting}, two budgets or more on the same problems.
+    `asked`: {tokens allowed: the records of that setting}, two budgets or more on the same problems. Their cost.sampled
+    is what is held against the budget: s1 counts the thinking alone, so take off the answer that is forced on top.
     `control`: the share of budgets that the mean chain keeps. `scaling`: the mean over pairs of budgets of (difference
-    in accuracy) / (difference in mean tokens sampled), per token. `performance`: the best accuracy; as the best of
-    several it flatters. Errors: one budget, budgets that sampled equally many tokens, whatever `curve` refuses.
+    in accuracy) / (difference in mean tokens sampled), per token; pairs that sampled nearly as many, less than 5 %
+    apart, tell no slope, and are left out and counted aloud. `performance`: the best accuracy; as the best of several
+    it flatters. Errors: one budget, none that differ in the tokens sampled, whatever `curve` refuses.
 
     >>> from workbench.types import Cost
     >>> asked = {n: [Record("r", f"p/{i}", 0, "5", i < n, Cost(sampled=n)) for i in range(20)] for n in (5, 10, 15)}
@@ -132,9 +137,12 @@ def budget_forcing(asked: Mapping[int, Iterable[Record]], *, seed: int = 0) -> F
     rows = [replace(r, knobs={"method": "forced", "n": n}) for n, records in asked.items() for r in records]
     table = Table(rows, "sampled")
     budgets = [n for _, n in table.settings]
-    pairs = [(i, j) for j in range(len(budgets)) for i in range(j)]
-    if not pairs or len(set(table.x.tolist())) < len(budgets):
+    every = [(i, j) for j in range(len(budgets)) for i in range(j)]
+    pairs = [(i, j) for i, j in every if abs(table.x[j] - table.x[i]) >= NEAR * max(table.x[i], table.x[j])]
+    if not pairs:
         raise WorkbenchError(f"a slope needs budgets that differ in the tokens sampled, asked for {some(budgets)}")
+    if near := len(every) - len(pairs):
+        warnings.warn(f"left out {near} of {len(every)} pairs of budgets: nearly equal tokens sampled", stacklevel=2)
 
     def slope(mean):
         right, tokens = mean[..., : len(budgets)], mean[..., len(budgets) :]
