@@ -111,8 +111,8 @@ def compute_optimal(
     among those whose mean cost there is at most `budget` (the cheaper of equals), read its marks and costs on the other
     half, swap. That is done for `repeats` random halvings, and a problem's mark is the mean over them. The halvings
     depend on problem ids and `seed` only, so budgets and strategies can be compared. The mean cost reported may lie a
-    little over `budget`, for it is measured on the other half. The budget is a cap on each bin, in units of cost: a hard
-    bin, whose chains are dearer, is refused an n that the budget pays for on average over all bins, so one method at
+    little over `budget`, for it is measured on the other half. The budget is a cap on each bin, in units of cost: a
+    hard bin, whose chains are dearer, is refused an n that the budget pays for on average over all bins, so a method at
     that n, which costs the budget, can be more accurate than this. Snell et al. give every question the same number of
     generations, whatever they cost. `shared`: the budget is one purse for all bins, what an easy one leaves a harder
     one may spend (as Damani et al. 2024, arXiv 2410.04707, allot samples); all bins are then chosen for together, and
