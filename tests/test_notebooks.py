@@ -75,6 +75,6 @@ def test_the_figure_of_lengths_counts_its_chains():
 
 def test_selection_loses_what_is_left_of_coverage():
     """Bug: the loss was told against the choice of an oracle of *steps*, which turns down a right answer that was
-    reached with a wrong step, and so was .06 to .08 too small."""
+    reached with a wrong step, and so was .04 to .11 too small."""
     (reachable,) = defined("08_test_time_scaling", "reachable", samples=[chain(0), chain(1, True), chain(2), chain(3)])
     assert [reachable(n)["p/1"] for n in (1, 2, 4)] == [False, True, True]

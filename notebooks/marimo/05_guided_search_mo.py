@@ -772,7 +772,7 @@ def _(mo):
 
     Cobbe et al. (arXiv 2110.14168) saw best-of-n rise, then fall: among enough chains one fools the judge. Three judges
     choose here: the language-model judge, the linear head on step ends, and the head that only saw outcomes (ORM).
-    The oracle is the ceiling.
+    The oracle of steps is the yardstick.
     """)
     return
 

@@ -373,7 +373,7 @@ def _(defaultdict, samples):
 def _(at, judges, ks, reachable, scaling, series):
     _n = max(k for k in ks if k in series.profile.search_n)
     _lost = {m: scaling.paired_bootstrap(reachable(_n), scaling.by_problem(at(m, _n))) for m in judges if at(m, _n)}
-    print(f"what choosing loses of {_n} chains, coverage less:", *(f"\n  {m:<16} {gap}" for m, gap in _lost.items()))
+    print(f"coverage of {_n} chains, less what each choice keeps:", *(f"\n  {m:<16} {gap}" for m, gap in _lost.items()))
     return
 
 

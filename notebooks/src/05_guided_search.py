@@ -435,7 +435,7 @@ for _point in [*forced, *(p for p in points if p.method == "majority" and p.n ==
 #
 # Cobbe et al. (arXiv 2110.14168) saw best-of-n rise, then fall: among enough chains one fools the judge. Three judges
 # choose here: the language-model judge, the linear head on step ends, and the head that only saw outcomes (ORM).
-# The oracle is the ceiling.
+# The oracle of steps is the yardstick.
 
 # %%
 _kinds = {"language model" if series.MAIN == "likelihood" else "PRM": "best_of_n"}
