@@ -239,6 +239,7 @@ def test_a_value_that_is_no_number_is_a_gap_and_counted(value):
     [
         (lambda: plots.coverage({}), "coverage of nothing has no points"),
         (lambda: plots.coverage({"a": [(1, around(0.3))], "b": []}), "coverage of b has no points"),
+        (lambda: plots.coverage({"a": [(1, around(0.3)), (8, None)]}), "coverage of a has no points, or one without"),
         (lambda: plots.coverage({"a": [(0, around(0.3))]}), "a log axis starts above 0, and 0 is"),
         (lambda: plots.surface([], {}), "a surface needs points"),
         (lambda: plots.surface([point("early", 1, 1e6, 0.5)], {"early": 0.0}), "a log axis starts above 0, and 0.0 is"),

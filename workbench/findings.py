@@ -73,8 +73,8 @@ def _line(fig: go.Figure, claim: Claim, each: Mapping[int, Claim | None], place:
     log = isinstance(e, Ratio)
     values = [end for end in (e.low, e.high) if end is not None]
     ends = [end for end in values if not log or end > 0]
-    rings = [(seed, c.estimate) for seed, c in each.items() if c and c.estimate]
-    there = [(seed, found) for seed, found in rings if not log or found.value > 0]
+    rings = [(f"seed {seed}: {c.value}", c.estimate) for seed, c in each.items() if c and c.estimate]
+    there = [(words, found) for words, found in rings if not log or found.value > 0]
     shown = [e.value] if not log or e.value > 0 else []
     gaps = len(values) - len(ends) + len(rings) - len(there) + 1 - len(shown)
     sign, *goals = GOAL.fullmatch(claim.goal.strip()).groups()
@@ -87,7 +87,7 @@ def _line(fig: go.Figure, claim: Claim, each: Mapping[int, Claim | None], place:
         fig.add_scatter(x=x, y=[place] * len(x), mode="lines", line=line, hoverinfo="skip", **at)
     symbols = [_RINGS[getattr(found, "bound", "")] for _, found in there]
     ring = dict(symbol=symbols, size=8, color=INK, line=dict(width=1))
-    words = [f"seed {seed}: {getattr(found, 'bound', '')} {found.value:.3g}" for seed, found in there]
+    words = [words for words, _ in there]
     x = [found.value for _, found in there]
     fig.add_scatter(x=x, y=[place] * len(x), mode="markers", marker=ring, text=words, hoverinfo="text", **at)
     dot = dict(size=10, color=tint, symbol="circle" if len(ends) > 1 else "diamond-open")

@@ -87,8 +87,10 @@ def coverage(
     >>> coverage({"sample": [(1, Estimate(0.4, 0.3, 0.5, 9)), (8, Estimate(0.8, 0.7, 0.9, 9))]}).layout.title.text
     'sample: some right answer in 40% of problems with 1 sample, in 80% with 8'
     """
-    if not curves or (empty := [method for method, line in curves.items() if not line]):
-        raise WorkbenchError(f"coverage of {', '.join(empty) if curves else 'nothing'} has no points: measure it first")
+    empty = [method for method, line in curves.items() if not line or None in dict(line).values()]
+    if empty or not curves:
+        what = f"coverage of {', '.join(empty) or 'nothing'} has no points, or one without a number"
+        raise WorkbenchError(f"{what}: measure it first")
     fig, ends, found = go.Figure(), [], []
     for method, line in curves.items():
         ks = [k for k, _ in line]
