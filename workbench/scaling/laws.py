@@ -187,44 +187,71 @@ def submissions(
     if max(ks) > samples.min():
         few = columns.problems[int(samples.argmin())]
         raise WorkbenchError(f"{min(ks)} to {max(ks)} submissions of {samples.min():.0f} samples ({few}): sample more")
-    groups: list[dict] = [{} for _ in columns.problems]
-    for i in np.lexsort((columns.seed, columns.problem)):
-        record = columns.records[i]
-        if record.answer is not None:
-            weight = 1.0 if rule in ("random", "votes") else record.knobs.get("score")
-            if not isinstance(weight, Real) or math.isnan(weight):
-                raise WorkbenchError(f"a sample of {record.problem} has no score: {rule} needs knobs['score'] of each")
-            groups[columns.problem[i]].setdefault(canonical(record.answer), (record.correct, []))[1].append(weight)
-    rows, combine = [], max if rule == "score" else math.fsum
-    for answers in groups:
-        ranked = sorted(answers.values(), key=lambda group: -combine(group[1]))
-        if rule == "random":
-            sizes = [sum(len(group) for ok, group in ranked if ok), *(len(group) for ok, group in ranked if not ok)]
-            rows.append(_blindly(*sizes, ks=ks))
-        else:
-            first = next((place for place, (right, _) in enumerate(ranked, 1) if right), math.inf)
-            rows.append([float(first <= k) for k in ks])
-    return _estimates(np.array(rows), ks, int(columns.seeds[0]))
+    known = {text: None if text is None else canonical(text) for text in {r.answer for r in columns.records}}
+    names = {name: i for i, name in enumerate(dict.fromkeys(known.values()))}
+    code = {text: -1 if text is None else names[name] for text, name in known.items()}
+    order = np.lexsort((columns.seed, columns.problem))
+    said = np.array([code[record.answer] for record in columns.records])[order]
+    order, said = order[said >= 0], said[said >= 0]
+    _, first, group, size = np.unique(
+        columns.problem[order] * len(names) + said, return_index=True, return_inverse=True, return_counts=True
+    )  # a group is an answer of a problem; `first` is its first sample
+    problem, right = columns.problem[order][first], columns.mark[order][first] == 1
+    if rule == "random":
+        return _estimates(_blindly(problem, size, right, len(columns.problems), ks), ks, int(columns.seeds[0]))
+    worth = size if rule == "votes" else _worth([columns.records[i] for i in order], group, rule)
+    ranked = np.lexsort((first, -worth, problem))
+    place = np.arange(len(ranked)) - np.searchsorted(problem, problem[ranked])  # among the answers of its problem
+    solved = np.full(len(columns.problems), math.inf)
+    np.minimum.at(solved, problem[ranked][right[ranked]], place[right[ranked]])
+    return _estimates((solved[:, None] < np.asarray(ks)).astype(float), ks, int(columns.seeds[0]))
 
 
-def _blindly(right: int, *wrong: int, ks: Sequence[int]) -> np.ndarray:
-    """Chance that a right answer is among the first k different ones, samples drawn in random order, for each k.
+def _worth(records: Sequence[Record], group: np.ndarray, rule: str) -> np.ndarray:
+    """The best score of each group of records, or the exact sum of them, so that ties are ties."""
+    scores = [record.knobs.get("score") for record in records]
+    strange = {kind for kind in set(map(type, scores)) if not issubclass(kind, Real)}
+    for record, score in zip(records, scores, strict=True):
+        if type(score) in strange or score != score:
+            raise WorkbenchError(f"a sample of {record.problem} has no score: {rule} needs knobs['score'] of each")
+    values, order = np.array(scores, float), np.argsort(group, kind="stable")
+    if not len(values):
+        return values
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    if rule == "score":
+        return np.maximum.reduceat(values[order], starts)
+    flat, ends = values[order].tolist(), [*starts[1:].tolist(), len(order)]
+    return np.array([math.fsum(flat[a:b]) for a, b in zip(starts.tolist(), ends, strict=True)])
 
-    `right` samples are right; of each wrong answer there are so many. Give every sample a random moment u in 0–1, and
-    draw from 1 down: the first right one comes at u with density right·u^(right−1), and before it came a wrong answer
-    of size w with chance 1 − u^w, each on its own. The integral over u is that of a polynomial: Gauss's rule is exact.
+
+def _blindly(problem: np.ndarray, size: np.ndarray, right: np.ndarray, problems: int, ks: Sequence[int]) -> np.ndarray:
+    """Chance that a right answer is among the first k different ones, samples drawn in random order: [problems, ks].
+
+    Of each answer of a `problem` there are `size` samples. Give every sample a random moment u in 0–1, and draw from 1
+    down: the first right one comes at u with density r·u^(r−1) where r samples are right, and before it came a wrong
+    answer of size w with chance 1 − u^w, each on its own. The integral over u is that of a polynomial: Gauss's rule is
+    exact.
     """
-    if not right:
-        return np.zeros(len(ks))
-    u, weight = np.polynomial.legendre.leggauss((right + sum(wrong) + 1) // 2)
+    found, good = np.zeros((problems, len(ks))), np.bincount(problem, size * right, problems)
+    wrong, of = size[~right], problem[~right]
+    count = np.bincount(of, minlength=problems)
+    sizes = np.zeros((problems, int(count.max(initial=0))), int)  # of wrong answers, filled up with 0, which is none
+    order = np.argsort(of, kind="stable")
+    sizes[of[order], np.arange(len(of)) - (np.cumsum(count) - count)[of[order]]] = wrong[order]
+    u, weight = np.polynomial.legendre.leggauss(int(np.bincount(problem, size, problems).max()) // 2 + 1)
     u, weight = (u + 1) / 2, weight / 2
-    before = np.zeros((max(ks), len(u)))  # chance that so many different wrong answers came before
-    before[0] = 1
-    for size in wrong:
-        stays = u**size
-        before[1:] = before[1:] * stays + before[:-1] * (1 - stays)
-        before[0] *= stays
-    found = np.cumsum(before, 0)[np.asarray(ks) - 1] @ (weight * right * u ** (right - 1))
+    order = np.argsort(count, kind="stable")
+    order = order[good[order] > 0]
+    for part in np.array_split(order, max(1, len(order) // 32)):  # alike many wrong answers, in the cache
+        before = np.zeros((len(part), int(count[part].max(initial=0)) + 1, len(u)))  # chance that so many came before
+        before[:, 0] = 1
+        for j in range(before.shape[1] - 1):
+            stays = (u ** sizes[part, j, None])[:, None]
+            before[:, 1 : j + 2] = before[:, 1 : j + 2] * stays + before[:, : j + 1] * (1 - stays)
+            before[:, :1] *= stays
+        r = good[part, None]
+        come = np.cumsum(before, 1)[:, np.minimum(ks, before.shape[1]) - 1]
+        found[part] = np.einsum("pku,pu->pk", come, weight * r * u ** (r - 1))
     return found.round(12)  # certainty is 1, not nearly 1
 
 
