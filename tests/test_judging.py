@@ -12,7 +12,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from workbench import judging, scaling, select
+from workbench import judging, scaling, select, stepdata
 from workbench.grading import canonical
 from workbench.judging import LENGTH, NO_ERROR, POLICY, Response, best_of_n, policy_scores, report
 from workbench.types import Labelled, Problem, Step, Trace, WorkbenchError
@@ -196,6 +196,26 @@ def test_first_error_by_hand():
     items = [chain("p", (1, 0)), chain("q", (1, 1, 0)), chain("r", (1, 1)), chain("s", (1,))]
     out = report(items, [(0.9, 0.4), (0.4, 0.9, 0.1), (0.5, 0.6), (0.2,)], *TUNING).verifier
     assert (out.threshold, out.located.value, out.passed.value, out.f1.value) == (0.5, 0.5, 0.5, 0.5)
+
+
+def test_a_wrong_answer_shares_its_error_with_an_unlabelled_step_before_it(tmp_path):
+    """Bug: every chain whose first error is its closing step was left out of F1, for the step before it has no label,
+    and so were the judges' misses there. Not taken for right: an unlabelled step in any other place."""
+    given = [{"text": "So 1+1=2.", "rating": 1}], [{"text": "So it is 5.\n# Answer 5", "rating": -1}]
+    steps = [{"completions": some, "chosen_completion": 0} for some in given]
+    row = {"labeler": "x", "question": {"problem": "?"}, "label": {"finish_reason": "found_error", "steps": steps}}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    (closing,) = stepdata.Rows(tmp_path / "rows.jsonl")
+    assert closing.labels == (1.0, None, 0.0) and closing.trace.steps[-1].final
+    items = [closing, chain("q", (1, 1)), chain("r", (1, None, 1, 0)), chain("s", (1, None, 1))]
+    for row, located in [((0.9, 0.1, 0.9), 1), ((0.9, 0.9, 0.1), 1), ((0.9, 0.9, 0.9), 0), ((0.1, 0.1, 0.1), 0)]:
+        out = report(items, [row, (0.9, 0.9), (0.9,) * 4, (0.9,) * 3], *TUNING)
+        assert [out.counts[k] for k in ("erroneous", "correct", "unknown", "unlabelled")] == [1, 1, 2, 3]
+        assert (out.verifier.chains, out.verifier.located.value, out.verifier.passed.value) == (2, located, 1)
+    assert "1 with an error, 1 without, 2 unknown, which F1 cannot use" in judging.as_text(out)
+    tuning = [chain("tuning/1", (1, None, 0)), chain("tuning/2", (1, 1))]  # thresholds, too, come from such chains
+    out = report(items, [(0.9,) * len(item.labels) for item in items], tuning, [(0.9, 0.2, 0.8), (0.9, 0.7)])
+    assert out.verifier.threshold == 0.7
 
 
 def test_tuning_and_test_share_no_problem():

@@ -41,8 +41,10 @@ class Judged:
 
     `auc`: chance that a right step scores above a wrong one. `located`: share of the chains with an error whose first
     error is the first step scored under `threshold`; `passed`: share of the others in which none is; `f1`: their
-    harmonic mean. `brier`: mean squared miss; `bias`: mean score minus share right; `ece` has no interval, for
-    resampling adds noise and so error. `auc_lead`, `f1_lead`: the verifier minus this one, on what both scored.
+    harmonic mean. An unlabelled step before a wrong closing answer belongs to that error, for nobody said which of the
+    two is wrong: a first step under `threshold` on either has found it. `brier`: mean squared miss; `bias`: mean score
+    minus share right; `ece` has no interval, for resampling adds noise and so error. `auc_lead`, `f1_lead`: the
+    verifier minus this one, on what both scored.
     """
 
     name: str
@@ -111,7 +113,7 @@ class Report:
 
     `counts`, of the items: problems, chains; steps (distinct, labelled), of them right, wrong, and unscored by the
     verifier; unlabelled (distinct); repeated (shared, so not counted again); contradicted (repeated with the other
-    label); erroneous and correct chains; unknown (chains with an unlabelled step before any error).
+    label); erroneous and correct chains; unknown (chains that F1 cannot use, for an unlabelled step before any error).
     """
 
     verifier: Judged
@@ -350,7 +352,7 @@ def as_text(found: Report) -> str:
     c, t = found.counts, found.tuning
     parts = [
         f"{c['problems']} problems, {c['chains']} chains ({c['erroneous']} with an error, {c['correct']} without, "
-        f"{c['unknown']} unknown); {c['steps']} steps ({c['right']} right, {c['wrong']} wrong), "
+        f"{c['unknown']} unknown, which F1 cannot use); {c['steps']} steps ({c['right']} right, {c['wrong']} wrong), "
         f"{c['unscored']} of them not scored.\n"
         f"Not counted: {c['unlabelled']} steps without a label, {c['repeated']} repeats of shared steps"
         f" ({c['contradicted']} with the other label). "
@@ -460,7 +462,15 @@ class _Steps:
         self.paths = [path if t is None else path[: t + 1] for path, t in zip(paths, wrong, strict=True)]
         self.flat = np.array([at for path in self.paths for at in path], int)
         self.chain = np.repeat(np.arange(len(items)), [len(path) for path in self.paths])
-        self.known = self._whole(self.label) & np.array([bool(path) for path in paths])
+        # of an unlabelled step and the wrong answer behind it either is the error (`stepdata.closed`): they are one
+        self.pairs = [
+            bool(t) and item.trace.steps[t].final and marks[path[t - 1]] is None
+            for item, path, t in zip(items, paths, wrong, strict=True)
+        ]
+        sure = (path[:-2] if pair else path for path, pair in zip(self.paths, self.pairs, strict=True))
+        self.known = np.array([all(marks[at] is not None for at in path) for path in sure]) & np.array(
+            [bool(path) for path in paths]
+        )
         self.erroneous = self.known & np.array([t is not None for t in wrong])
         steps, right = int((~np.isnan(self.label)).sum()), int(np.nansum(self.label))
         self.counts = {
@@ -489,9 +499,13 @@ class _Steps:
         return np.bincount(self.chain, np.isnan(values[self.flat]), len(self.paths)) == 0
 
     def rows(self, scorer: str, chains: np.ndarray) -> tuple[list, list]:
-        """(scores, labels) of these chains, as far as their first error."""
+        """(scores, labels) of these chains, as far as their first error; two steps that share an error are one."""
         score, label, paths = self.scores[scorer].tolist(), self.label.tolist(), list(compress(self.paths, chains))
-        return [[score[at] for at in path] for path in paths], [[label[at] for at in path] for path in paths]
+        rows = [[score[at] for at in path] for path in paths], [[label[at] for at in path] for path in paths]
+        for path, marks, pair in zip(*rows, compress(self.pairs, chains), strict=True):
+            if pair:
+                path[-2:], marks[-2:] = [min(path[-2:])], [0.0]
+        return rows
 
     def sums(self, problem: np.ndarray, *columns: np.ndarray) -> np.ndarray:
         """Columns summed by problem: [columns, problems]."""

@@ -238,7 +238,7 @@ def rating(value: Any) -> float | None:
 
 def closed(body: str, answer: str | None, label: float | None) -> list[tuple[Step, float | None]]:
     """The step that gives the answer, as a step and the closing answer. A bad mark is the answer's: which of the two
-    is wrong nobody said.
+    is wrong nobody said, and `judging` counts an alarm on either as the error found.
 
     >>> [(step.text, label) for step, label in closed("So x is 3.", "3", 0.0)]
     [('So x is 3.', None), ('3', 0.0)]
