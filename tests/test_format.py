@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given, settings
@@ -208,6 +209,20 @@ def test_sampled_ids_are_kept(encoders):
     code = encoder.encode("2+3", [Step("2+3=5", ids=odd), Step("5", final=True)])
     first = code.prompt_length
     assert tuple(code.ids[first : first + 6]) == odd and code.step_ends[0] == first + 5
+
+
+def test_ids_of_another_tokenizer_are_not_read(encoders):
+    """Bug: a verifier on another base read the policy's token ids as its own, garbage, and scored it without a word."""
+    encoder = encoders[True]
+    foreign = tuple(encoder.text("7+8=15\n"))  # stands for any ids that say something else here
+    beyond = tuple(10**6 + i for i in range(6))
+    for step in (Step("2+3=5"), Step("5", final=True), Step("")):
+        for ids in (foreign, beyond, (*foreign, encoder.end_id)):
+            assert encoder.step(replace(step, ids=ids)) == encoder.step(step)
+    sampled, _ = encoder.decode_step(encoder.text("2+3=5\n"))
+    assert encoder.step(replace(sampled, final=True)) == encoder.step(Step("2+3=5", final=True))
+    cut, _ = encoder.decode_step([*encoder.text("2+"), encoder.end_id])  # malformed, and as it was sampled
+    assert encoder.step(cut) == list(cut.ids)
 
 
 def test_a_direct_answer_has_no_reasoning_channel(encoders):

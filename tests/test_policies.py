@@ -125,9 +125,11 @@ def test_limits_stop_a_chain_and_are_called_length(backend, sums, step_tokens, c
         assert tokens_of(chain) == chain_tokens or len(chain[-1].steps[-1].ids) == step_tokens
 
 
-def test_a_prefix_counts_against_the_chain_limit(backend, sums):
+def test_a_prefix_counts_against_the_chain_limit(backend, sums, encoder):
     """Bug: every extension starts the count anew, so a tree search may write longer chains than sampling."""
-    node = Node((0,), (Step("1+1=2", ids=tuple(range(10))),))
+    ids = tuple(encoder.text("1+1+1+1=4\n"))
+    node = Node((0,), (Step("1+1+1+1=4", ids=ids),))
+    assert len(ids) == 10
     for chain in backend.extend([Want(sums[0], node, 6, to_end=True)], 3, Sampling(1.0, 12, 14))[0]:
         assert tokens_of(chain) <= 4
 

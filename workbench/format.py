@@ -151,7 +151,8 @@ class Encoder:
     """The one way from text to ids: used by the policy, by verifier training and by verifier scoring.
 
     The prompt and every step are tokenised on their own and concatenated, so a token never spans a step
-    end, whatever the tokenizer merges; a sampled step keeps the ids that were sampled.
+    end, whatever the tokenizer merges; a sampled step keeps the ids that were sampled, if they are this tokenizer's:
+    ids do not say whose they are, so what counts is that they spell the step.
     """
 
     def __init__(self, tokenizer, reasoning: bool = True):
@@ -164,6 +165,7 @@ class Encoder:
                 )
         self.end_id = self.tag_ids[END_ASSISTANT]
         self._memo: dict[str, list[int]] = {}
+        self._told: dict[tuple[int, ...], tuple[str | None, bool, Stop | None]] = {}
         self._ends: list[bool] | None = None
 
     def text(self, text: str) -> list[int]:
@@ -184,7 +186,7 @@ class Encoder:
         return [tag[USER], *self.text(escape(prompt)), tag[END_USER], last]
 
     def step(self, step: Step) -> list[int]:
-        if step.ids:
+        if step.ids and self._read(step.ids)[:2] == (step.text, step.final):
             return list(step.ids)
         if not step.final:
             return self.text(escape(step.text) + BREAK)
@@ -206,9 +208,18 @@ class Encoder:
     def decode_step(self, ids: Iterable[int], logprobs: Iterable[float] = ()) -> tuple[Step, Stop | None]:
         """Sampled ids of one chunk -> (step with its ids, stop)."""
         ids = tuple(ids)
-        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        step, stop = parse_step(text, self.reasoning)
-        return Step(step.text, step.final, ids, tuple(logprobs)), stop
+        text, final, stop = self._read(ids)
+        return Step(text or "", final, ids, tuple(logprobs)), stop
+
+    def _read(self, ids: tuple[int, ...]) -> tuple[str | None, bool, Stop | None]:
+        """(text, final, stop) of a chunk; the text is None where no id is one of this tokenizer, which skips those."""
+        if (told := self._told.get(ids)) is None:
+            chunk = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            step, stop = parse_step(chunk, self.reasoning)
+            if len(self._told) > 100_000:
+                self._told.clear()
+            told = self._told[ids] = step.text if chunk else None, step.final, stop
+        return told
 
     def ends_step(self) -> list[bool]:
         """For every token id: does it end a step? (A break inside the token, or the end of the answer.)"""
