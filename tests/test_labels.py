@@ -188,6 +188,46 @@ def test_a_refused_problem_changes_nothing_for_the_others(asked):
         labels.monte_carlo(Picky(TABLE, {"toss/0"}), items)
 
 
+def test_a_gold_answer_that_cannot_be_read_costs_its_own_problem_alone(monkeypatch):
+    """Bug: one bad gold answer destroyed a whole labelling job, after every rollout had been paid for."""
+
+    class Counting(Scripted):
+        def extend(self, wants, seed=0, sampling=None):
+            self.asked = getattr(self, "asked", []) + [want.problem.id for want in wants]
+            return super().extend(wants, seed, sampling)
+
+    policy = Counting({(): [("x", 1.0)], ("x",): [(r"=\sqrt{4}", 0.5), ("=3", 0.5)]})
+    good, bad, none = (Problem(f"math/{a}", "math", f"What is {a}?", a) for a in ("2", "10^-3", None))
+    trace = Trace((Step("x"), Step("2", True)))
+    alone = labels.rollouts(policy, [(good, trace)], k=4)
+    policy.asked = []
+    with pytest.warns(
+        UserWarning, match=r"2 of 3 problems could not be served, the first: math/10\^-3: .* cannot be read"
+    ):
+        made = labels.rollouts(policy, [(good, trace), (bad, trace), (none, trace)], k=4)
+    assert made.chains == alone.chains and made.refused.keys() == {bad.id, none.id} and {*policy.asked} == {good.id}
+    with pytest.raises(ProblemError, match="cannot be read"):
+        labels.monte_carlo(policy, [(good, trace), (bad, trace)], k=4)
+    with pytest.warns(UserWarning, match="1 of 2"):
+        found = labels.omega(policy, [good, bad], labels.Omega(k=4))
+    assert found.refused.keys() == {bad.id} and found.chains == labels.omega(policy, [good], labels.Omega(k=4)).chains
+    assert {*policy.asked} == {good.id}, "it is told before it is paid for"
+
+    def late(problem, trace, right=labels.right_answer):  # readable beside a number only
+        if problem.id == bad.id and trace.answer != "0":
+            raise WorkbenchError("too late")
+        return right(problem, trace)
+
+    monkeypatch.setattr(labels, "right_answer", late)
+    monkeypatch.setattr(labels, "_uncheckable", lambda problems: {})
+    policy.asked = []
+    with pytest.warns(UserWarning, match="too late"):
+        made = labels.rollouts(policy, [(good, trace), (bad, trace)], k=4)
+    assert made.chains == alone.chains and policy.asked == [good.id, bad.id], "nothing is drawn twice"
+    with pytest.warns(UserWarning, match="too late"):
+        assert labels.omega(policy, [good, bad], labels.Omega(k=4)).chains == found.chains
+
+
 @pytest.mark.parametrize("problems", [{"another": "is strange"}, {}])
 def test_a_refusal_of_nothing_that_was_asked_is_an_error(asked, problems):
     """Bug: asking the same again for ever."""

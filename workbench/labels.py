@@ -11,7 +11,7 @@ import math
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import NamedTuple, Protocol, TypeVar
@@ -94,8 +94,21 @@ def monte_carlo(
     `hard`: 1.0 if any does. A rollout never contains the answer it judges; the closing answer itself is checked.
     So these labels are values under this policy, not truths: a right step that the policy can seldom finish gets a
     low one, and a wrong step that is repaired gets a high one (Qwen, arXiv 2501.07301). Returns (labels, cost).
+    A problem whose answer nobody can check is a ProblemError, before anything is drawn.
     """
-    wants, where = [], []
+    if bad := _uncheckable(problem for problem, _ in items):
+        raise ProblemError(bad)
+    labels, cost, bad = _monte_carlo(policy, items, k, seed, hard, sampling)
+    if bad:
+        raise ProblemError(bad)
+    return labels, cost
+
+
+def _monte_carlo(
+    policy: Policy, items: Sequence[tuple[Problem, Trace]], k: int, seed: int, hard: bool, sampling: Sampling
+) -> tuple[list[list[float]], Cost, dict[str, str]]:
+    """(labels, cost, problems one of whose answers could not be checked: id -> why; their labels mean nothing)"""
+    wants, where, bad = [], [], {}
     for i, (problem, trace) in enumerate(items):
         for t, step in enumerate(trace.steps):
             if not step.final:
@@ -106,14 +119,22 @@ def monte_carlo(
     begin = time.perf_counter()
     drawn = policy.extend(wants, tasks.digest("montecarlo", seed) >> 1, sampling)
     cost = Cost(policy_seconds=time.perf_counter() - begin)
+
+    def right(problem: Problem, traces: Sequence[Trace]) -> int:
+        try:
+            return sum(right_answer(problem, trace) for trace in traces)
+        except WorkbenchError as error:
+            bad.setdefault(problem.id, str(error))
+            return 0
+
     for want, (i, t), chains in zip(wants, where, drawn, strict=True):
         cost += bill(policy, policy.prompt_tokens(want.problem, want.node), [tokens_of(chain) for chain in chains])
-        right = sum(right_answer(items[i][0], chain[-1].trace) for chain in chains)
-        labels[i][t] = float(right > 0) if hard else right / k
+        share = right(items[i][0], [chain[-1].trace for chain in chains]) / k
+        labels[i][t] = float(share > 0) if hard else share
     for i, (problem, trace) in enumerate(items):
         if trace.steps and trace.steps[-1].final:
-            labels[i][-1] = float(right_answer(problem, trace))
-    return labels, cost
+            labels[i][-1] = float(right(problem, [trace]))
+    return labels, cost, bad
 
 
 def right_answer(problem: Problem, trace: Trace) -> bool:
@@ -122,6 +143,18 @@ def right_answer(problem: Problem, trace: Trace) -> bool:
 
 
 # --- what they share ---
+
+
+def _uncheckable(problems: Iterable[Problem]) -> dict[str, str]:
+    """{id: why} of problems whose gold answer is missing or unreadable: told before a rollout of them is paid for."""
+    bad = {}
+    for problem in {problem.id: problem for problem in problems}.values():
+        check = tasks.get(problem.task).check
+        try:
+            check(problem, "0")
+        except WorkbenchError as error:
+            bad[problem.id] = str(error)
+    return bad
 
 
 def _labelled(chains: Sequence[Labelled]) -> list[Labelled]:
@@ -173,19 +206,21 @@ def rollouts(
     """The soft labels of `monte_carlo`, to the bit, as labelled chains: label x k is how many rollouts were right.
 
     A problem that the policy cannot serve (ProblemError) loses its chains, is listed in `refused` and warned of, and
-    changes nothing for the others; when none can be served, that is the error. (`monte_carlo` itself raises it: its
-    rows have no place for what is missing.) A chain's noise is named by its problem and its place in `items`.
+    changes nothing for the others; so does one whose gold answer is missing or unreadable. When none can be served,
+    that is the error. (`monte_carlo` itself raises it: its rows have no place for what is missing.) A chain's noise is
+    named by its problem and its place in `items`.
     """
     _at_least_one("k", k)
 
-    def label(ids: Sequence[str]) -> tuple[list[list[float]], Cost]:
+    def label(ids: Sequence[str]) -> tuple[list[list[float]], Cost, dict[str, str]]:
         known = set(ids)
         kept = [(p, trace if p.id in known else Trace(())) for p, trace in items]  # places must not move
-        return monte_carlo(policy, kept, k, seed, sampling=sampling)
+        return _monte_carlo(policy, kept, k, seed, False, sampling)
 
-    refused: dict[str, str] = {}
+    refused = _uncheckable(p for p, _ in items)
     asked = list(dict.fromkeys(p.id for p, _ in items))
-    _, (found, cost) = _served(label, asked, refused)
+    _, (found, cost, bad) = _served(label, asked, refused)
+    refused |= bad
     pairs = zip(items, found, strict=True)
     chains = [Labelled(p, trace, tuple(row)) for (p, trace), row in pairs if p.id not in refused]
     return _told(Made(chains, cost, refused), len(asked))
@@ -259,8 +294,8 @@ def omega(
     if len(trees) < len(problems):
         raise WorkbenchError("two problems share an id: randomness is drawn by id, so ids must be unique")
     growing = {name: tree.grow() for name, tree in trees.items()}
-    wants = {name: next(steps) for name, steps in growing.items()}
-    cost, refused, noise = Cost(), {}, tasks.digest("omega", seed) >> 1
+    cost, refused, noise = Cost(), _uncheckable(problems), tasks.digest("omega", seed) >> 1
+    wants = {name: next(steps) for name, steps in growing.items() if name not in refused}
 
     def draw(ids: Sequence[str]) -> list[list[list[Node]]]:
         return policy.extend([wants[name] for name in ids], noise, sampling)
@@ -276,6 +311,8 @@ def omega(
                 wants[name] = growing[name].send(chains)
             except StopIteration:
                 del wants[name]
+            except WorkbenchError as error:  # an answer that could not be checked
+                refused[name] = str(error)
         for name in refused:
             wants.pop(name, None)
     chains = [chain for tree in trees.values() for chain in tree.labelled()]
