@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +223,19 @@ def test_tuning_and_test_share_no_problem():
     """Bug: the threshold is fixed on what it then judges."""
     with pytest.raises(WorkbenchError, match=r"1 problems .*\(tuning/2\)"):
         report([chain("p", (1,)), chain("tuning/2", (1,))], [(0.5,), (0.5,)], *TUNING)
+
+
+def test_a_question_has_one_name_in_all_formats():
+    """Bug: ids were compared, and these begin with the format's name, so the same question could be on both sides."""
+    given = [chain("processbench/1", (1, 0)), chain("processbench/2", (1, 1))]
+    items, tuning = (
+        [c._replace(problem=Problem(f"{form}/{i}", form, words.format(i + 2), None)) for i, c in enumerate(given)]
+        for form, words in (("prm800k", "What is ${}+1$?"), ("processbench", "what is {} + 1"))
+    )
+    with pytest.raises(WorkbenchError, match="2 problems are in the tuning set and in the test set .prm800k/0."):
+        report(items, [(0.9, 0.2)] * 2, tuning, [(0.9, 0.2)] * 2)
+    other = [c._replace(problem=replace(c.problem, prompt=c.problem.prompt + "+1")) for c in tuning]
+    assert report(items, [(0.9, 0.2)] * 2, other, [(0.9, 0.2)] * 2).verifier.f1 is not None
 
 
 # Depth

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -512,6 +513,17 @@ def test_an_evaluation_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsy
     assert call()[0] == found and len(asked) == 10, "the same bytes elsewhere"
     monkeypatch.setattr(prm_cli, "TOGETHER", 30)
     assert call()[0] == found and len(asked) == 12, "in other parts"
+
+
+def test_two_printings_of_a_question_are_on_one_side(tmp_path):
+    """Bug: the split went by ids, which hash a printing, so thresholds came from questions that are judged."""
+    row = {"steps": ["a", "b"], "label": 1, "final_answer_correct": True}
+    rows = [{"problem": words.format(i), **row} for i in range(40) for words in ("What is ${}+1$?", "what is {} + 1")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"id": "0"} | row) + "\n" for row in rows))
+    given = dict(checkpoint=tmp_path, data=tmp_path / "rows.jsonl", tuning=None, responses=None, problems=0)
+    items, tuning, _ = prm_cli._unseen(SimpleNamespace(**given, format=None, split="train"))
+    assert {tasks.mark(c.problem) for c in items}.isdisjoint(tasks.mark(c.problem) for c in tuning)
+    assert len(items) + len(tuning) == 80 and tuning
 
 
 def test_a_report_stands_alone_and_in_no_run(chains, tmp_path, monkeypatch, capsys):

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import scaling
+from . import scaling, tasks
 from .scaling import Bin, Estimate, bootstrap, hit_rates, paired_bootstrap
 from .types import Labelled, WorkbenchError, aligned
 
@@ -141,11 +141,12 @@ def report(
 ) -> Report:
     """Judge the `scores` of a verifier, one a step of every item, by their labels.
 
-    The tuning set fixes thresholds (ProcessBench, 2412.06559) and the length baseline; it may share no problem with
-    the items. Intervals take both as given. Three baselines stand beside the verifier: one that never finds an error,
-    one that sees the index and the characters of a step (a logistic regression on the tuning set), and the policy's
-    own probability, which is given in `baselines` (see `policy_scores`) or reported as absent. `baselines`: name ->
-    (scores, tuning scores) of any other scorer, higher for a step more likely right. `responses`: as `best_of_n`.
+    The tuning set fixes thresholds (ProcessBench, 2412.06559) and the length baseline; it may share no question with
+    the items, whatever a data set calls it (`tasks.mark`). Intervals take both as given. Three baselines stand beside
+    the verifier: one that never finds an error, one that sees the index and the characters of a step (a logistic
+    regression on the tuning set), and the policy's own probability, which is given in `baselines` (see `policy_scores`)
+    or reported as absent. `baselines`: name -> (scores, tuning scores) of any other scorer, higher for a step more
+    likely right. `responses`: as `best_of_n`.
 
     Label steps up to the first error only if what follows means nothing. Calibration is to the reading of the labels,
     not to soft labels. A chain that occurs twice counts twice in F1, as a sample does. Errors: a problem in both sets,
@@ -164,7 +165,8 @@ def report(
     baselines = dict(baselines or {})
     if taken := ({name, NO_ERROR, LENGTH} & baselines.keys()) | ({name} & {NO_ERROR, LENGTH, POLICY}):
         raise WorkbenchError(f"{min(taken)!r} is the name of another scorer already: choose a name of its own")
-    if both := {item.problem.id for item in items} & {item.problem.id for item in tuning_items}:
+    asked = {tasks.mark(item.problem) for item in tuning_items}
+    if both := {item.problem.id for item in items if tasks.mark(item.problem) in asked}:
         raise WorkbenchError(
             f"{len(both)} problems are in the tuning set and in the test set ({min(both)}): a threshold is fixed on "
             "problems that are not judged, so take them out of one"

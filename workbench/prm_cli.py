@@ -168,25 +168,25 @@ def _judge(args) -> Callable:
 
 def _unseen(args) -> tuple[list, list, dict]:
     """What is judged, what thresholds come from, and the responses: problems that were not trained on."""
-    from .tasks import digest, plain
+    from .tasks import digest, mark
     from .verifiers.prm import about
 
     known = set(about(args.checkpoint).get("learnt", ()))
 
-    def learnt(prompts):
-        return {prompt for prompt in prompts if digest(plain(prompt)) in known}
+    def learnt(problems):
+        return {problem.prompt for problem in problems if mark(problem) in known}
 
     items, sampled = _labelled(args.data, args), _graded(args.responses) if args.responses else {}
     if args.tuning:  # of what the PRM was trained on, the part that it held out will do
         tuning = _labelled(args.tuning, args)
         asked = {c.problem.prompt for c in tuning}
-        old = learnt(asked)
+        old = learnt(c.problem for c in tuning)
         print(f"{args.tuning}: {len(old):,} of {len(asked):,} problems were trained on and are left out")
         tuning = [c for c in tuning if c.problem.prompt not in old]
         if not tuning:
             raise WorkbenchError(f"all problems of {args.tuning} were trained on: name others with --tuning")
     else:  # every fourth problem, by a hash of its text
-        apart = [digest("tuning", chain.problem.id) % 4 == 0 for chain in items]
+        apart = [digest("tuning", mark(chain.problem)) % 4 == 0 for chain in items]
         tuning = [chain for chain, held in zip(items, apart, strict=True) if held]
         items = [chain for chain, held in zip(items, apart, strict=True) if not held]
         if not (items and tuning):
@@ -194,7 +194,7 @@ def _unseen(args) -> tuple[list, list, dict]:
                 f"{args.data} has too few problems to keep a quarter of them for thresholds: name others with --tuning"
             )
     problems = [c.problem for c in items + tuning] + [some[0][0] for some in sampled.values()]
-    if both := learnt({p.prompt for p in problems}):
+    if both := learnt(problems):
         raise WorkbenchError(
             f"{len(both)} of these problems were trained on, the first {min(both)[:60]!r}: judge others"
         )

@@ -290,6 +290,17 @@ def plain(text: str) -> str:
     return " ".join(_TOKEN.findall(text))
 
 
+def mark(problem: Problem) -> int:
+    """A number that all printings of one question share, whatever data set they are from and what that calls it.
+
+    A prompt without a word or a number is known by the problem's id alone.
+
+    >>> mark(Problem("a/1", "a", "What is $2+3$?", None)) == mark(Problem("b/9", "b", "what is 2 + 3", None))
+    True
+    """
+    return digest(plain(problem.prompt) or problem.id)
+
+
 def overlap(train: Iterable[str], reported: Iterable[str]) -> list[str]:
     """The prompts to train on that are also reported on, each once; `train` is read as a stream.
 

@@ -408,7 +408,7 @@ def train(
         head=False,
         of={**asdict(config), "base": str(base), **hashes},
     )
-    learnt = {tasks.digest(tasks.plain(chain.problem.prompt)) for chain in part(False)}
+    learnt = {tasks.mark(chain.problem) for chain in part(False)}
     save(model, tokenizer, base, config, folder / "model", sorted(learnt))
     team().wait_for_everyone()
     return folder / "model", cost
