@@ -427,7 +427,7 @@ def test_the_command_line_judges_a_critic(taught, tokenizer, tmp_path, capsys):
     assert main([*command, *["--as", "generative", "--critiques", "3", "--no-policy"]]) == 0
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "report.json").read_text())
-    kept = [c for c in stepdata.Rows(data) if tasks.digest("tuning", c.problem.id) % 4]
+    kept = [c for c in stepdata.Rows(data) if tasks.digest("tuning", tasks.mark(c.problem)) % 4]
     scores = (judge := Generative(LocalPolicy(taught, tokenizer), k=3)).score(
         [(c.problem.blind(), c.trace) for c in kept]
     )

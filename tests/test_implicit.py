@@ -97,7 +97,7 @@ def test_log_ratios_with_known_probabilities(tokenizer, encoder):
     """By hand: two models that give "1", "2" and the break known chances, whatever came before."""
     one, two, end = (encoder.text(x)[0] for x in ("1", "2", "\n"))
     mine, theirs = Fixed({one: 0.5, two: 0.1, end: 0.2}, len(tokenizer)), Fixed({one: 0.25, two: 0.2, end: 0.2}, 300)
-    row = prm.judged(CHAIN[0], Trace((Step("112"), Step("2")), "cut"), [1, 1], encoder, outcome=True)
+    row = prm.judged(CHAIN[0], Trace((Step("112"), Step("2")), "cut"), [1, 1], encoder)
     batch = prm.collate([row], tokenizer.pad_token_id)
     ratios = step_logratios(mine, theirs, batch)
     want = [math.log(2 * 2 * 0.5), math.log(0.5)]  # 1, 1, 2 and the break; 2 and the break
@@ -160,7 +160,7 @@ def test_training_is_scoring_to_the_bit(micro, other, tokenizer, encoder, chains
         assert step.log_ratio([item]) == [tuple(ratios[0].tolist())]
         assert step.score([item]) == [tuple((0.5 * ratios[0]).sigmoid().tolist())]
         [scores] = total.score([item])
-        wanted = torch.nn.functional.binary_cross_entropy(torch.tensor(scores[-1]), torch.tensor(1.0))
+        wanted = torch.nn.functional.binary_cross_entropy(torch.tensor(scores[-1]), torch.tensor(row.labels[-1]))
         assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
@@ -474,7 +474,7 @@ def test_the_command_line_judges_an_implicit_one(micro, tokenizer, tmp_path, cap
     assert main([*command, *["--as", "implicit", "--reference", str(tmp_path / "before")]]) == 0
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "report.json").read_text())
-    kept = [c for c in stepdata.Rows(data) if tasks.digest("tuning", c.problem.id) % 4]
+    kept = [c for c in stepdata.Rows(data) if tasks.digest("tuning", tasks.mark(c.problem)) % 4]
     scores = Implicit(micro, tokenizer, other).score([(c.problem.blind(), c.trace) for c in kept])
     pairs = [(s, x) for row, c in zip(scores, kept, strict=True) for s, x in zip(row, c.labels, strict=True)]
     known = [pair for pair in pairs if None not in pair]

@@ -6,14 +6,15 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from workbench.fit import Ordered
 from workbench.models import new_model
-from workbench.packing import UNKNOWN, Forest, Store, collate, pack
-from workbench.types import Labelled, Problem, Step, Trace
+from workbench.packing import UNKNOWN, Forest, Store, collate, judged, pack
+from workbench.types import Labelled, Problem, Step, Trace, WorkbenchError
 from workbench.verifiers import prm
 
 
@@ -23,6 +24,12 @@ def chain(problem, *steps, labels=None):
     return Labelled(
         Problem(f"p/{problem}", "arithmetic", problem, "1"), Trace(tuple(map(Step, steps)), "cut"), tuple(marks)
     )
+
+
+def answered(problem, *steps):
+    """The same, with the last step as its closing answer."""
+    it = chain(problem, *steps)
+    return it._replace(trace=Trace((*it.trace.steps[:-1], replace(it.trace.steps[-1], final=True))))
 
 
 CHAINS = [
@@ -149,9 +156,27 @@ def test_rows_are_full(encoder):
     assert counts["straight"] > 1.5 * counts["tokens"]
 
 
+def test_the_mark_of_a_last_step_is_no_outcome(encoder):
+    """Bug: an outcome model learnt that chains which people stopped to rate, without an answer, came out right (or
+    wrong) by the mark of their last step. What a policy wrote and never closed stays wrong, whatever its last step."""
+    right, wrong, unrated = (answered("2+3", "a", text) for text in ("b", "b!", "b?"))
+    stopped = chain("2+3", "a", "c")
+    written = (Step("a"), Step("c", ids=tuple(encoder.text("c\n"))))
+    ran_out, malformed = (stopped._replace(trace=Trace(written, stop)) for stop in ("length", "cut"))
+    every = [right, wrong, ran_out, malformed, stopped, unrated]
+    marks = [judged(*one, encoder, outcome=True).labels[0] for one in every]
+    assert marks == [1.0, 0.0, 0.0, 0.0, UNKNOWN, UNKNOWN]
+    counts = {}
+    list(pack(every, encoder, 300, outcome=True, counts=counts))
+    assert (counts["chains"], counts["no outcome"], counts["labels"]) == (6, 2, 8)
+    with pytest.raises(WorkbenchError, match="none of 2 chains has an outcome"):
+        list(pack([stopped, unrated], encoder, 300, outcome=True))
+    assert list(pack([stopped, unrated], encoder, 300)), "their steps are labelled all the same"
+
+
 def test_an_outcome_is_a_chains_own(encoder):
     """Bug: two chains share a step, and the outcome of the first is given to the second."""
-    rows = list(pack([chain("2+3", "a", "b!"), chain("2+3", "a", "c")], encoder, 300, outcome=True))
+    rows = list(pack([answered("2+3", "a", "b!"), answered("2+3", "a", "c")], encoder, 300, outcome=True))
     assert sorted(label for _, label in labelled(rows, encoder)) == [0.0, 0.0, 1.0, 1.0]
 
 

@@ -67,10 +67,25 @@ def mask_after_error(labels: Sequence[float | None]) -> list[float]:
     return [UNKNOWN if x is None or i > first else float(x) for i, x in enumerate(labels)]
 
 
+def earned(trace: Trace, label: float | None) -> float | None:
+    """A chain's outcome: the label of its answer. A chain that a policy wrote and never closed has earned 0.
+
+    Of a row that breaks off (PRM800K's where people stopped) the last label is a step's mark, and there is no outcome.
+
+    >>> from workbench.types import Step
+    >>> step = Step("2+3=5", ids=(7, 8))
+    >>> [earned(Trace(steps, "cut"), 1.0) for steps in ((step,), (Step("2+3=5"),))]
+    [0.0, None]
+    """
+    if trace.answer is not None:
+        return label
+    return 0.0 if trace.stop == "length" or trace.steps[-1].ids else None
+
+
 def judged(
     problem: Problem, trace: Trace, labels: Sequence[float | None], encoder: Encoder, outcome: bool = False
 ) -> Judged:
-    """A labelled chain as a row. `outcome` keeps the last label alone, for every step (an ORM, Cobbe et al. 2021)."""
+    """A labelled chain as a row. `outcome`: its `earned` at every step (an ORM, Cobbe et al. 2021), or nowhere."""
     if len(labels) != len(trace.steps):
         raise WorkbenchError(f"{problem.id}: {len(labels)} labels for {len(trace.steps)} steps")
     if bad := [x for x in labels if x is not None and not 0 <= x <= 1]:
@@ -78,7 +93,7 @@ def judged(
     if not trace.steps:
         raise WorkbenchError(f"{problem.id}: a chain without steps has nothing to learn from, leave it out")
     if outcome:
-        labels = [labels[-1]] * len(labels)
+        labels = [earned(trace, labels[-1])] * len(labels)
     code = encoder.encode(problem.prompt, trace.steps)
     used = [UNKNOWN if x is None else float(x) for x in labels] if outcome else mask_after_error(labels)
     return Judged(code.ids, code.prompt_length, code.step_ends, used)
@@ -116,11 +131,12 @@ def pack(
 
     Chains of one problem that follow one another share what they begin with. Every label stands in one row, behind its
     whole prefix, which is read again where a tree is cut into several rows. A step whose prefix alone does not fit is
-    left out. `counts` is told `tokens`, `labels`, `too long` (labels left out), `chains` and `straight` (tokens, had
-    every chain been a row of its own).
+    left out, and of `outcome` a chain without one. `counts` is told `tokens`, `labels`, `too long` (labels left out),
+    `no outcome` (chains left out), `chains` and `straight` (tokens, had every chain been a row of its own).
+    Errors: outcomes are asked for, and no chain has one.
     """
     counts = {} if counts is None else counts
-    for name in ("chains", "labels", "tokens", "straight", "too long"):
+    for name in ("chains", "labels", "tokens", "straight", "too long", "no outcome"):
         counts.setdefault(name, 0)
     waiting: list[_Piece] = []
     alone = itertools.count()  # an outcome is a chain's own, also in the steps that it shares
@@ -130,10 +146,16 @@ def pack(
             counts["chains"] += 1
             rows.append(judged(*chain, encoder, outcome))
             counts["straight"] += len(rows[-1].ids)
+            counts["no outcome"] += outcome and rows[-1].labels[-1] == UNKNOWN
         waiting += _pieces(_tree(rows), capacity, counts)
         if len(waiting) >= WINDOW:
             full, waiting = _bins(waiting, capacity, last=False)
             yield from _out(full, counts)
+    if counts["no outcome"] == counts["chains"] > 0:
+        raise WorkbenchError(
+            f"none of {counts['chains']} chains has an outcome, which is the label of its closing answer: an outcome "
+            "model needs chains that end in one; for labels of steps, outcome=false"
+        )
     full, _ = _bins(waiting, capacity, last=True)
     yield from _out(full, counts)
 

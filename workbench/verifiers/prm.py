@@ -220,8 +220,9 @@ class Training:
 
     `method`: `full` (fp32 weights), `lora` (adapters on a base that stays as it is) or `qlora` (the same on a base in
     4-bit NF4 with double quantisation). `head`: `linear` (a new one, never quantised) or `verdict` (the log-odds of
-    two tokens, so that the model stays a language model). `outcome`: an ORM. `dtype` of the base and of the
-    computing, `auto` is bfloat16 where the hardware multiplies it; what learns is fp32.
+    two tokens, so that the model stays a language model). `outcome`: an ORM, from chains with an answer (see
+    `packing.earned`). `dtype` of the base and of the computing, `auto` is bfloat16 where the hardware multiplies it;
+    what learns is fp32.
     `capacity`: tokens of a row, `batch` rows are computed at a time, `batch` x `accumulate` (x processes) make a step.
     `top`: of the trunk's layers so many from the top learn, and nothing flows back below them; 0 for all.
     `head_lr`: a linear head's rate (0: `lr`). What a pre-trained trunk gives at all steps is mostly one and the same
@@ -360,6 +361,7 @@ def train(
                 "padding": padding(rows.lengths, config.batch, config.seed),
                 "tokens, each chain alone": counts["straight"],
                 "labels that do not fit": counts["too long"],
+                **({"chains without an outcome": counts["no outcome"]} if config.outcome else {}),
                 "held-out labels": held.labels if held else 0,
                 "steps": steps,
             }
