@@ -5,9 +5,11 @@ The reading of LaTeX runs in one worker process that is kept between calls (some
 up and started again: this works in a notebook, off the main thread, and without signals.
 
 What counts as equal, beyond equality of value:
-  units after a number (`12\text{ cm}`, `90^\circ`, `\$5`, `50\%`) may be missing on one side, and may not differ;
+  units after a number (`12\text{ cm}`, `90^\circ`, `\$5`, `50\%`) may be missing on one side, and may not differ; what
+  counts (`5\text{ million}`) or denies is no unit;
   `x=5` answers 5; sets and bare lists have no order, tuples and intervals have, and brackets must be the same.
-What does not: `0.333333` for 1/3, numbers of another base, words that are anagrams, a right number inside a text.
+What does not: `0.333333` for 1/3, numbers of another base, words that are anagrams, `n` for `N`, a right number inside
+a text.
 
 Left out: whether the answer is simplified (`2+3` equals 5, so an echoed question passes: tasks that care check more),
 ratios and times other than as text, and answers longer than 4,096 characters, which are refused unread.
@@ -207,6 +209,16 @@ _WRAPPERS = (
 )
 _SPACES = re.compile(r"(?<!\\)(?:\\left(?![a-z])|\\right(?![a-z])|\\[,;: ]|\\q?quad(?![a-z])|~)")
 _UNIT = re.compile(r"(?<=[0-9}a-z)])\s*\\(?:text|mathrm|mbox|textbf)\{([^{}]*)\}(?:\^\{?[23]\}?)?$")
+_COUNTING = (
+    r"half|halves|thirds?|(?:four|fif|six|seven|eigh|nin|ten|twelf)ths?|dozens?|\w*(?:hundred|thousand|illion)\w*"
+)
+_NO_UNIT = re.compile(
+    # they change the number, or what is said of it: 5 million is not 5, and `12 is wrong` is not 12
+    rf"\b(?:{_COUNTING}|is|isn't|are|was|not?|nor|or|wrong|false|incorrect|mod|remainder|r)\b",
+    re.I,
+)
+_WORD = re.compile(r"(?:\$|\\boxed\{|\s)*\\(?:text|mbox|textbf)\{[^{}]*[A-Za-z]{2}[^{}]*\}(?:\$|\}|\s)*")
+_SHORT = set("am an as at be by do go he if in is it me my no of on or so to up us we".split())  # no products
 _SIGNS = re.compile(r"\^\{?\\circ\}?$|°$|\\?%$")
 _FUNCTIONS = {
     "sin",
@@ -243,7 +255,7 @@ def _tidy(text: str) -> tuple[str, str]:
     text = re.sub(rf"(?<=\{{){_INTEGER}(?=\}})", lambda match: match[0].replace(",", ""), text)
     text = re.sub(r"\s*,?\s*(?:\\text\{\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))\s*", ", ", text)
     text = re.sub(r"(?<=[0-9A-Za-z)}\]])\.$", "", text)
-    unit = match[0] if (match := _UNIT.search(text)) else ""
+    unit = match[0] if (match := _UNIT.search(text)) and not _NO_UNIT.search(match[1]) else ""
     text = text[: len(text) - len(unit)].strip() if unit else text
     sign = match[0] if (match := _SIGNS.search(text)) else ""
     if sign and re.fullmatch(r"[-+0-9.,/ ]+|-?\\frac\{[0-9]+\}\{[0-9]+\}", text[: -len(sign)]):
@@ -298,6 +310,7 @@ def _wordy(text: str) -> bool:
     words = re.findall(r"(?<!\\)(?<![A-Za-z])[A-Za-z]{3,}", re.sub(r"\\[A-Za-z]+", " ", bare))
     return (
         any(word.lower() not in _FUNCTIONS for word in words)
+        or text.lower() in _SHORT
         or re.search(r"[0-9]\s*\}?\s*_|:|[0-9]\s+[0-9]|\\text|\\mbox|\\boxed|\\ldots|\\dots", text) is not None
     )
 
@@ -361,10 +374,13 @@ def _agree(answer: str, gold: str, depth: int = 0) -> bool:
         return False
     if ("=" in a) != ("=" in g) and not re.fullmatch(r"[A-Za-z](?:\([a-z]\))?\s*=[^=]*", g):
         return False  # `3=5` does not answer 5
-    if _wordy(a) or _wordy(g):
+    if _wordy(a) or _wordy(g) or _WORD.fullmatch(answer) or _WORD.fullmatch(gold):
         return _words(a) == _words(g)
     if ("\\circ" in a) != ("\\circ" in g):
         return False
+    letters, known = ({*re.sub(r"\\[A-Za-z]+", "", text)} for text in (a, g))
+    if any(x not in known and x.swapcase() in known for x in letters):
+        return False  # math-verify reads n and N as one
     return _same(_parse(a), _parse(g))
 
 
