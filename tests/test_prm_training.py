@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from workbench.__main__ import main
 from workbench.models import load_model, new_model
 from workbench.packing import pack
 from workbench.runs import Run, hash_tree
-from workbench.types import Labelled, Problem, Step, Trace, WorkbenchError
+from workbench.types import Cost, Labelled, Problem, Step, Trace, WorkbenchError
 from workbench.verifiers import prm
 from workbench.verifiers.likelihood import mean_logprobs
 from workbench.verifiers.prm import PRM, Training, train
@@ -355,6 +356,34 @@ def test_the_auc_counts_pairs():
     scores, marks = torch.tensor([0.1, 0.4, 0.4, 0.9]), torch.tensor([0.0, 1.0, 0.0, 1.0])
     assert prm.auc(scores, marks) == (1 + 0.5 + 1 + 1) / 4
     assert prm.auc(scores, torch.ones(4)) is None
+
+
+def test_a_run_is_of_its_bases_weights_and_all_processes_see_it_finished(chains, base, tmp_path, monkeypatch, capsys):
+    """Bugs: with other weights in the base's folder the run was taken for finished, or went on from a checkpoint of the
+    old ones; under `accelerate launch` the first process saw that it was finished, and the others waited for ever."""
+    mine = tmp_path / "base"
+    shutil.copytree(base, mine)
+    data = rows_of(chains, tmp_path / "rows.jsonl")
+    command = ["prm", "train", str(data), "--base", str(mine), "--out", str(tmp_path / "run"), "-p", "method=lora"]
+    command += ["-p", "dtype=float32", "-p", "steps=1", "-p", "held_out=0", "-p", "rank=2"]
+    assert main(command) == 0 and main(command) == 0 and "is finished" in capsys.readouterr().out
+    with monkeypatch.context() as other:
+        other.setenv("RANK", "1")
+        other.setattr(prm, "train", lambda *_, **__: pytest.fail("it waits for the first"))
+        assert main(command) == 0
+    model, _ = load_model(mine)
+    torch.nn.init.normal_(model.lm_head.weight)
+    model.save_pretrained(mine)
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "is finished" not in said and "earlier run is kept" in said
+    told = []
+    monkeypatch.setattr(prm, "fit", lambda *_, of, **__: told.append(of) or Cost())
+    for weights in (base, mine):  # to the trainer, too, the same name is another base
+        shutil.rmtree(tmp_path / "b", ignore_errors=True)
+        shutil.copytree(weights, tmp_path / "b")
+        train(chains, tmp_path / "b", tmp_path / "alone", QUICK, log=lambda row: None)
+    assert told[0] != told[1]
 
 
 def test_the_checkpoint_says_what_it_stands_on(chains, base, tmp_path):

@@ -250,11 +250,9 @@ class Pretrained(Series):
 
     def _base(self) -> dict[str, Path]:
         """The base as an input that is hashed, if it lies on this machine; a hub id is a parameter only."""
-        if self.profile.base == "smollm2":
-            from .smollm2 import checkpoint
+        from .smollm2 import on_disk
 
-            return {"base": checkpoint()}
-        return {"base": Path(self.profile.base)} if Path(self.profile.base).is_dir() else {}
+        return on_disk(self.profile.base)
 
     def load(self, folder: Path, reasoning: bool = True):
         """The base with the adapter in `folder`; the flywheel and RL train on it."""

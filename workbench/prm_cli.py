@@ -25,6 +25,7 @@ SHOWN = {"report.json", *(name + ending for name in FIGURES for ending in (".png
 
 def train(args) -> int:
     from . import stepdata
+    from .smollm2 import on_disk
     from .verifiers import prm
 
     if args.profile not in prm.SIZES:
@@ -39,12 +40,15 @@ def train(args) -> int:
     if args.reported:
         about["reported"] = reported.hash
     prompts = (chain.problem.prompt for chain in reported)
-    if int(os.environ.get("RANK", 0)):  # under `accelerate launch` the first process keeps the records
-        prm.train(rows, about["base"], args.out, config, prompts, log=lambda row: None, progress=False)
+    inputs, first = on_disk(about["base"]), not int(os.environ.get("RANK", 0))
+    with prm.team().main_process_first():  # under `accelerate launch` it keeps the records, and all see it finished
+        run = Run.open(args.out, about, inputs) if first else Run.finished(args.out, about, inputs)
+    if run is not None and run.done:
+        if first:
+            print(f"{run.path / 'model'} is finished")
         return 0
-    run = Run.open(args.out, about)
-    if run.done:
-        print(f"{run.path / 'model'} is finished")
+    if not first:
+        prm.train(rows, about["base"], args.out, config, prompts, log=lambda row: None, progress=False)
         return 0
     run.rewind("history", prm.reached(run.path / "trainer") or -1)  # -1: the header, too, comes again
 

@@ -31,6 +31,16 @@ def checkpoint(folder: str | Path = FOLDER) -> Path:
     return built(Path(folder) / "policy", lambda part: _policy(Path(folder), part))
 
 
+def on_disk(base: str | Path) -> dict[str, Path]:
+    """{"base": its folder}, an input of a run that is hashed, if the base lies on this machine; {} for a hub id.
+
+    >>> on_disk("Qwen/Qwen2.5-1.5B-Instruct")
+    {}
+    """
+    folder = checkpoint() if base == "smollm2" else Path(base)
+    return {"base": folder} if folder.is_dir() else {}
+
+
 def built(path: Path, build) -> Path:
     """`path`, which `build(a folder beside it)` writes unless it is there: half a checkpoint never bears the name."""
     if not (path / "config.json").exists():

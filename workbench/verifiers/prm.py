@@ -23,7 +23,8 @@ from ..format import Encoder, tokenised
 from ..kv import Reader, core
 from ..models import Need, Price, load_model, load_tokenizer, memory, placed, read_json
 from ..packing import UNKNOWN, Judged, Store, collate, judged, mask_after_error, pack, read_trees  # noqa: F401
-from ..runs import hash_file
+from ..runs import hash_file, hash_tree
+from ..smollm2 import on_disk
 from ..types import Cost, Labelled, Problem, ProblemError, Trace, WorkbenchError, in_range
 
 VERDICT = (" Yes", " No")  # the two tokens of a PRM that stays a language model
@@ -408,7 +409,7 @@ def train(
         log=log,
         progress=progress,
         head=False,
-        of={**asdict(config), "base": str(base), **hashes},
+        of={**asdict(config), "base": str(base), **hashes, **{k: hash_tree(path) for k, path in on_disk(base).items()}},
     )
     learnt = {tasks.mark(chain.problem) for chain in part(False)}
     save(model, tokenizer, base, config, folder / "model", sorted(learnt))
