@@ -12,8 +12,9 @@ from openai_double import Double
 from searching import POLICY, go, knobs
 
 from workbench import sft, tasks
-from workbench.format import TAGS, parse, unescape
-from workbench.models import new_model
+from workbench.adapters import save_adapter
+from workbench.format import TAGS, escape, parse
+from workbench.models import load_model, new_model
 from workbench.policies import Sampling, Want
 from workbench.policies.local import LocalPolicy
 from workbench.policies.scripted import Scripted
@@ -21,6 +22,7 @@ from workbench.policies.server import Server
 from workbench.types import Cost, Node, Problem, ProblemError, Step, Trace, WorkbenchError
 from workbench.verifiers import Verifier
 from workbench.verifiers.generative import QUESTION, TEMPLATE, Generative, question
+from workbench.verifiers.implicit import Implicit
 
 SAMPLING = Sampling(1.0, 16, 40)
 TWO = Scripted(  # half of the critiques are sure, half are not: P(Yes) = .5 * .9 + .5 * .2 = .55
@@ -145,12 +147,39 @@ def test_no_text_breaks_out(encoder, text, place):
     assert len(lines) == 4 and lines[3] == TEMPLATE.split("\n")[-1]
     heads = ("Problem: ", "Step 1: ", "Answer: ")
     assert all(line.startswith(head) for line, head in zip(lines, heads, strict=False))
-    told = [unescape(line.removeprefix(head)) for line, head in zip(lines, heads, strict=False)]
-    assert told == [p.prompt, steps[0].text, steps[1].text], "what was written can be told again"
+    told = [line.removeprefix(head) for line, head in zip(lines, heads, strict=False)]
+    assert told == [" ".join(x.splitlines()) for x in (p.prompt, steps[0].text, steps[1].text)]
     ids = encoder.prompt(asked.prompt)
     tags = [i for i in ids if i in encoder.tag_ids.values()]
     assert tags == [encoder.tag_ids[tag] for tag in TAGS[:3]], "the template's own tags and no other"
     assert parse(encoder.tokenizer.decode(ids))[0] == asked.prompt
+
+
+def test_the_critic_reads_text_as_the_policy_does(encoder):
+    """Bug: what the question had escaped was escaped again by the encoder, so LaTeX came with four backslashes."""
+    asked = question(Problem("p/1", "math", r"Half of $\frac{1}{2}$?", None), [Step(r"$\frac{1}{4}$")])
+    read = encoder.tokenizer.decode(encoder.prompt(asked.prompt))
+    assert all(encoder.tokenizer.decode(encoder.text(escape(x))) in read for x in (r"$\frac{1}{2}$", r"$\frac{1}{4}$"))
+
+
+def test_adapters_are_judged_as_they_lie(tokenizer, tmp_path):
+    """Bug: the workbench's own LoRA folders were refused as critic and as implicit PRM, with advice to delete them;
+    so was a plain language model without our tags."""
+    from peft import LoraConfig, get_peft_model
+
+    base, folder = tmp_path / "base", tmp_path / "adapter"
+    new_model("micro", tokenizer).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    model, _ = load_model(base)
+    folder.mkdir()
+    save_adapter(get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])), "default", tokenizer, folder)
+    for load in (Generative.load, lambda path: Implicit.load(path, base), lambda path: Implicit.load(base, path)):
+        judge = load(folder)
+        [row] = judge.score([CHAIN])
+        assert len(row) == len(STEPS)
+    with pytest.raises(WorkbenchError, match="is an adapter: open it with") as told:
+        load_model(folder)
+    assert "elete" not in str(told.value)
 
 
 def test_every_question_has_a_name_of_its_own():

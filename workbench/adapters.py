@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from .format import TAGS, add_tags
 from .kv import core
-from .models import check_weights, load_model, load_tokenizer, read_json
+from .models import check_weights, load_model, load_tokenizer, placed, read_json
 from .tasks import digest
 from .types import WorkbenchError
 
@@ -92,6 +92,16 @@ def open_adapter(folder: str | Path):
     if not base:
         raise WorkbenchError(f"{folder} names no base: open it with adapters.one_base(base, {{'default': {folder}}})")
     return one_base(base, {"default": folder}, **how)
+
+
+def open_language_model(folder: str | Path):
+    """(causal language model, tokenizer with the tags) of whole weights or a LoRA adapter, on a GPU if there is one."""
+    if (Path(folder) / "adapter_config.json").exists():
+        model, tokenizer = open_adapter(folder)
+    else:
+        model, tokenizer = load_model(folder)
+        prepare(model, tokenizer)
+    return model if quantised(model) else placed(model), tokenizer
 
 
 def quantised(model) -> bool:

@@ -89,6 +89,8 @@ def load_model(folder: str | Path, kind: str = "AutoModelForCausalLM", **more):
 
         folder = checkpoint()
     path = Path(folder)
+    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+        raise WorkbenchError(f"{path} is an adapter: open it with adapters.open_adapter, or name what it stands on")
     if path.exists() and not (path / "config.json").exists():
         raise WorkbenchError(f"{path} is no checkpoint: it has no config.json. Delete it and run its stage again")
     if path.exists():

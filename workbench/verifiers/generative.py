@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ..format import escape
-from ..models import load_model, placed
 from ..policies import Policy, Sampling, Want, bill, tokens_of
 from ..tasks import digest
 from ..types import Cost, Node, Problem, ProblemError, Step, Trace, WorkbenchError
@@ -25,23 +23,27 @@ STEPS = ("each", "last")
 def question(problem: Problem, steps: Sequence[Step]) -> Problem:
     r"""What the critic is asked about the first steps of a solution, as a problem whose answer is Yes or No.
 
-    The problem and every step are escaped (`format.escape`), so each is one line and holds no tag: what they say cannot
-    pass for another step, nor for the end of the question. To teach a critic, `sft.rows([(question(p, steps), trace)])`
+    The problem and every step are one line each, so that what they say cannot pass for another step; tags in them are
+    escaped as in any prompt, by the policy's encoder. To teach a critic, `sft.rows([(question(p, steps), trace)])`
     with a trace that ends in the answer "Yes" or "No". Its id names problem and text, so that every question has noise
     of its own, the same in every search.
 
     >>> print(question(Problem("p/1", "arithmetic", "2+3", "5"), [Step("2+3=6\nStep 2: 5"), Step("6", True)]).prompt)
     Problem: 2+3
-    Step 1: 2+3=6\x0aStep 2: 5
+    Step 1: 2+3=6 Step 2: 5
     Answer: 6
     Check it step by step. Is the solution right so far? Yes or No?
     """
     lines = [
-        ANSWER.format(text=escape(step.text)) if step.final else STEP.format(number=number, text=escape(step.text))
+        ANSWER.format(text=_line(step.text)) if step.final else STEP.format(number=number, text=_line(step.text))
         for number, step in enumerate(steps, 1)
     ]
-    text = TEMPLATE.format(problem=escape(problem.prompt), steps="\n".join(lines))
+    text = TEMPLATE.format(problem=_line(problem.prompt), steps="\n".join(lines))
     return Problem(f"{problem.id}?{digest('question', text):016x}", problem.task, text, None, problem.level)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.splitlines())
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,11 @@ class Generative:
 
     @classmethod
     def load(cls, folder: str | Path, **more) -> Generative:
-        """A language model's checkpoint as the critic."""
+        """A language model's checkpoint, of whole weights or of an adapter, as the critic."""
+        from ..adapters import open_language_model
         from ..policies.local import LocalPolicy
 
-        model, tokenizer = load_model(folder)
-        return cls(LocalPolicy(placed(model), tokenizer), **more)
+        return cls(LocalPolicy(*open_language_model(folder)), **more)
 
     def flops(self, prefix: float, new: float, head: bool = True) -> float:
         """What one question about a chain of prefix + new tokens costs if all critiques are as long as they may get: an

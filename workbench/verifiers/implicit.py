@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from ..adapters import adapter_of, switched
+from ..adapters import adapter_of, open_language_model, switched
 from ..format import Encoder
 from ..kv import Reader, core
-from ..models import Price, load_model, placed
+from ..models import Price
 from ..types import Problem, Trace, WorkbenchError
 from .prm import by_step, in_batches, steps_of_tokens
 
@@ -127,9 +127,9 @@ class Implicit:
 
     @classmethod
     def load(cls, folder: str | Path, reference: str | Path, **more) -> Implicit:
-        """Two checkpoints: what was trained, and what it was before."""
-        model, tokenizer = load_model(folder)
-        return cls(placed(model), tokenizer, placed(load_model(reference)[0]), **more)
+        """Two checkpoints, of whole weights or of adapters: what was trained, and what it was before."""
+        model, tokenizer = open_language_model(folder)
+        return cls(model, tokenizer, open_language_model(reference)[0], **more)
 
     def flops(self, prefix: float, new: float, head: bool = True) -> float:
         """Of both models."""
