@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -333,7 +334,8 @@ def test_a_bad_beginning_costs_no_good_row(tmp_path):
 def test_a_mistyped_path_is_no_hub_id(tmp_path, monkeypatch):
     """Bug: `data/rows.jsonl` is taken for owner/name, and the hub is asked for it for a minute."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(stepdata, "_hub", lambda name, split: iter([{"asked": name}]))
+    monkeypatch.setattr(stepdata, "_hub", lambda name, *_: iter([{"asked": name}]))
+    monkeypatch.setattr(stepdata, "_commit", str)
     (tmp_path / "data").mkdir()
     write(tmp_path / "data", [GOOD], "rows.jsonl")
     for source, text in [
@@ -366,19 +368,55 @@ def test_gzip_and_folders(tmp_path):
     assert len(list(Rows(tmp_path))) == 2
 
 
-def test_a_hub_set_is_asked_through_datasets(tmp_path, monkeypatch):
-    """Bugs: the whole set is downloaded before the first row; a failure is a bare traceback."""
-    datasets = pytest.importorskip("datasets")
-    asked = {}
+def test_odd_entries_of_a_folder_are_passed_over(tmp_path):
+    """Bugs: a folder that is called like a file, or a link to nothing, ended the pass with a traceback; a notebook's
+    hidden copies were read beside what they are copies of."""
+    write(tmp_path, [GOOD])
+    (tmp_path / "more.jsonl").mkdir()
+    (tmp_path / "gone.jsonl").symlink_to(tmp_path / "nowhere")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    write(tmp_path / ".ipynb_checkpoints", [GOOD])
+    assert len(list(Rows(tmp_path))) == 1
 
-    def load_dataset(name, split, streaming):
-        asked.update(name=name, split=split, streaming=streaming)
+
+def test_a_cell_that_cannot_be_read_costs_its_row_alone(tmp_path):
+    """Bugs: text that is no UTF-8, or a time out of range in a column that nobody reads, ended the pass raw."""
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    texts = [b"1+1", b"a\xff\xfe", b"2+2"]
+    ends = b"".join(sum(map(len, texts[:i])).to_bytes(4, "little") for i in range(4))
+    bad = pa.Array.from_buffers(pa.string(), 3, [None, pa.py_buffer(ends), pa.py_buffer(b"".join(texts))])
+    rows = {"steps": [["x"]] * 3, "label": [-1] * 3, "final_answer_correct": [True] * 3}
+    rows["when"] = pa.array([0, 0, 9 * 10**18], pa.timestamp("us"))
+    parquet.write_table(pa.table({"problem": bad, **rows}), tmp_path / "rows.parquet")
+    found = Rows(tmp_path / "rows.parquet")
+    assert [chain.problem.prompt for chain in found] == ["1+1", "2+2"]
+    assert found.rejected == [("rows.parquet:2", "a cell that cannot be read")]
+
+
+def test_a_hub_set_is_asked_through_datasets(tmp_path, monkeypatch):
+    """Bugs: the whole set is downloaded before the first row; a failure is a bare traceback; the hash of a hub set did
+    not depend on its content, so a run on newer rows was taken for finished."""
+    datasets = pytest.importorskip("datasets")
+    hub = pytest.importorskip("huggingface_hub")
+    asked, now = {}, SimpleNamespace(sha="c0ffee")
+
+    def load_dataset(name, split, streaming, revision):
+        asked.update(name=name, split=split, streaming=streaming, revision=revision)
         return iter([GOOD])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(stepdata, "_hub", lambda name, split: [*load_dataset(name, split, True)])
-    assert len(list(Rows("owner/name", split="test"))) == 1
-    assert asked == {"name": "owner/name", "split": "test", "streaming": True}
+    monkeypatch.setattr(hub, "dataset_info", lambda name: now)
+    rows = Rows("owner/name", split="test")
+    assert len(list(rows)) == 1
+    assert asked == {"name": "owner/name", "split": "test", "streaming": True, "revision": "c0ffee"}
+    assert rows.hash == Rows("owner/name", split="test").hash != Rows("owner/name", split="train").hash
+    now.sha = "beef"
+    assert Rows("owner/name", split="test").hash != rows.hash, "other content had the same hash, for nothing was asked"
+    monkeypatch.setattr(hub, "dataset_info", lambda name: 1 / 0)
+    with pytest.raises(WorkbenchError, match="could not be had from the hub .ZeroDivisionError"):
+        Rows("owner/name")
 
 
 STREAM = """

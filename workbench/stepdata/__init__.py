@@ -69,8 +69,8 @@ class Rows:
     `source`: a path (JSON lines, also gzipped, or parquet), or a hub id `owner/name`, which needs `datasets`; `split`
     is the hub's. `format` is found from the fields of the first row, among the first 100, that is of one, unless it is
     named. After a pass, `counts` holds rows, chains, steps, labels and `rejected: <reason>`, and `rejected` the first
-    100 as (place, reason). `hash` names the content (of a hub data set: its id, its split and the files that it says it
-    has). Errors: no such source, an empty one, no known format, no good row.
+    100 as (place, reason). `hash` names the content (of a hub data set: its id, its split and the commit that is read,
+    the newest when this is made). Errors: no such source, an empty one, no known format, no good row.
 
     >>> import tempfile, pathlib
     >>> line = '{"id": "1", "problem": "1+1", "steps": ["1+1=3"], "label": 0, "final_answer_correct": false}'
@@ -84,6 +84,7 @@ class Rows:
     def __init__(self, source: str | Path, format: str | None = None, split: str = "train"):
         self.source, self.split, self.counts, self.rejected = str(source), split, Counter(), []
         self.files = _files(source)
+        self.commit = "" if self.files else _commit(self.source)
         self.format = get(format) if format else _guess(self.source, (row for _, row in self._raw()))
 
     @property
@@ -91,7 +92,7 @@ class Rows:
         if self.files:
             parts = [(path.name, hash_file(path)) for path in self.files]
         else:
-            parts = [(self.source, self.split, str(_hub(self.source, self.split).info.download_checksums))]
+            parts = [(self.source, self.split, self.commit)]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
     def __iter__(self) -> Iterator[Labelled]:
@@ -156,7 +157,7 @@ class Rows:
         for path in self.files:
             yield from _parquet(path) if path.suffix == ".parquet" else _lines(path)
         if not self.files:
-            for i, row in enumerate(_hub(self.source, self.split)):
+            for i, row in enumerate(_hub(self.source, self.split, self.commit)):
                 yield f"{self.source}:{i}", row
 
 
@@ -382,7 +383,8 @@ def _response(known: Problem, text: str, answer: str | None, right: bool) -> tup
 def _files(source: str | Path) -> list[Path]:
     path = Path(source)
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.name.endswith(ENDINGS))
+        found = sorted(p for p in path.rglob("*") if p.name.endswith(ENDINGS) and p.is_file())
+        found = [p for p in found if not any(part.startswith(".") for part in p.relative_to(path).parts)]  # copies
         if not found:
             raise WorkbenchError(f"{path} has no file that ends in {', '.join(ENDINGS)}")
         return found
@@ -406,17 +408,32 @@ def _near(path: Path) -> str:
     return f"did you mean {path.parent / alike[0]}?" if alike else f"the nearest folder is {path.parent.resolve()}"
 
 
-def _hub(name: str, split: str):
+def _commit(name: str) -> str:
+    """What the hub has now: streamed rows say nothing of their content, so the commit stands for it."""
+    try:
+        from huggingface_hub import dataset_info
+    except ImportError as error:
+        raise WorkbenchError(f"{name} is no file here, and the hub needs: pip install datasets") from error
+    try:
+        return str(dataset_info(name).sha)
+    except Exception as error:  # a hub fails in many ways; each means: not to be had
+        raise _unreached(name, error) from error
+
+
+def _unreached(name: str, error: Exception) -> WorkbenchError:
+    why = f"{type(error).__name__}: {error}"
+    return WorkbenchError(f"{name} could not be had from the hub ({why}): name a local file, or try again")
+
+
+def _hub(name: str, split: str, commit: str):
     try:
         from datasets import load_dataset
     except ImportError as error:
         raise WorkbenchError(f"{name} is no file here, and the hub needs: pip install datasets") from error
     try:
-        return load_dataset(name, split=split, streaming=True)
-    except Exception as error:  # a hub fails in many ways; each means: not to be had
-        raise WorkbenchError(
-            f"{name} could not be had from the hub ({type(error).__name__}: {error}): name a local file, or try again"
-        ) from error
+        return load_dataset(name, split=split, streaming=True, revision=commit)
+    except Exception as error:
+        raise _unreached(name, error) from error
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict | Reject]]:
@@ -449,20 +466,36 @@ def _line(file, path: Path) -> bytes:
         raise WorkbenchError(f"{path} cannot be read to its end ({error}): fetch it again") from error
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, dict]]:
+def _parquet(path: Path) -> Iterator[tuple[str, dict | Reject]]:
     try:
-        from pyarrow import ArrowInvalid, parquet
+        from pyarrow import ArrowException, ArrowInvalid, parquet
     except ImportError as error:
         raise WorkbenchError(f"{path.name} is a parquet file: pip install pyarrow") from error
     try:
         batches = parquet.ParquetFile(path).iter_batches(1024)
         number = 0
         for batch in batches:
-            for row in batch.to_pylist():
+            try:
+                rows = batch.to_pylist()
+            except (ValueError, OverflowError, ArrowException):
+                rows = map(partial(_cells, batch), range(len(batch)))
+            for row in rows:
                 number += 1
                 yield f"{path.name}:{number}", row
     except (ArrowInvalid, OSError) as error:
         raise WorkbenchError(f"{path} is no parquet file: {error}") from error
+
+
+def _cells(batch, number: int) -> dict | Reject:
+    """A row of a batch that cannot be read at once; a bad cell that no format asks for is left out."""
+    asked, row = {"answer", *(field for name in names() for field in get(name).FIELDS)}, {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name] = column[number].as_py()
+        except (ValueError, OverflowError):  # no UTF-8, a time that Python does not know
+            if name in asked:
+                return Reject("a cell that cannot be read")
+    return row
 
 
 def _guess(source: str, rows: Iterable):
