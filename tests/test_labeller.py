@@ -762,3 +762,29 @@ def test_in_jupyterlab(page, tmp_path):
         page.locator(".workbench-labeller[data-theme=dark]").wait_for()
         shot(page, page.get_by_test_id("labeller"), "jupyterlab-dark")
     assert not page.trouble
+
+
+def test_a_journal_that_may_not_be_written_is_told(tmp_path, monkeypatch):
+    """Bug: the handler cut the file that could not be written, which raised again, so keys went dead without a word."""
+    session = Session(ITEMS, tmp_path / "j.jsonl", "a")
+    session.press("1")
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refused)
+    monkeypatch.setattr("os.truncate", refused)
+    with pytest.raises(
+        WorkbenchError, match="cannot be written .Permission denied., so the last action does not count"
+    ):
+        session.press("1")
+
+
+def test_rows_may_be_packed(tmp_path):
+    """Bug: `x.jsonl.gz` was refused with a message that allows it."""
+    session = Session(ITEMS, None, "a")
+    session.press("1")
+    session.write(tmp_path / "rows.jsonl")
+    session.write(tmp_path / "rows.jsonl.gz")
+    one, two = (list(Rows(tmp_path / name)) for name in ("rows.jsonl", "rows.jsonl.gz"))
+    assert one == two and one

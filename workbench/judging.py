@@ -239,7 +239,7 @@ def best_of_n(responses: Mapping[str, Sequence[Response]], ns: Sequence[int] | N
     the problem with the fewest. Each value is the mean over choices of N of a problem's responses: exact for best-of-N
     and the ceiling, and for votes too where there are at most SUBSETS choices (else that many are drawn). As in
     `select`, a response without an answer or a score neither wins nor weighs, nobody chosen is wrong, and ties go to
-    what was sampled first: the answer in a vote, the response in best-of-N.
+    what was sampled first: the answer in a vote, the response in best-of-N (`select.best` takes the answer there, too).
     Errors: an n above the fewest responses, a right response without an answer, one not graded.
 
     >>> found = best_of_n({"a": [Response(5, True, 0.9), Response(6, False, 0.4)],

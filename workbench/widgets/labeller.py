@@ -11,6 +11,7 @@ step is shown as the plain text it is, LaTeX included) and several completions a
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import html
 import json
@@ -19,6 +20,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -235,7 +237,7 @@ class Session:
         path = Path(path)
         if self.path and path.resolve() == self.path.resolve():
             raise WorkbenchError(f"{path} is the journal: give the rows another name")
-        if path.suffix not in stepdata.ENDINGS[:2]:
+        if not path.name.endswith(stepdata.ENDINGS[:2]):
             raise WorkbenchError(f"{path}: rows of step labels end in {' or '.join(stepdata.ENDINGS[:2])}")
         chains = self.labelled()
         rated = [n for n, chain in enumerate(chains, 1) if any(label is not None for label in chain.labels)]
@@ -248,7 +250,8 @@ class Session:
         if lost:
             warnings.warn(f"{path}: left out {', '.join(lost)}", stacklevel=2)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(lines), encoding="utf-8")
+        text = "".join(lines).encode()
+        path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
         return len(lines)
 
     # --- how far it is ---
@@ -434,7 +437,7 @@ class Session:
             with open(self.path, "ab") as file:  # closing flushes; a crash of the machine may cost the last action
                 file.write(line)
         except OSError as error:
-            if self.path.exists():
+            with suppress(OSError):  # what may not be written may not be cut either, nor was it written to
                 os.truncate(self.path, self._size)
             raise WorkbenchError(
                 f"{self.path} cannot be written ({error.strerror}), so the last action does not count: mend that, "
