@@ -145,6 +145,13 @@ def test_a_row_whose_numbers_cannot_be_is_named(tmp_path, name, value, reason):
         load(tmp_path, "nano")
 
 
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    """Bug: one such row made all claims of a profile unreadable, and its notebook wrote it anew."""
+    with pytest.raises(WorkbenchError, match="b: 0.4 is not inside 0.5 to 1"):
+        record(tmp_path, "nano", "05", [claim("a"), Claim("b", "me", "it works", "> 0", Estimate(0.4, 0.5, 1.0, 9))])
+    assert load(tmp_path, "nano") == []
+
+
 def test_table_and_json():
     claims = [claim("a", None, None), Claim("long.id", "me", "two\nlines", "in 0..1", Estimate(0.5, 0.25, 0.75, 1319))]
     head, first, second = table(claims).splitlines()

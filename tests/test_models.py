@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
@@ -269,6 +270,26 @@ def test_a_new_head_is_no_news(tokenizer, micro, tmp_path, capfd):
     capfd.readouterr()
     load_model(tmp_path, "AutoModelForTokenClassification")
     assert capfd.readouterr().err == ""
+    from_policy(micro).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if "score" not in k}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        WorkbenchError, match="weights do not fit its config.json, the first score"
+    ):  # Bug: a random one
+        load_model(tmp_path, "AutoModelForTokenClassification")
+
+
+def test_a_lack_of_memory_is_no_damage(tokenizer, micro, tmp_path, monkeypatch):
+    """Bug: "missing or damaged, train it again" where a GPU was too small."""
+
+    def full(*args, **more):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    micro.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize(

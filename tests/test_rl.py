@@ -617,6 +617,12 @@ def test_equal_returns_at_other_depths_are_not_blown_up():
     assert 0 < found.abs().max() < 4
 
 
+def test_steps_that_cancel_the_outcome_are_not_blown_up():
+    """Bug: over the deviation of their sum, which was 0, chains had 5,000 and steps -6,667."""
+    found = advantage_of(Earned([0.0, 1.0, 0.0, 1.0], [[1.0], [0.0], [1.0], [0.0]]), variant="grpo")
+    assert 0 < found.abs().max() < 1
+
+
 @pytest.mark.parametrize("kl", [0.01, 1.0])
 def test_a_kl_in_the_reward_has_the_strength_it_says(kl):
     """Bug: where all outcomes of a group are alike, the KL was all there was, and was scaled up to 1."""

@@ -950,6 +950,20 @@ def test_a_second_run_of_some_problems_is_not_pooled():
             call([*beam, *again])
         call([*beam, *(replace(r, run="again") for r in beam)])  # two runs of all problems are two seeds each
         call([*beam[:30], *(replace(r, run="the rest") for r in beam[30:])])  # one run in two parts
+        twice = [*beam, *(replace(r, run="again") for r in beam)]
+        call([*twice, replace(beam[0], run="more", seed=9)])  # Bug: refused for seeds that it does not share
+
+
+def test_chains_of_two_tokens_and_of_thousands_are_of_one_unit():
+    """Bug: a model that stops at once on one problem, and runs to its limit on another, was refused."""
+    long = [replace(r, cost=Cost(sampled=2 if i else 32_768)) for i, r in enumerate(rows("vote", 1, 1.0, 15))]
+    assert scaling.curve(long, x="sampled")[0].x > 2
+
+
+def test_a_problem_that_could_not_be_served_is_named_as_that():
+    failed = [replace(r, cost=Cost(), knobs=r.knobs | {"error": "too long"}) for r in rows("vote", 1, 1.0, 15)[:1]]
+    with pytest.raises(WorkbenchError, match=r"could not be served \(too long\): leave its problem out"):
+        scaling.curve([*failed, *rows("vote", 1, 1.0, 15)[1:]])
 
 
 def test_units_and_problems_of_two_sides_must_agree():

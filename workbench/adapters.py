@@ -97,6 +97,8 @@ def open_adapter(folder: str | Path):
 def open_language_model(folder: str | Path):
     """(causal language model, tokenizer with the tags) of whole weights or a LoRA adapter, on a GPU if there is one."""
     if (Path(folder) / "adapter_config.json").exists():
+        if read_json(Path(folder) / "adapter_config.json").get("task_type") == "TOKEN_CLS":
+            raise WorkbenchError(f"{folder} is an adapter with a head for steps, a PRM, and no language model")
         model, tokenizer = open_adapter(folder)
     else:
         model, tokenizer = load_model(folder)

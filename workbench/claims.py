@@ -129,7 +129,8 @@ class Claim:
 def record(runs: str | Path, profile: str, notebook: str, claims: Iterable[Claim]) -> Path:
     """Write a notebook's claims to `runs/<profile>/claims/<notebook>.jsonl`, all or none; running it again replaces.
 
-    Errors: the same id twice, a goal or interval that cannot be decided; the old file then stays.
+    Errors: the same id twice, a goal or interval that cannot be decided, a value outside its interval; the old file
+    then stays.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as runs:
@@ -137,7 +138,10 @@ def record(runs: str | Path, profile: str, notebook: str, claims: Iterable[Claim
     ...     load(runs, "nano")[0].verdict
     'holds'
     """
+    claims = list(claims)
     rows = [claim.row() for claim in claims]
+    if strange := [claim for claim in claims if claim.estimate and not _inside(claim.estimate)]:
+        raise WorkbenchError(f"{strange[0].id}: {strange[0].value} is not inside {strange[0].interval}")
     if len({row["id"] for row in rows}) < len(rows):
         raise WorkbenchError(f"{notebook} records a claim twice: {', '.join(row['id'] for row in rows)}")
     path = runs_folder(runs) / profile / "claims" / f"{notebook}.jsonl"

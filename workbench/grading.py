@@ -209,14 +209,14 @@ _WRAPPERS = (
 )
 _SPACES = re.compile(r"(?<!\\)(?:\\left(?![a-z])|\\right(?![a-z])|\\[,;: ]|\\q?quad(?![a-z])|~)")
 _UNIT = re.compile(r"(?<=[0-9}a-z)])\s*\\(?:text|mathrm|mbox|textbf)\{([^{}]*)\}(?:\^\{?[23]\}?)?$")
-_COUNTING = (
-    r"half|halves|thirds?|(?:four|fif|six|seven|eigh|nin|ten|twelf)ths?|dozens?|\w*(?:hundred|thousand|illion)\w*"
-)
 _NO_UNIT = re.compile(
     # they change the number, or what is said of it: 5 million is not 5, and `12 is wrong` is not 12
-    rf"\b(?:{_COUNTING}|is|isn't|are|was|not?|nor|or|wrong|false|incorrect|mod|remainder|r)\b",
+    r"^\W*(?:half|halves|thirds?|(?:four|fif|six|seven|eigh|nin|ten|twelf)ths?)\W*$"  # 4 fourth graders are 4
+    r"|^\W*(?:dozens?|\w*(?:hundred|thousand|illion)\w*)\b"
+    r"|\b(?:is|isn't|are|was|not?|nor|or|wrong|false|incorrect|mod|remainder|r)\b",
     re.I,
 )
+_CHOICE = re.compile(r"\\(?:text|mathrm|mbox|textbf)\{\s*\(?[A-Za-z]\)?\s*\}|\([A-Za-z]\)")  # of several answers
 _WORD = re.compile(r"(?:\$|\\boxed\{|\s)*\\(?:text|mbox|textbf)\{[^{}]*[A-Za-z]{2}[^{}]*\}(?:\$|\}|\s)*")
 _SHORT = set("am an as at be by do go he if in is it me my no of on or so to up us we".split())  # no products
 _SIGNS = re.compile(r"\^\{?\\circ\}?$|°$|\\?%$")
@@ -380,7 +380,8 @@ def _agree(answer: str, gold: str, depth: int = 0) -> bool:
         return False
     letters, known = ({*re.sub(r"\\[A-Za-z]+", "", text)} for text in (a, g))
     if any(x not in known and x.swapcase() in known for x in letters):
-        return False  # math-verify reads n and N as one
+        if not any(_CHOICE.fullmatch(text.strip(" $")) for text in (answer, gold)):
+            return False  # math-verify reads n and N as one
     return _same(_parse(a), _parse(g))
 
 

@@ -149,9 +149,10 @@ def _uncheckable(problems: Iterable[Problem]) -> dict[str, str]:
     """{id: why} of problems whose gold answer is missing or unreadable: told before a rollout of them is paid for."""
     bad = {}
     for problem in {problem.id: problem for problem in problems}.values():
-        check = tasks.get(problem.task).check
         try:
-            check(problem, "0")
+            if problem.answer is not None and not problem.answer.strip():
+                raise WorkbenchError(f"{problem.id} has an empty answer, so nothing can be graded: give it an `answer`")
+            tasks.get(problem.task).check(problem, "0")
         except WorkbenchError as error:
             bad[problem.id] = str(error)
     return bad

@@ -82,6 +82,7 @@ def load_model(folder: str | Path, kind: str = "AutoModelForCausalLM", **more):
 
     Errors: a checkpoint that is nowhere, or a file of its folder that is missing or damaged, by its name.
     """
+    import torch
     import transformers
 
     if folder == "smollm2":
@@ -112,9 +113,10 @@ def load_model(folder: str | Path, kind: str = "AutoModelForCausalLM", **more):
         )
     except Exception as error:  # a hub's many ways to fail, a path that is no folder, a config that fits no model
         why = " ".join(str(error).split())[:200]
-        if path.exists() and not isinstance(error, ImportError | MemoryError):
+        short = isinstance(error, ImportError | MemoryError | torch.OutOfMemoryError)  # of the machine's
+        if path.exists() and not short:
             raise damaged(path, why) from error
-        if not isinstance(error, OSError):
+        if short or not isinstance(error, OSError):
             raise
         raise WorkbenchError(
             f"{folder} is no folder under {Path.cwd()}, and the hub did not give it ({why}): name a checkpoint that is "
@@ -122,9 +124,12 @@ def load_model(folder: str | Path, kind: str = "AutoModelForCausalLM", **more):
         ) from error
     finally:
         logging.set_verbosity(loud)
-    # transformers would go on with random weights in their place, or without those layers; a new head is `kind`'s
-    lost = [name for name in said["missing_keys"] if not name.startswith("score.")]
+    # transformers would go on with random weights in their place, or without those layers
+    headless = not any(made.endswith("ForTokenClassification") for made in model.config.architectures or ())
+    lost = [name for name in said["missing_keys"] if not (headless and name.startswith("score."))]
     lost += [name for name, *_ in said["mismatched_keys"]]
+    if headless and all(name.startswith("classifier.") for name in lost) and lost:
+        raise WorkbenchError(f"{type(model).__name__} has no head `score`, which a linear PRM has: take head=verdict")
     if lost := sorted(lost) or sorted(name for name in said["unexpected_keys"] if ".layers." in name):
         raise damaged(path, f"{len(lost)} weights do not fit its config.json, the first {lost[0]}")
     for part in model.modules() if getattr(model, "is_quantized", False) else ():

@@ -40,8 +40,9 @@ def train(args) -> int:
     if args.reported:
         about["reported"] = reported.hash
     prompts = (chain.problem.prompt for chain in reported)
-    inputs, first = on_disk(about["base"]), not int(os.environ.get("RANK", 0))
+    first = not int(os.environ.get("RANK", 0))
     with prm.team().main_process_first():  # under `accelerate launch` it keeps the records, and all see it finished
+        inputs = on_disk(about["base"])  # which may make it first
         run = Run.open(args.out, about, inputs) if first else Run.finished(args.out, about, inputs)
     if run is not None and run.done:
         if first:

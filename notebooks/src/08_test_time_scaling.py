@@ -703,7 +703,8 @@ def lengths(rows):
 
 
 # %%
-kinds = {"right chains": [r for r in first if r.correct], "wrong chains": [r for r in first if not r.correct]}
+said = [r for r in first if "error" not in r.knobs]  # of a problem that could not be served nothing was sampled
+kinds = {"right chains": [r for r in said if r.correct], "wrong chains": [r for r in said if not r.correct]}
 _lines = {name: lengths(rows) for name, rows in kinds.items()}
 plots.by_bin(_lines, y="tokens of a chain", form=".1f")
 

@@ -248,8 +248,8 @@ def look(model, batch: Batch, config: RL, meter: Meter) -> tuple[torch.Tensor, t
 
 
 def update(policy, optimizer, batch: Batch, config: RL, meter: Meter | None = None) -> dict:
-    """`config.updates` optimiser steps on one batch, each on every so-many-th group. Chains whose advantages are all 0
-    carry no gradient and are not read, unless a KL pulls at them.
+    """At most `config.updates` optimiser steps on one batch, each on every so-many-th group. Chains whose advantages
+    are all 0 carry no gradient and are not read, unless a KL pulls at them.
 
     Strictly on-policy (one update, own samples) the ratio is 1 and the log-probs of sampling are the old ones, so no
     second pass is ever made. The model stays in eval mode: with dropout the ratio would be chance.

@@ -100,23 +100,22 @@ def step_advantages(rewards: Sequence[Sequence[float]], group: int, gamma: float
 def deviation(chains: torch.Tensor, steps: Sequence[Sequence[float]] | None = None, gamma: float = 1.0) -> torch.Tensor:
     """What GRPO divides a group's advantages by: (prompts, group) rewards of chains -> (prompts, 1), std + 1e-4.
 
-    The standard deviation divides by n - 1, as TRL's does; the paper does not say. Where `steps` earn too, it is of
-    what a chain earns as a whole and from a step on, chains compared at the same depth, the root mean square over
-    depths: one number for both, so that neither is blown up.
+    The standard deviation divides by n - 1, as TRL's does; the paper does not say. Where `steps` earn too, the variance
+    of what is earned from a step on is added, chains compared at the same depth and averaged over depths: one number
+    for both, below neither's own, so that neither is blown up where they cancel.
 
-    >>> deviation(torch.zeros(1, 2), [[1.0, 0.0], [3.0, 2.0]]).round(decimals=3).tolist()  # 1 3 and 0 2
-    [[1.414]]
+    >>> round(deviation(torch.zeros(1, 2), [[1.0, 0.0], [3.0, 2.0]]).item(), 2)  # 1 5 and 0 2
+    2.24
     """
-    if not len(chains) or steps is None:
-        return (
-            chains.std(1, keepdim=True) + EPSILON if len(chains) else chains[:, :1]
-        )  # torch warns of a std of nothing
-    group, out = chains.shape[1], []
-    for row, first in zip(chains.double(), range(0, len(steps), group), strict=True):
-        table = returns(steps[first : first + group], gamma)
-        whole = row[:, None] + table if table.shape[1] else row[:, None]
-        out.append(whole.var(0).mean().sqrt())
-    return torch.stack(out)[:, None].float() + EPSILON
+    if not len(chains):  # torch warns of a deviation of nothing
+        return chains[:, :1]
+    if steps is None:
+        return chains.std(1, keepdim=True) + EPSILON
+    group, out = chains.shape[1], chains.double().var(1)
+    for i in range(len(chains)):
+        table = returns(steps[i * group : (i + 1) * group], gamma)
+        out[i] += table.var(0).mean() if table.shape[1] else 0.0
+    return out.sqrt()[:, None].float() + EPSILON
 
 
 def gae(

@@ -16,7 +16,8 @@ from .stats import Estimate, Resample, bootstrap, estimate, means, numbers, orde
 
 Setting = tuple[str, int]
 HALF = 0.5  # decades: the least that a slope per decade is read from
-UNITS = 1e4  # costs of one setting that are further apart are not of one unit: an adaptive vote's are 200 times
+UNITS = 1e5  # costs of one method further apart are not of one unit: of two tokens or 100,000 a chain may be
+MODELS = 1e8  # the same for methods, which may use models of other sizes
 
 
 class Columns:
@@ -61,8 +62,10 @@ class Columns:
                     f"{len(again)} records occur twice (method, n, problem and seed in one run: {which}): "
                     "drop what was appended again, or give another method name where other knobs differ"
                 )
-            for j in np.unique(places[1:][np.diff(places) == 0] // (len(self.problems) * len(names))):
-                here = self.setting == j
+            place, twice = key // len(runs), np.unique(places[1:][np.diff(places) == 0])
+            shared = np.isin(place, twice)
+            for j in np.unique(self.setting[shared]):
+                here = (self.setting == j) & np.isin(run, run[shared & (self.setting == j)])
                 of = np.unique(np.stack([run[here], self.problem[here]]), axis=1)
                 size, whole = np.bincount(of[0]), len(set(of[1].tolist()))
                 if len(part := np.flatnonzero((size > 0) & (size < whole))):
@@ -110,15 +113,17 @@ class Columns:
         except (TypeError, ValueError):
             raise WorkbenchError(f"a record has a cost without a number for {x}: it was not metered") from None
         if len(free := np.flatnonzero(~((cost > 0) & (cost < np.inf)))):
-            raise WorkbenchError(
-                f"{len(free)} records have no cost in {x}, or 0 ({self.at(free[0])}): it was not metered"
+            failed = self.records[free[0]].knobs.get("error")
+            why = (
+                f"could not be served ({failed}): leave its problem out of all methods" if failed else "was not metered"
             )
+            raise WorkbenchError(f"{len(free)} records have no cost in {x}, or 0 ({self.at(free[0])}): it {why}")
         if cost.max() <= UNITS * cost.min():
             return cost
         n = np.array([max(n, 1) for _, n in self.settings])[self.setting]
         method, same_n = (_codes(str(setting[k]) for setting in self.settings)[1][self.setting] for k in (0, 1))
         # A method's n may be anything, so both its costs and its costs per n must lie apart; models differ by more.
-        kinds = ((self.setting, UNITS, [cost]), (method, UNITS, [cost, cost / n]), (same_n, UNITS**2, [cost]))
+        kinds = ((self.setting, UNITS, [cost]), (method, UNITS, [cost, cost / n]), (same_n, MODELS, [cost]))
         for group, factor, values in kinds:
             ends = [_ends(group, value) for value in values]
             mixed = [value[most] > factor * value[least] for value, (least, most) in zip(values, ends, strict=True)]

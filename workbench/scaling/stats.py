@@ -59,12 +59,12 @@ class Ratio:
 
 
 def between(value: float, draws: np.ndarray, n: int, seeds: int = 1) -> Estimate:
-    """`value` with the middle 95 % of those `draws` that are finite; no interval if they do not vary.
+    """`value` with the middle 95 % of those `draws` that are finite, and itself; no interval if they do not vary.
 
     Errors: no draw is finite.
 
     >>> print(between(0.5, np.arange(101.0), n=7)), print(between(0.5, np.ones(9), n=1))
-    0.5 [2.5 to 97.5; n=7, seeds=1]
+    0.5 [0.5 to 97.5; n=7, seeds=1]
     0.5 [no interval; n=1, seeds=1]
     (None, None)
     """
@@ -73,7 +73,8 @@ def between(value: float, draws: np.ndarray, n: int, seeds: int = 1) -> Estimate
         raise WorkbenchError(f"none of {len(draws)} resamples of {n} problems has a value: measure more problems")
     low, high = np.quantile(known, [0.025, 0.975])
     some = high - low >= 1e-12  # one problem, or all alike: a zero width would claim certainty
-    return Estimate(float(value), *((float(low), float(high)) if some else (None, None)), int(n), seeds)
+    ends = (min(float(low), float(value)), max(float(high), float(value))) if some else (None, None)
+    return Estimate(float(value), *ends, int(n), seeds)
 
 
 def ratio(value: float, lower: np.ndarray, upper: np.ndarray, n: int, bound: str = "") -> Ratio:
