@@ -115,7 +115,7 @@ def test_another_seed_is_another_training_in_a_folder_of_its_own(tmp_path, monke
     def notebooks(profile, runs, given, again, lanes):
         asked.append((runs, given))
         (runs / profile).mkdir(parents=True, exist_ok=True)
-        claim = claims.Claim("a.b", "me", "it works", "> 0", Estimate(0.25 + given["seed"], 0.1, 2.0, 9))
+        claim = claims.Claim("a.b", "me", "it works", "> 0", Estimate(0.25 + given["seed"], 0.1, 4.0, 9))
         claims.record(runs, profile, "05", [claim])
         return 1, 9
 
