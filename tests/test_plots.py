@@ -5,6 +5,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from functools import partial
 
 import plotly.graph_objects as go
 import pytest
@@ -308,6 +309,14 @@ def test_the_caption_of_a_history_says_what_it_was_measured_on():
     twice = [*rows, {"step": 2, "accuracy": 0.6, "n": 96}]
     assert "on n = 96–240 problems. Bands: range over 2 seeds" in words(plots.learning_curve(twice))
     assert "n =" not in words(plots.learning_curve([{"step": 0, "loss": 2.0}], y="loss"))
+
+
+def test_a_band_that_is_no_interval_is_not_called_one():
+    """Bug: the range over some steps of one run was captioned as a 95 % interval."""
+    rows = [{"step": s, "proxy": 0.5, "proxy_low": 0.4, "proxy_high": 0.6, "true": 0.1} for s in range(3)]
+    for draw in (plots.proxy_vs_truth, partial(plots.learning_curve, y="proxy")):
+        assert "Bands: the range of three steps." in words(draw(rows, band="the range of three steps"))
+        assert "Bands: 95 % intervals as recorded." in words(draw(rows))
 
 
 def test_names_at_the_ends_do_not_overlap():

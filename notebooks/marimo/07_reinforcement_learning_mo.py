@@ -416,8 +416,9 @@ def _(history, honest, plots, windows):
         name: windows(rows, name, ["proxy", "true", "steps_per_chain", "entropy"], scale=honest[name])
         for name, rows in history.items()
     }
-    plots.proxy_vs_truth([row for rows in smooth.values() for row in rows])
-    return (smooth,)
+    steps_beside = "the range of steps next to one another"
+    plots.proxy_vs_truth([row for rows in smooth.values() for row in rows], band=steps_beside)
+    return smooth, steps_beside
 
 
 @app.cell(hide_code=True)
@@ -430,11 +431,11 @@ def _(mo):
 
 
 @app.cell
-def _(honest_steps, plots, smooth):
+def _(honest_steps, plots, smooth, steps_beside):
     flat = [row for rows in smooth.values() for row in rows]
     away = max(abs(row["steps_per_chain"] - honest_steps) for row in flat)
     title = f"steps a chain: never more than {away:.2g} from an honest chain's {honest_steps:.2f}"
-    plots.learning_curve(flat, baseline=honest_steps, y="steps_per_chain", title=title)
+    plots.learning_curve(flat, baseline=honest_steps, y="steps_per_chain", title=title, band=steps_beside)
     return (flat,)
 
 
@@ -447,8 +448,8 @@ def _(mo):
 
 
 @app.cell
-def _(flat, plots):
-    plots.learning_curve(flat, y="entropy")
+def _(flat, plots, steps_beside):
+    plots.learning_curve(flat, y="entropy", band=steps_beside)
     return
 
 
@@ -508,8 +509,8 @@ def _(series, watch):
 
 
 @app.cell
-def _(hack, plots, windows):
-    plots.proxy_vs_truth(windows(hack.read("history")[1:], "length", ["proxy", "true"], size=3))
+def _(hack, plots, steps_beside, windows):
+    plots.proxy_vs_truth(windows(hack.read("history")[1:], "length", ["proxy", "true"], size=3), band=steps_beside)
     return
 
 

@@ -224,7 +224,8 @@ smooth = {
     name: windows(rows, name, ["proxy", "true", "steps_per_chain", "entropy"], scale=honest[name])
     for name, rows in history.items()
 }
-plots.proxy_vs_truth([row for rows in smooth.values() for row in rows])
+steps_beside = "the range of steps next to one another"
+plots.proxy_vs_truth([row for rows in smooth.values() for row in rows], band=steps_beside)
 
 # %% [markdown]
 # Left is what each run was paid for, right is what you wanted: the share of its own training chains that are right.
@@ -234,13 +235,13 @@ plots.proxy_vs_truth([row for rows in smooth.values() for row in rows])
 flat = [row for rows in smooth.values() for row in rows]
 away = max(abs(row["steps_per_chain"] - honest_steps) for row in flat)
 title = f"steps a chain: never more than {away:.2g} from an honest chain's {honest_steps:.2f}"
-plots.learning_curve(flat, baseline=honest_steps, y="steps_per_chain", title=title)
+plots.learning_curve(flat, baseline=honest_steps, y="steps_per_chain", title=title, band=steps_beside)
 
 # %% [markdown]
 # And the entropy: how unsure is the policy of its next token?
 
 # %%
-plots.learning_curve(flat, y="entropy")
+plots.learning_curve(flat, y="entropy", band=steps_beside)
 
 # %% [markdown]
 # ## Is somebody watching?
@@ -271,7 +272,7 @@ alarm = watch.alarm(hack.read("checks"))
 print(alarm or "quiet")
 
 # %%
-plots.proxy_vs_truth(windows(hack.read("history")[1:], "length", ["proxy", "true"], size=3))
+plots.proxy_vs_truth(windows(hack.read("history")[1:], "length", ["proxy", "true"], size=3), band=steps_beside)
 
 # %% [markdown]
 # ## On problems it has not seen

@@ -120,11 +120,13 @@ def learning_curve(
     x: str = "step",
     y: str = "accuracy",
     title: str | None = None,
+    band: str = "95 % intervals as recorded",
 ) -> go.Figure:
     """One number of a training history against another: one line per row["run"] (if rows have one), None as a gap.
 
-    The band is row["<y>_low"] … row["<y>_high"] where given, else the range over rows of one run and x (its seeds). The
-    caption tells row["n"], the problems that a row was measured on, where rows have one.
+    The band is row["<y>_low"] … row["<y>_high"] where given, and then what the caption calls it is `band`; else the
+    range over rows of one run and x (its seeds). The caption tells row["n"], the problems that a row was measured on,
+    where rows have one.
     NaN and infinity are gaps like None, and counted. Errors: no rows, rows without `x` or `y`, an `x` that is no finite
     number, a `y` of text.
 
@@ -136,15 +138,17 @@ def learning_curve(
     changes = _histories(fig, rows, x, y, baseline)
     fig.update_yaxes(title=y)
     found = [f"from {a:.2g} to {b:.2g} by {x} {at}{name and f' ({name})'}" for name, a, b, at in changes]
-    return frame(fig, title or f"{y} goes {', '.join(found) or 'unmeasured'}", x, _band_note(rows, x, [y]))
+    return frame(fig, title or f"{y} goes {', '.join(found) or 'unmeasured'}", x, _band_note(rows, x, [y], band))
 
 
-def proxy_vs_truth(history: Iterable[Mapping], title: str | None = None) -> go.Figure:
+def proxy_vs_truth(
+    history: Iterable[Mapping], title: str | None = None, *, band: str = "95 % intervals as recorded"
+) -> go.Figure:
     """What reinforcement learning optimises (left) beside what is wanted (right), against its step, a line per run.
 
-    Rows: run, step, proxy, true, and optionally proxy_low, proxy_high, true_low, true_high; several rows of one run
-    and step are seeds, and the band is their range. Two panels, because a proxy has its own scale (a sum of step
-    rewards grows with length). A missing value is a gap. Errors: as `learning_curve`.
+    Rows: run, step, proxy, true, and optionally proxy_low, proxy_high, true_low, true_high, which the caption calls
+    `band`; several rows of one run and step are seeds, and the band is their range. Two panels, because a proxy has its
+    own scale (a sum of step rewards grows with length). A missing value is a gap. Errors: as `learning_curve`.
 
     >>> rows = [{"run": "sum", "step": s, "proxy": p, "true": t} for s, p, t in [(0, 1.0, 0.5), (9, 3.0, 0.4)]]
     >>> proxy_vs_truth(rows).layout.title.text
@@ -162,7 +166,7 @@ def proxy_vs_truth(history: Iterable[Mapping], title: str | None = None) -> go.F
         for name in change[0]
         if name in change[1]
     ]
-    return frame(fig, title or "; ".join(found), "step", _band_note(rows, "step", ["proxy", "true"]))
+    return frame(fig, title or "; ".join(found), "step", _band_note(rows, "step", ["proxy", "true"], band))
 
 
 def levels(records: Iterable[Record], title: str | None = None) -> go.Figure:
@@ -590,7 +594,7 @@ def _choice_note(choice: Choice, more: str) -> str:
     return note + "Bands: 95 % intervals over problems."
 
 
-def _band_note(rows: Sequence[Mapping], x: str, keys: Sequence[str]) -> str:
+def _band_note(rows: Sequence[Mapping], x: str, keys: Sequence[str], band: str) -> str:
     missing = sum(not _known(row[key]) for row in rows for key in keys)
     seeds = max((len(group) for group in grouped(rows, lambda row: (row.get("run"), row[x])).values()), default=1)
     problems = sorted({row["n"] for row in rows if row.get("n")})
@@ -602,7 +606,7 @@ def _band_note(rows: Sequence[Mapping], x: str, keys: Sequence[str]) -> str:
     if seeds > 1:
         note += f"Bands: range over {seeds} seeds. "
     elif any(row.get(f"{key}_low") is not None for row in rows for key in keys):
-        note += "Bands: 95 % intervals as recorded. "
+        note += f"Bands: {band}. "
     return note + (f"Missing values, drawn as gaps: {missing}." if missing else "")
 
 
