@@ -240,6 +240,7 @@ def test_rows_that_are_not_here_are_named(opened, tmp_path):
         ({"search_n": ["a"]}, r"search_n=\('a',\): one or more of type int"),
         ({"search_n": []}, "one or more of type int"),
         ({"task": "countdown"}, "profile small has no use for task, or is named by it"),
+        ({"turn.rounds": 2}, "profile small has no use for turn.rounds"),
         ({"head.steps": 3, "teach.target": 0.5}, "no use for head.steps, teach.target"),
     ],
 )

@@ -395,7 +395,7 @@ class Series:
             run.finish(cost=cost.amounts(), rollouts=p.rollouts)
         return run
 
-    FIXED = {"name", "task"}  # what names a profile, and cannot be changed
+    FIXED = {"name", "task", "turn.rounds"}  # what names a profile, or is one whatever it says: it cannot be changed
     VERIFIERS = ("likelihood", "head", "head-rollouts", "orm", "small")
     MAIN = "likelihood"  # the one that searches are guided by
     JUDGES = ("likelihood", "head", "orm")  # those that searches compare
