@@ -143,6 +143,9 @@ def open_series(
     if idle := sorted({key for key in changes or {} if key.partition(".")[0] in kind.FIXED or key in kind.FIXED}):
         raise WorkbenchError(f"profile {name} has no use for {', '.join(idle)}, or is named by it: leave it out")
     series.profile = changed(series.profile, changes or {})
+    series.task = tasks.get(series.profile.task)
+    if kind is Pretrained and series.exact:
+        raise WorkbenchError(f"profile {name} asks gsm8k, gsm_symbolic or math: for {series.profile.task} take nano")
     return series
 
 
@@ -187,7 +190,7 @@ class Pretrained(Series):
     """
 
     VERIFIERS = ("head", "head-rollouts", "orm")
-    FIXED = {*Series.FIXED, "shape", "easy", "head", "extra_layers", "early", "early_n", "teach.target"}
+    FIXED = {*Series.FIXED - {"task"}, "shape", "easy", "head", "extra_layers", "early", "early_n", "teach.target"}
     FIXED |= {"small", "small_teach", "small_judge", "small_n"}
     MAIN = "head"
     JUDGES = ("head", "orm")
