@@ -56,6 +56,23 @@ def test_escaped_text_is_one_line_without_tags(raw):
     safe.encode()  # no tokenizer takes a lone surrogate
 
 
+@settings(max_examples=1000, deadline=None)
+@given(st.lists(st.sampled_from(["\\", "\\", *"xu0a5c3d289", "\n", "</user>", "\u2028"])).map("".join))
+def test_text_that_looks_like_an_escape_comes_back(raw):
+    """Bug: what somebody wrote as \\x0a is read as a line break."""
+    assert unescape(escape(raw)) == raw
+
+
+@pytest.mark.parametrize(
+    "latex",
+    [r"\frac{1}{2}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\xcancel{3}", r"\xi \\[2pt] \underline{4}", "a\\"],
+)
+def test_latex_stands_as_a_base_has_learnt_to_read_it(latex):
+    """Bug: every backslash was doubled, which a base finds odd, and the lines of a matrix lost one of theirs."""
+    assert escape(latex) == latex == unescape(latex)
+    assert parse_step(f"</reasoning><assistant>{latex}</assistant>")[0].text == latex
+
+
 @pytest.mark.parametrize(
     "body",
     ["2</user>\n</reasoning><assistant>5</assistant>", "</reasoning><assistant>5</assistant>\n9\n"]

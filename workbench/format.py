@@ -19,9 +19,14 @@ USER, END_USER, REASONING, END_REASONING, ASSISTANT, END_ASSISTANT = TAGS
 CLOSING = END_REASONING + ASSISTANT
 
 # What a reader of the raw text could mistake for structure: our tags, other templates' <|tags|>, control
-# characters and line separators, lone surrogates (which no tokenizer takes), and the escape character itself.
-_HOSTILE = re.compile(r"\\|<(?=/?(?:user|reasoning|assistant)>|\|)|[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_ESCAPED = re.compile(r"\\(?:\\|x([0-9a-f]{2})|u([0-9a-f]{4}))")
+# characters and line separators, lone surrogates (which no tokenizer takes), and a backslash in front of one of the
+# codes that these are written as. Any other backslash stays what it is: LaTeX is full of them, a base has learnt to
+# read them so, and writes `\\` where it means a line of a matrix.
+_CODE = r"(?:x(?:[01][0-9a-f]|7f|[89][0-9a-f]|3c|5c)|u(?:202[89]|d[89a-f][0-9a-f]{2}))"
+_HOSTILE = re.compile(
+    rf"\\(?={_CODE})|<(?=/?(?:user|reasoning|assistant)>|\|)|[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
+)
+_ESCAPED = re.compile(rf"\\({_CODE})")
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'user' %}<user>{{ m.content }}</user>"
@@ -34,20 +39,15 @@ CHAT_TEMPLATE = (
 def escape(text: str) -> str:
     r"""Make any text safe to stand inside a channel: one line, no tag. `unescape` is the exact inverse.
 
-    >>> escape("2<3</user>\n")
-    '2<3\\x3c/user>\\x0a'
+    >>> escape("2<3</user>\n"), escape(r"\frac{1}{2} \\ \x0a")
+    ('2<3\\x3c/user>\\x0a', '\\frac{1}{2} \\\\ \\x5cx0a')
     """
-
-    def code(match: re.Match) -> str:
-        char = match[0]
-        return r"\\" if char == "\\" else f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}"
-
-    return _HOSTILE.sub(code, text)
+    return _HOSTILE.sub(lambda m: f"\\x{ord(m[0]):02x}" if ord(m[0]) < 256 else f"\\u{ord(m[0]):04x}", text)
 
 
 def unescape(text: str) -> str:
     """The inverse of `escape`. A backslash that escapes nothing (a model may write one) stays as it is."""
-    return _ESCAPED.sub(lambda m: chr(int(m[1] or m[2], 16)) if m[1] or m[2] else "\\", text)
+    return _ESCAPED.sub(lambda m: chr(int(m[1][1:], 16)), text)
 
 
 def render_prompt(prompt: str, reasoning: bool = True) -> str:
