@@ -166,6 +166,12 @@ def test_equal_cells_have_ids_of_their_own(root):
         ("found = {", "seed += 1\nfound = {", "assigns 'seed' again"),
         ('found["seed"]\n', 'found["seed"] = 3\n', "changes 'found', which belongs to cell 7"),
         ('found["seed"]\n', "found.update(seed=3)\n", "changes 'found'"),
+        ('found["seed"]\n', "print(_)\n\n# %%\ndef f():\n    return _\n", "cell 9 reads '_'"),
+        (
+            "found = {",
+            "def late():\n    return first\n\n\n# %%\nfirst = late()\nfound = {",
+            "cells 7, 8 wait for one another",
+        ),
         ("found = {", "%matplotlib inline\nfound = {", "magic"),
         ("found = {", "!pip list\nfound = {", "magic"),
         ("found = {", "found = {{", "does not parse"),
@@ -184,7 +190,16 @@ def test_lint_names_what_would_mean_something_else(root, old, new, said):
     assert not (root / "notebooks" / "00_tiny.ipynb").exists()
 
 
-@pytest.mark.parametrize("code", ["_i = 1", "[x for x in range(3)]", "def g(seed):\n    seed = 2", "print(seed.x.y)"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "_i = 1; print(_i)",
+        "[_x for _x in range(3)]",
+        "[_x for x in '12' if (_x := x)]",
+        "def g(seed):\n    seed = 2",
+        "print(seed.x.y)",
+    ],
+)
 def test_lint_lets_temporaries_and_inner_names_be(root, code):
     edit(root, "found = {", f"{code}\nfound = {{")
     series.build(root)

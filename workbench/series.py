@@ -14,6 +14,7 @@ Left out: syncing back. Builds are made from sources, never the other way round.
 from __future__ import annotations
 
 import ast
+import dis
 import hashlib
 import json
 import os
@@ -25,7 +26,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from . import claims, pretrained
@@ -202,7 +205,7 @@ def _comparable(text: str) -> str:
 def lint(book) -> list[str]:
     """Why the notebook would mean something else in marimo, or could not be run or checked; empty if it is fine."""
     cells = [(n, cell, tags(cell)) for n, cell in enumerate(book.cells, 1) if cell.cell_type == "code"]
-    problems, owner, solution, mutant = [], {}, None, False
+    problems, owner, looked, solution, mutant = [], {}, {}, None, False
     if not any("parameters" in marks for _, _, marks in cells):
         problems.append("no cell is tagged 'parameters'")
     for n, cell, marks in cells:
@@ -211,6 +214,7 @@ def lint(book) -> list[str]:
             continue
         try:
             tree = ast.parse(cell.source)
+            reads = looked_up(tree)
         except SyntaxError as error:
             problems.append(f"cell {n} does not parse: {error.msg}")
             continue
@@ -227,6 +231,10 @@ def lint(book) -> list[str]:
             problems.append(f"cell {n} is a check whose solution has no mutant")
         if "parameters" in marks:
             problems += [f"cell {n}: parameter {name!r} is not a literal" for name in _declare(tree)[1]]
+        looked[n] = reads
+        for name in sorted(reads - bound(tree)):
+            if name.startswith("_") and not name.startswith("__"):
+                problems.append(f"cell {n} reads {name!r} and does not assign it: in marimo a _name is its cell's own")
         for name in sorted(bound(tree)):
             if name == "mo":
                 problems.append(f"cell {n} assigns 'mo', which the marimo build needs for itself")
@@ -235,7 +243,27 @@ def lint(book) -> list[str]:
         for name in sorted(mutated(tree)):
             if not name.startswith("_") and owner.get(name, n) != n:
                 problems.append(f"cell {n} changes {name!r}, which belongs to cell {owner[name]}")
+    after = {n: {owner[name] for name in reads if name in owner} - {n} for n, reads in looked.items()}
+    try:
+        TopologicalSorter(after).prepare()
+    except CycleError as error:
+        ring = ", ".join(map(str, sorted(set(error.args[1]))))
+        problems.append(f"cells {ring} wait for one another: marimo runs none of them")
     return problems
+
+
+def looked_up(tree: ast.Module) -> set[str]:
+    """Names that the code, or a function in it, looks up among the notebook's own.
+
+    >>> sorted(looked_up(ast.parse("def f(a): return a + b\\nc = [d for d in e]")))
+    ['b', 'e']
+    """
+    todo, found = [compile(tree, "cell", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)], set()
+    while todo:
+        code = todo.pop()
+        found |= {line.argval for line in dis.get_instructions(code) if line.opname in ("LOAD_NAME", "LOAD_GLOBAL")}
+        todo += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
+    return found
 
 
 class _Globals(ast.NodeVisitor):
@@ -257,6 +285,7 @@ class _Globals(ast.NodeVisitor):
 
     def _comprehension(self, node):
         self.visit(node.generators[0].iter)
+        self.bound |= {inner.target.id for inner in ast.walk(node) if isinstance(inner, ast.NamedExpr)}
 
     visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = _comprehension
 
@@ -297,8 +326,8 @@ class _Globals(ast.NodeVisitor):
 def bound(tree: ast.AST) -> set[str]:
     """Top-level names that the code assigns.
 
-    >>> sorted(bound(ast.parse("import a.b; c = [d for d in e]; f, (g, *h) = i")))
-    ['a', 'c', 'f', 'g', 'h']
+    >>> sorted(bound(ast.parse("import a.b; c = [d for d in e if (f := d)]; g, (h, *i) = j")))
+    ['a', 'c', 'f', 'g', 'h', 'i']
     """
     visitor = _Globals()
     visitor.visit(tree)

@@ -194,7 +194,8 @@ def _(mo):
 
 
 @app.cell
-def _(plots, points):
+def _(plots, points, series):
+    _n = max(series.profile.beam_n)
     by_judge = {p.method: p for p in points if p.method.startswith("best_of_n") and p.n <= _n}
     _title = ", ".join(
         f"{m.removeprefix('best_of_n').strip(' ()') or 'likelihood'} {p.accuracy.value:.0%}" for m, p in by_judge.items()
@@ -371,17 +372,18 @@ def _(defaultdict, samples):
 
 @app.cell
 def _(at, judges, ks, reachable, scaling, series):
-    _n = max(k for k in ks if k in series.profile.search_n)
-    _lost = {m: scaling.paired_bootstrap(reachable(_n), scaling.by_problem(at(m, _n))) for m in judges if at(m, _n)}
-    print(f"coverage of {_n} chains, less what each choice keeps:", *(f"\n  {m:<16} {gap}" for m, gap in _lost.items()))
-    return
+    both = max(k for k in ks if k in series.profile.search_n)
+    _lost = {m: scaling.paired_bootstrap(reachable(both), scaling.by_problem(at(m, both))) for m in judges if at(m, both)}
+    print(f"coverage of {both} chains, less what each choice keeps:", *(f"\n  {m:<16} {gap}" for m, gap in _lost.items()))
+    return (both,)
 
 
 @app.cell
-def _(ceiling, covered, judges, plots, points):
+def _(both, ceiling, covered, judges, plots, points):
     kept = {m: [(p.n, p.accuracy) for p in points if p.method == m] for m in judges}
     _title = (
-        f"Of {_n} chains: {ceiling[_n].value:.0%} hold a right one, the vote keeps {dict(kept['majority'])[_n].value:.0%}"
+        f"Of {both} chains: {ceiling[both].value:.0%} hold a right one, "
+        f"the vote keeps {dict(kept['majority'])[both].value:.0%}"
     )
     plots.coverage({"sampling": covered["sampling"]} | kept, title=_title)
     return
@@ -1184,9 +1186,10 @@ def _(mo):
 @app.cell
 def _(tasks):
     PUBLIC = ("game24", "rm-scored", "gsm8k")
+    GAME24 = "gpt-4_0.7_naive_cot_sample_100_start900_end1000.json"
     found_in = next((f for f in tasks.folders() if all((f / d).is_dir() for d in PUBLIC)), None)
     print("recorded samples:", "found" if found_in else "not here; set WORKBENCH_DATA to the folder that has them")
-    return (found_in,)
+    return GAME24, found_in
 
 
 @app.cell
@@ -1216,11 +1219,10 @@ def _(GAME24, defaultdict, scaling):
 
 @app.cell
 def _(Markdown, found_in, recorded):
-    GAME24 = "gpt-4_0.7_naive_cot_sample_100_start900_end1000.json"
     public = recorded(found_in) if found_in else []
     _lines = [f"| {' | '.join(row)} |" for row in public]
     Markdown("| | here | known |\n|---|---|---|\n" + "\n".join(_lines) if public else "nothing to compare with")
-    return (GAME24,)
+    return
 
 
 @app.cell(hide_code=True)

@@ -97,6 +97,7 @@ plots.accuracy_vs_flops([p for p in points if p.method in trees], title=f"At n =
 # that errs on its way to the right answer is no good to it, so it is a yardstick for judges of steps and no ceiling.
 
 # %%
+_n = max(series.profile.beam_n)
 by_judge = {p.method: p for p in points if p.method.startswith("best_of_n") and p.n <= _n}
 _title = ", ".join(
     f"{m.removeprefix('best_of_n').strip(' ()') or 'likelihood'} {p.accuracy.value:.0%}" for m, p in by_judge.items()
@@ -207,14 +208,15 @@ def reachable(n):
 
 
 # %%
-_n = max(k for k in ks if k in series.profile.search_n)
-_lost = {m: scaling.paired_bootstrap(reachable(_n), scaling.by_problem(at(m, _n))) for m in judges if at(m, _n)}
-print(f"coverage of {_n} chains, less what each choice keeps:", *(f"\n  {m:<16} {gap}" for m, gap in _lost.items()))
+both = max(k for k in ks if k in series.profile.search_n)
+_lost = {m: scaling.paired_bootstrap(reachable(both), scaling.by_problem(at(m, both))) for m in judges if at(m, both)}
+print(f"coverage of {both} chains, less what each choice keeps:", *(f"\n  {m:<16} {gap}" for m, gap in _lost.items()))
 
 # %%
 kept = {m: [(p.n, p.accuracy) for p in points if p.method == m] for m in judges}
 _title = (
-    f"Of {_n} chains: {ceiling[_n].value:.0%} hold a right one, the vote keeps {dict(kept['majority'])[_n].value:.0%}"
+    f"Of {both} chains: {ceiling[both].value:.0%} hold a right one, "
+    f"the vote keeps {dict(kept['majority'])[both].value:.0%}"
 )
 plots.coverage({"sampling": covered["sampling"]} | kept, title=_title)
 
@@ -739,6 +741,7 @@ for _cap, _rows in capped.items():
 
 # %%
 PUBLIC = ("game24", "rm-scored", "gsm8k")
+GAME24 = "gpt-4_0.7_naive_cot_sample_100_start900_end1000.json"
 found_in = next((f for f in tasks.folders() if all((f / d).is_dir() for d in PUBLIC)), None)
 print("recorded samples:", "found" if found_in else "not here; set WORKBENCH_DATA to the folder that has them")
 
@@ -766,7 +769,6 @@ def recorded(folder):
 
 
 # %%
-GAME24 = "gpt-4_0.7_naive_cot_sample_100_start900_end1000.json"
 public = recorded(found_in) if found_in else []
 _lines = [f"| {' | '.join(row)} |" for row in public]
 Markdown("| | here | known |\n|---|---|---|\n" + "\n".join(_lines) if public else "nothing to compare with")
