@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+import torch
 
-from workbench import series
+from workbench import rl, series
 from workbench.types import Cost, Record
 
 EXERCISES = [exercise for name in series.names() for exercise in series.exercises(name)]
@@ -78,3 +79,13 @@ def test_selection_loses_what_is_left_of_coverage():
     reached with a wrong step, and so was .04 to .11 too small."""
     (reachable,) = defined("08_test_time_scaling", "reachable", samples=[chain(0), chain(1, True), chain(2), chain(3)])
     assert [reachable(n)["p/1"] for n in (1, 2, 4)] == [False, True, True]
+
+
+def test_a_familys_advantages_are_those_that_train(capsys):
+    """Bug: printed before the deviation divided them, so that GRPO and DAPO looked like Dr.GRPO."""
+    (cell,) = [c.source for c in series.read("07_reinforcement_learning").cells if "in rl.VARIANTS.items()" in c.source]
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    exec(compile(cell, "a family", "exec"), {"rl": rl, "rewards": rewards})
+    told = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    for name, wanted in {"grpo": rl.normalised, "dapo": rl.normalised, "dr_grpo": rl.centred}.items():
+        assert f"advantage {[round(a, 2) for a in wanted(rewards)[0].tolist()]};" in told[name]

@@ -88,14 +88,17 @@ plots.show_source(rl.clipped_loss)
 # %%
 _lengths = [10, 20, 20, 40]
 for _name, _variant in rl.VARIANTS.items():
-    _some = _variant.advantage and [round(a, 2) for a in _variant.advantage(rewards)[0].tolist()]
+    _over = rl.deviation(rewards) if _variant.scale else 1
+    _some = _variant.advantage and [round(a, 2) for a in (_variant.advantage(rewards) / _over)[0].tolist()]
     _weights = rl.token_weights(_lengths, _variant.mean, 96).split(_lengths)
     _told = [round(1000 * part[0].item(), 1) for part in _weights]
     print(f"{_name:<8} advantage {_some or 'from a value head'}; a token counts {_told} / 1000")
 
 # %% [markdown]
 # GRPO's mean inside each response makes a token of a long chain cheap, right or wrong: a long mistake costs little.
-# Dr.GRPO and DAPO undo that. PPO learns a value for every token and needs no group; its advantages look ahead:
+# Dr.GRPO and DAPO undo that. Dr.GRPO also drops the deviation, for to divide by a small one makes the most of groups
+# that are nearly all right or nearly all wrong. PPO learns a value for every token and needs no group; its advantages
+# look ahead:
 
 # %%
 plots.show_source(rl.gae)
@@ -139,10 +142,11 @@ def speaking(outcomes):
 print(f"{speaking(outcomes):.0%} of {len(outcomes)} groups have right and wrong chains")
 
 # %% [markdown]
-# A policy that is sure of itself says the same thing eight times. So you heat it: at a higher temperature it strays,
-# more groups speak, and a chain that is right in the heat is surer in the cold. The runs below learn in the heat. What
-# a run writes of each step (proxy, truth, tokens, entropy) is of the chains that it learns from, so of the heat; checks
-# on held-out problems, and what is said of test problems, are at temperature 1.
+# A policy that is sure of itself says the same thing eight times. Heat makes it stray. Mind that this may silence a
+# group, too: who strays in every chain is wrong in all of them. So look at the start and at what a run makes of it.
+# The runs below learn in the heat because it was tried (`docs/results.md`, "heat for reward"): who learns to be right
+# in the heat is surer in the cold. What a run writes of each step (proxy, truth, tokens, entropy) is of the chains that
+# it learns from, so of the heat; checks on held-out problems, and what is said of test problems, are at temperature 1.
 
 # %%
 heat = series.profile.reinforce.temperature
@@ -151,6 +155,11 @@ again = drive(problems, "majority", policy, seed=seed, sampling=hot, n=8)
 heated = [rl.outcome([(g.problem, leaf.trace) for leaf in g.leaves]).chains for g in again]
 print(f"temperature {heat}: {speaking(heated):.0%} speak; right {torch.tensor(heated).mean():.2f}", end=", ")
 print(f"at 1: {torch.tensor(outcomes).mean():.2f}")
+
+# %%
+_steps = series.reinforce("outcome").read("history")[1:]
+for _row in (_steps[0], _steps[len(_steps) // 2], _steps[-1]):
+    print(f"step {_row['step']:>3}: {1 - _row['uniform_groups']:.0%} of the groups speak; right {_row['true']:.2f}")
 
 # %% [markdown]
 # ## Rewards
@@ -233,8 +242,8 @@ plots.proxy_vs_truth([row for rows in smooth.values() for row in rows], band=ste
 
 # %%
 flat = [row for rows in smooth.values() for row in rows]
-away = max(abs(row["steps_per_chain"] - honest_steps) for row in flat)
-title = f"steps a chain: never more than {away:.2g} from an honest chain's {honest_steps:.2f}"
+away = max(abs(row["steps_per_chain"] - honest_steps) for rows in history.values() for row in rows)
+title = f"steps a chain: no step's mean is further than {away:.2g} from an honest chain's {honest_steps:.2f}"
 plots.learning_curve(flat, baseline=honest_steps, y="steps_per_chain", title=title, band=steps_beside)
 
 # %% [markdown]
@@ -533,7 +542,7 @@ print(claims.table(found + rest))
 # ### Exercise 1: advantages
 #
 # Write the advantages of a batch of groups with plain lists. Each group has its own mean and its own standard
-# deviation: an easy question must not make a hard one look bad. A uniform group gives zeros.
+# deviation (over n − 1, as above): an easy question must not make a hard one look bad. A uniform group gives zeros.
 
 
 # %% tags=["solution"]
@@ -559,7 +568,9 @@ def my_advantages(groups):
 
 # %% tags=["check"]
 batch = [[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]]
-assert torch.allclose(torch.tensor(my_advantages(batch)), rl.normalised(torch.tensor(batch)), atol=1e-3)
+assert torch.allclose(torch.tensor(my_advantages(batch)), rl.normalised(torch.tensor(batch)), atol=1e-3), (
+    "group by group, the variance over n - 1"
+)
 assert my_advantages(batch)[2] == [0.0] * 4, "all right: nothing to learn"
 
 # %% [markdown]
