@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from workbench import rl, series
+from workbench.scaling import Estimate
 from workbench.types import Cost, Record
 
 EXERCISES = [exercise for name in series.names() for exercise in series.exercises(name)]
@@ -28,6 +29,48 @@ def outcome(exercise: series.Exercise, middle: str) -> str:
 def test_check_knows_right_from_wrong(exercise):
     assert outcome(exercise, exercise.solution) == "passes"
     assert outcome(exercise, exercise.mutant) == "fails", "the check accepts the mutant"
+
+
+# Bug: a check passed the first kind and failed the second.
+WRONG = {
+    "03 agree": """
+def agree(rollouts, judge):  # no wrong step is taken for no opinion
+    first = next((i for i, x in enumerate(rollouts) if x == 0), None)
+    second = next((i for i, x in enumerate(judge) if x < 0.5), None)
+    if first is None:
+        return rollouts
+    return rollouts[: first + 1] + [None] * (len(rollouts) - first - 1) if first == second else None
+""",
+    "05 my_weighted": """
+def my_weighted(traces):  # best-of-n: nothing adds up
+    done = [trace for trace in traces if trace.answer is not None]
+    return max(done, key=lambda trace: min(trace.scores)).answer if done else None
+""",
+    "05 prune_early": """
+def prune_early(root, *, n=16, aggregate="min"):  # it never answers
+    steps = yield Grow([root], n)
+    kept = sorted(steps, key=lambda node: -(node.score or 0))[: max(1, n // 4)]
+    while True:
+        yield Grow([node for node in kept if not node.finished], to_end=True)
+""",
+    "06 my_filter": """
+def my_filter(chains):  # by the alphabet, not as they were drawn
+    return sorted({text for text, right in chains if right})
+""",
+}
+RIGHT = {
+    "05 next_request": """
+def next_request(pool, n, width):  # in the pool's order
+    line = sorted(node.score for node in pool)[-(n // width)]
+    return Grow([node for node in pool if node.score >= line and not node.finished], width)
+""",
+}
+
+
+@pytest.mark.parametrize("name, code", [*WRONG.items(), *RIGHT.items()], ids=[*WRONG, *RIGHT])
+def test_check_knows_other_answers(name, code):
+    (exercise,) = [e for e in EXERCISES if e.notebook[:2] == name[:2] and f"def {name[3:]}(" in e.solution]
+    assert outcome(exercise, code) == ("fails" if name in WRONG else "passes")
 
 
 @pytest.mark.parametrize("name", series.names())
@@ -89,3 +132,12 @@ def test_a_familys_advantages_are_those_that_train(capsys):
     told = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     for name, wanted in {"grpo": rl.normalised, "dapo": rl.normalised, "dr_grpo": rl.centred}.items():
         assert f"advantage {[round(a, 2) for a in wanted(rewards)[0].tolist()]};" in told[name]
+
+
+def test_a_vote_is_matched_where_it_is_not_clearly_worse():
+    """Bug: by means alone one chain was worth more than any vote, though .01 [-.02, .04] lay between."""
+    (matching,) = defined("08_test_time_scaling", "matching")
+    clear, unclear, under = (Estimate(v, v - 0.03, v + 0.03, n=200) for v in (0.1, 0.01, -0.1))
+    assert matching({1: clear, 64: unclear, 8: clear, 16: under}) == 16
+    assert matching({1: clear, 64: unclear, 8: clear}) == 64
+    assert matching({1: clear, 8: clear}) == 8, "the largest, if all are worse"

@@ -258,14 +258,17 @@ def _(mo):
     mo.md(r"""
     ## Why stop here?
 
-    The chain is stopped on purpose, at the first check that reaches this accuracy; the twin is not.
+    The chain would be stopped on purpose, at the first check that reaches a target; the twin is not. Did it come there?
     """)
     return
 
 
 @app.cell
 def _(series, taught, twin):
-    series.profile.teach.target, taught.summary["steps"], twin.summary["steps"]
+    _goal, _end = series.profile.teach.target, taught.summary["accuracy"]
+    _came = "stopped there" if _goal and _end >= _goal else "not reached, every step was taken"
+    print(f"target {_goal}, accuracy at the last check {_end:.3f}: {_came}")
+    print(f"steps: chain {taught.summary['steps']}, twin {twin.summary['steps']}")
     return
 
 

@@ -23,7 +23,7 @@ def _(mo):
     model and the outcome model are built; why one encoder must serve training and scoring; why a language model's own
     surprise can judge where a thin head cannot; and what a judgement costs.
 
-    **Time and memory** at `nano`: a minute and 4 GB where policy and judges are there, about ten minutes more
+    **Time and memory** at `nano`: 2 min and 4 GB where policy and judges are there, about ten minutes more
     where they must be built first.
     `small`: 150 min and 4 GB on two cores (SmolLM2-135M, PRM800K's phase 1). `gpu`: 80 min and 14 GB on one GPU (1.5B
     parameters in 4 bits). Both are estimated, after notebook 03.
@@ -250,8 +250,9 @@ def _(Step, Trace, series, tasks):
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
-    Every step ends on its line break, the last one on the closing tag. You score the chain twice: the way training does,
-    and the way a search will. No rounding is allowed.
+    Every step ends on its line break, the last one on the closing tag. You score the chain three times: the way training
+    does; as a judge that reads it whole, and no rounding is allowed between these two; and the way a search will, with a
+    cache. Then a step costs a step, but the sums run in another order: how much does that move?
     """)
     return
 
@@ -265,8 +266,10 @@ def _(chain, labels, policy, prm, problem, series):
     batch = {name: part.to(head.model.device) for name, part in prm.collate([row], head.pad).items()}
     with torch.inference_mode():
         in_training = prm.step_logits(head.model, batch).sigmoid()[0].tolist()
-    at_inference = list(head.score([(problem, chain)])[0])
+    whole = prm.PRM(head.model, head.encoder.tokenizer, cache=0)
+    at_inference, cached = (list(judge.score([(problem, chain)])[0]) for judge in (whole, head))
     print(in_training, at_inference, f"equal: {in_training == at_inference}", sep="\n")
+    print(f"with the cache: {max(abs(a - b) for a, b in zip(at_inference, cached, strict=True)):.1g} away at most")
     return (torch,)
 
 

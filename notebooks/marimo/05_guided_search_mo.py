@@ -449,9 +449,9 @@ def _(story):
 def _(mo):
     mo.md(r"""
     Lookahead wishes at temperature 0 before it decides: it values a step by where the step leads. DVTS grows as many
-    steps as the beam, but its subtrees never compete. MCTS grows one node at a time. Particles are *drawn* in proportion
-    to their score where the beam cuts, so counts differ from node to node. Revisions and the adaptive vote wish for whole
-    chains, one after another. Each file is about as long as its docstring; look at one.
+    steps as the beam, but its subtrees never compete. MCTS grows one node at a time. Particles are *drawn* by the
+    odds of their score where the beam cuts, so counts differ from node to node. Revisions and the adaptive vote wish for
+    whole chains, one after another. Each file is about as long as its docstring; look at one.
     """)
     return
 
@@ -603,7 +603,7 @@ def _(n, records, rows, scaling):
 def _(mo):
     mo.md(r"""
     The same comparison for every guided method, at the largest n whose bill the vote's curve reaches. An interval that
-    leaves out zero is a difference; ten intervals look at the same problems, so expect one of them in twenty to be luck.
+    leaves out zero is a difference; but many intervals look at the same problems: expect one row in twenty to be luck.
     """)
     return
 
@@ -1021,7 +1021,7 @@ def _(Node, Step, next_request):
     # Cell tags: check
     pool = [Node((i,), (Step(f"{i}", score=i / 16),), "answer" if i == 15 else None) for i in range(16)]
     asked = next_request(pool, n=16, width=2)
-    assert [node.path[0] for node in asked.nodes] == [14, 13, 12, 11, 10, 9, 8], "the best 8, less the finished one"
+    assert sorted(node.path[0] for node in asked.nodes) == [*range(8, 15)], "the best 8, less the finished one"
     assert asked.n == 2, "two children each"
     return
 
@@ -1059,6 +1059,7 @@ def _(Step, Trace, my_weighted, weighted):
     eight = Trace((Step("3+4=8", score=0.2), Step("8", True, score=0.9)))
     crowd = [cut, cut, seven, eight, eight]
     assert my_weighted(crowd) == weighted(crowd, "min") == "7"
+    assert my_weighted([seven, *[eight] * 4]) == "8", "four times 0.2 against 0.7: scores add up"
     assert my_weighted([cut]) is None, "nobody finished: abstain"
     return
 
@@ -1101,6 +1102,8 @@ def _(Node, Step, prune_early):
         mine.send([Node((7, 0), (*early[7].steps, Step("8", True, score=0.6)), "answer")])
     except StopIteration as done:
         assert done.value == "7", "0.9 against 0.6"
+    else:
+        raise AssertionError("it must stop and answer")
     return
 
 

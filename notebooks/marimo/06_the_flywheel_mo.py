@@ -315,8 +315,8 @@ def _(config, scaling, tested):
 @app.cell(hide_code=True)
 def _(mo):
     mo.md(r"""
-    The other parts are broken for one round, and compared with one round that is whole and wrote as many chains
-    (`plain`), on the held-out problems.
+    The other parts are broken for one round, and compared with one round that is whole (`plain`) on the held-out
+    problems. Mind how many chains each wrote: a hint writes more.
     """)
     return
 
@@ -339,10 +339,11 @@ def _(after_one, history, scaling, turn):
         for kind in history
         if kind not in ("restart", "continued", "plain")
     }
-    print(f"written: {turn.samples} chains for each of {turn.problems} problems; plain kept {history['plain'][1]['kept']}")
-    for _kind, _gap in broken.items():
-        _row = history[_kind][1]
-        print(f"{_kind:<12} kept {_row['kept']:>5}: minus one plain round {_gap}")
+    print(f"asked for: {turn.samples} chains for each of {turn.problems} problems")
+    for _kind in ("plain", *broken):
+        _row, _gap = history[_kind][1], broken.get(_kind)
+        _wrote = f"{_kind:<12} wrote {_row['sampled'] + _row['hinted']:>6,}, kept {_row['kept']:>6,}"
+        print(f"{_wrote}: minus one plain round {_gap}" if _gap else _wrote)
     return (broken,)
 
 
@@ -523,7 +524,7 @@ def my_filter(chains):
 @app.cell
 def _():
     # Cell tags: check
-    assert my_filter([("a", True), ("b", False), ("a", True), ("c", True)]) == ["a", "c"]
+    assert my_filter([("c", True), ("b", False), ("c", True), ("a", True), ("d", True)]) == ["c", "a", "d"]
     assert my_filter([("b", False)]) == []
     return
 

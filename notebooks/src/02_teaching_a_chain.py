@@ -145,10 +145,13 @@ f"mean q at the end: chain {math.exp(-ends['chain']['loss']):.3f}, direct {math.
 # %% [markdown]
 # ## Why stop here?
 #
-# The chain is stopped on purpose, at the first check that reaches this accuracy; the twin is not.
+# The chain would be stopped on purpose, at the first check that reaches a target; the twin is not. Did it come there?
 
 # %%
-series.profile.teach.target, taught.summary["steps"], twin.summary["steps"]
+_goal, _end = series.profile.teach.target, taught.summary["accuracy"]
+_came = "stopped there" if _goal and _end >= _goal else "not reached, every step was taken"
+print(f"target {_goal}, accuracy at the last check {_end:.3f}: {_came}")
+print(f"steps: chain {taught.summary['steps']}, twin {twin.summary['steps']}")
 
 # %% [markdown]
 # A model that is always right leaves nothing to a judge, a search or reinforcement learning. Those are the rest of

@@ -648,6 +648,7 @@ def agree(rollouts, judge):
 # %% tags=["check"]
 assert agree([0.5, 0.0, 0.4], [0.9, 0.1, 0.2]) == [0.5, 0.0, None], "after the first error nobody is asked"
 assert agree([0.5, 0.3], [0.9, 0.8]) == [0.5, 0.3] and agree([0.0, 0.0], [0.9, 0.2]) is None
+assert agree([0.5, 0.3], [0.9, 0.2]) is None, "one sees no wrong step, the other does: they differ"
 
 # %% [markdown]
 # ## Ledger

@@ -627,20 +627,31 @@ for _name, _rate in rates.items():
 # %% [markdown]
 # The miss is in log-odds. Where it is large the plane is a poor map: teaching has an *aha*, and no line follows it.
 #
-# How large a vote did the policy need *before* reward, to be as good as one chain *after*? (By the means alone.)
+# How large a vote did the policy need *before* reward, to be as good as one chain *after*? You take the smallest that
+# is not clearly worse, problem by problem; where all are, the largest.
+
 
 # %%
-alone = next(p for p in polled if (p.method, p.n) == ("after RL", 1))
-reached = next((p for p in points if p.method == "majority" and p.accuracy.value >= alone.accuracy.value), None)
-print(f"one chain after RL: {alone.accuracy}")
-print(f"reached before RL by a vote of {reached.n}" if reached else "no vote of the policy before RL reaches it")
+def matching(gaps):
+    """{n: one chain less a vote of n} -> the smallest n that is not clearly worse than the chain, else the largest."""
+    return next((n for n in sorted(gaps) if claims.decide(gaps[n], "> 0") != "holds"), max(gaps))
+
+
+# %%
+one = [r for r in voted if (r.knobs["method"], r.knobs["n"]) == ("after RL", 1)]
+margins = {p.n: scaling.difference(one, at("majority", p.n)) for p in points if p.method == "majority"}
+vote_of = matching(margins)
+worth = claims.told(
+    margins[vote_of], "> 0", "is worth more than even", "is worth less than", "cannot be told apart from"
+)
+print(f"one chain after RL ({scaling.accuracy(one)}) {worth} a vote of {vote_of} before it: {margins[vote_of]}")
 
 # %% [markdown]
-# If a vote does reach it, training pays for itself after some number of questions: its FLOPs over the FLOPs that each
-# answer saves.
+# Who takes that chain in place of that vote has training paid back after some number of questions: its FLOPs over the
+# FLOPs that each answer saves.
 
 # %%
-saves = reached.x - price["majority", 1] if reached else 0
+saves = price["majority", vote_of] - price["majority", 1]
 _rl = spent["after RL"] - total
 print(f"RL cost {_rl:.3g} FLOPs;", f"paid back after {_rl / saves:,.0f} questions" if saves > 0 else "saves none")
 
@@ -799,10 +810,10 @@ Markdown(
     f"({claims.told(gaps[0], '> 0', 'it wins', 'it does not win')}), {gaps[1].value:+.3f} on bin 5 at R = 22. "
     f"Less the one answer of its own judge: {over_judge.value:+.3f} "
     f"({claims.told(over_judge, '> 0', 'search adds to it', 'the judge alone is better')}).\n"
-    f"- Chains that are right get longer with difficulty: rank correlation {_told[0]}; among problems of the "
-    f"same level {_told[1]}, which is what adapting would mean.\n"
-    f"- One chain after reinforcement learning is worth "
-    + (f"a vote of {reached.n} before it." if reached else "more than any vote before it.")
+    f"- Rank correlation of a right chain's length with difficulty: {_told[0]}. Adapting would mean that chains get "
+    "longer among problems of the same level, too: "
+    f"{claims.told(inside['right'] and inside['right'].spearman, '> 0', 'they do', 'they do not')}, {_told[1]}.\n"
+    f"- One chain after reinforcement learning {worth} a vote of {vote_of} before it ({margins[vote_of].value:+.3f})."
 )
 
 # %%
