@@ -16,6 +16,7 @@ from workbench import rl
 from workbench.fit import Fit, optimiser
 from workbench.policies import Sampling, Want
 from workbench.policies.local import LocalPolicy
+from workbench.policies.scripted import Scripted
 from workbench.rl import RL, Batch, Earned, centred, clipped_loss, leave_one_out, normalised, token_weights
 from workbench.runs import Run
 from workbench.search import drive
@@ -762,8 +763,9 @@ def test_a_loss_that_diverges_keeps_the_last_checkpoint(straight, micro, tokeniz
 
 
 @pytest.mark.parametrize("variant", ["rloo", "dr_grpo", "dapo", "ppo"])
-def test_every_variant_learns(micro, tokenizer, tmp_path, variant):
+def test_every_variant_learns(micro, tokenizer, tmp_path, monkeypatch, variant):
     """Bug: a sign or a mask in one of them. After some steps the policy writes more digits than before."""
+    monkeypatch.setattr(rl, "right_answer", lambda problem, trace: trace.tokens % 2)  # or DAPO would learn from nothing
     config = replace(
         CONFIG, variant=variant, steps=8, prompts=8, group=8, lr=3e-3, muon_lr=0.02, check_every=50, refills=1
     )
@@ -774,8 +776,21 @@ def test_every_variant_learns(micro, tokenizer, tmp_path, variant):
     assert not hasattr(policy.model, "value_head")
 
 
-def test_uniform_groups_are_refilled(micro, tokenizer, tmp_path):
+def test_groups_that_are_all_wrong_are_refilled():
+    """Bug: DAPO asks for right and wrong chains, but wrong ones that differ in length, and so in reward, were kept."""
+    wrong = ("1+1=3", "1+1=3333333333333333")
+    toy = Scripted({(): [(text, 0.5) for text in wrong], **{(text,): [("=0", 1.0)] for text in wrong}})
+    reward = rl.mixture((1.0, rl.outcome), (1.0, rl.overlong(40, 30)))
+    config = RL(variant="dapo", prompts=8, group=8, refills=1, levels=(2,), step_tokens=40, chain_tokens=40)
+    rolled = rl.roll_out(toy, "arithmetic", reward, config, 0)
+    assert rolled.uniform < 0.5, "they do not earn alike"
+    assert not rolled.items and len(rolled.chains) == 2 * 8 * 8
+    assert len(rl.roll_out(toy, "arithmetic", reward, replace(config, variant="grpo"), 0).items) == 8 * 8
+
+
+def test_uniform_groups_are_refilled(micro, tokenizer, monkeypatch):
     """DAPO: groups that are all alike are replaced; what they cost is billed."""
+    monkeypatch.setattr(rl, "right_answer", lambda problem, trace: trace.tokens % 2)
 
     def lucky(items):
         groups = [items[i : i + 4] for i in range(0, len(items), 4)]
@@ -846,6 +861,12 @@ def test_a_kl_holds_the_policy(micro, tokenizer, tmp_path):
     assert away["k3"] < 0.7 * away["free"] and away["k1"] < away["free"]
     with pytest.raises(WorkbenchError, match="no adapter to switch off"):
         train(LocalPolicy(copy.deepcopy(micro), tokenizer), tmp_path / "none", config=replace(CONFIG, kl=1.0))
+
+
+def test_a_level_that_got_no_problem_is_still_known():
+    """Bug: after five rows without a problem of it a level that is always solved was as good as never seen."""
+    rows = [{"levels": {"1": [8, 8], "2": [4, 8]}}, *[{"levels": {"2": [4, 8]}}] * 9]
+    assert rl.shares([1, 2], [{"step": 0}, *rows]) == rl.shares([1, 2], rows[:1])
 
 
 def test_a_curriculum_goes_where_groups_disagree():

@@ -58,7 +58,7 @@ class RL:
     `clip` below and, if > 0, `clip_high` above. `kl` > 0 holds the policy to a reference: `kl_form` `k3` as a loss,
     `k1` as a part of the reward, which no variant scales. `truncate`: where another policy samples, the most that its
     tokens are re-weighted by. `value_weight` is of PPO's value loss, `gamma` and `lam` of its advantages. `refills`:
-    how often more prompts are drawn for groups that are all alike, if the variant does that. `temperature`: of the
+    how often more prompts are drawn for groups that say nothing, if the variant does that. `temperature`: of the
     chains that are learnt from, and of the log-probs in the loss; a sure policy says more in the heat. Checks are at 1.
     """
 
@@ -517,7 +517,7 @@ class Rollout:
 
 
 def roll_out(policy, task: str, reward: Reward, config: RL, step: int, history: Sequence[dict] = ()) -> Rollout:
-    """Sample the groups of one step and judge them; a variant with `refill` replaces those that are all alike."""
+    """Sample the groups of one step and judge them; a variant with `refill` replaces those that say nothing."""
     place = team()
     refill = VARIANTS[config.variant].refill
     cost, chains, found, uniform, unserved = Cost(), [], [], [], 0
@@ -534,7 +534,8 @@ def roll_out(policy, task: str, reward: Reward, config: RL, step: int, history: 
         earned = judge(reward, items)
         totals = earned.totals()
         cost += sum((r.cost for r in results), earned.cost)
-        chains += [_about(*item, total) for item, total in zip(items, totals, strict=True)]
+        about = [_about(*item, total) for item, total in zip(items, totals, strict=True)]
+        chains += about
         for at in range(len(mine)):
             chosen = range(at * config.group, (at + 1) * config.group)
             name = again * config.prompts + place.process_index + place.num_processes * at
@@ -542,8 +543,9 @@ def roll_out(policy, task: str, reward: Reward, config: RL, step: int, history: 
             if earned.steps is not None:  # the same in all, but not at the same steps
                 alike &= all(earned.steps[i] == earned.steps[chosen[0]] for i in chosen)
             uniform.append(float(alike))
-            found.append((name, alike, [items[i] for i in chosen], earned.part(chosen)))
-        if refill and sum(not alike for alike in gathered([f[1] for f in found])) >= config.prompts:
+            silent = alike or len({about[i]["true"] for i in chosen}) == 1
+            found.append((name, silent, [items[i] for i in chosen], earned.part(chosen)))
+        if refill and sum(not silent for silent in gathered([f[1] for f in found])) >= config.prompts:
             break
     if refill:  # the first groups that have something to say, of all processes
         wanted = sorted(gathered([f[0] for f in found if not f[1]]))[: config.prompts]
@@ -610,14 +612,15 @@ def choose(task: str, config: RL, seed: int, history: Sequence[dict] = ()) -> li
 
 
 def shares(levels: Sequence[int], history: Sequence[dict], last: int = 5, least: float = 0.05) -> list[float]:
-    """How much of a step each level gets: p (1 - p) + `least`, p its pass rate in the `last` rows (.5 if not seen).
+    """How much of a step each level gets: p (1 - p) + `least`, p its pass rate in the `last` rows that have it (.5 if
+    none has): a level that got no problem for a while is as well known as before.
 
     >>> [round(share, 3) for share in shares([1, 2], [{"levels": {"1": [10, 10], "2": [5, 10]}}])]
     [0.143, 0.857]
     """
     worth = []
     for level in levels:
-        seen = [row["levels"].get(str(level), (0, 0)) for row in history[-last:] if "levels" in row]
+        seen = [row["levels"][str(level)] for row in history if str(level) in row.get("levels", ())][-last:]
         right, of = (sum(pair[i] for pair in seen) for i in (0, 1))
         p = right / of if of else 0.5
         worth.append(p * (1 - p) + least)

@@ -193,8 +193,9 @@ def k3(new, reference):
 class Variant:
     """An advantage of chains, whether a group's `deviation` divides it, a mean over tokens, and what goes with them.
 
-    `advantage` None: PPO, whose value head gives each token its own. `refill`: groups that are all alike are replaced
-    before the update (DAPO's dynamic sampling). `high`: the upper clip, if it is not the lower one.
+    `advantage` None: PPO, whose value head gives each token its own. `refill`: groups that earn all alike, or whose
+    answers are all right or all wrong, are replaced before the update (DAPO's dynamic sampling: its condition is
+    correctness, whatever else earns). `high`: the upper clip, if it is not the lower one.
     """
 
     advantage: Callable[[torch.Tensor], torch.Tensor] | None
