@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from email.utils import formatdate
@@ -144,6 +145,29 @@ def test_one_failure_ends_the_retries_of_the_others(policy, double, sums, monkey
     with pytest.raises(WorkbenchError, match="status 404.*no such model"):
         drawn(policy, sums)
     assert time.monotonic() - begin < 10 and len(double.log) <= 6
+
+
+def late(handler):
+    time.sleep(4)
+
+
+@pytest.mark.parametrize("trouble", [WorkbenchError, KeyboardInterrupt])
+def test_trouble_is_told_at_once(policy, double, sums, trouble):
+    """Bug: an error, or Ctrl-C, was told only when every open chain had come to its end."""
+    policy.client.timeout = 20
+    if trouble is KeyboardInterrupt:
+        double.faults += [late] * 3
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        double.faults += [late, status(401, "bad key"), late]
+    begin = time.monotonic()
+    with pytest.raises(trouble, match="status 401.*bad key" if trouble is WorkbenchError else ""):
+        drawn(policy, sums)
+    assert time.monotonic() - begin < 2
+    while double.open and time.monotonic() - begin < 10:
+        time.sleep(0.1)
+    time.sleep(0.3)
+    assert len(double.log) <= 5, "the open chains ask no further"
 
 
 @pytest.mark.parametrize("fault", [drop, status(503, "overloaded"), garbage])

@@ -64,8 +64,9 @@ class Server:
 
     At most `in_flight` requests are open, each for at most `timeout` seconds. A refused, dropped, slow, 408, 429 or 5xx
     answer is asked for again up to `retries` times, after 0.5 s, 1 s, 2 s, … or what Retry-After says. Errors: what the
-    server lacks, an answer that is none, a server that stays away, each with its address; a prompt that is too long is
-    a ProblemError. A token count in `usage` that is not what came is warned about once; what came is what counts.
+    server lacks, an answer that is none, a server that stays away, each with its address, told at once (a request that
+    is open then ends by itself, unheard); a prompt that is too long is a ProblemError. A token count in `usage` that is
+    not what came is warned about once; what came is what counts.
 
     Log-probs are those of the distribution that samples. vLLM gives them with `--logprobs-mode processed_logprobs`;
     before the first draw that is not plain, 8 tokens are asked for, unbilled, to see. `logprobs=False` goes without.
@@ -134,17 +135,17 @@ class Server:
         plain = not sampling.temperature or (sampling.temperature, sampling.top_p, sampling.top_k) == (1, 1, 0)
         if wants and not plain and not self._filtered:
             self._probe(wants[0].problem, halt)
-        with ThreadPoolExecutor(self.in_flight) as pool:
-            more = (seed, sampling, halt, bad)
+        pool, more = ThreadPoolExecutor(self.in_flight), (seed, sampling, halt, bad)
+        try:
             jobs = [[pool.submit(self._chain, w, w.first + k, *more) for k in range(w.n)] for w in wants]
-            try:
-                done, _ = wait([job for row in jobs for job in row], return_when=FIRST_EXCEPTION)
-                if errors := [error for job in done if (error := job.exception()) is not None]:
-                    raise errors[0]
-            except BaseException:  # an interrupt too: no more requests, no more retries
-                halt.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+            done, _ = wait([job for row in jobs for job in row], return_when=FIRST_EXCEPTION)
+            if errors := [error for job in done if (error := job.exception()) is not None]:
+                raise errors[0]
+        except BaseException:  # an interrupt too: no more requests, no more retries, and open ones are not waited for
+            halt.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        pool.shutdown()
         if bad:
             raise ProblemError(bad)
         return [[job.result() for job in row] for row in jobs]
@@ -164,7 +165,8 @@ class Server:
     def _chain(self, want: Want, k: int, seed: int, sampling: Sampling, halt, bad: dict[str, str]) -> list[Node]:
         node, path, chain = want.node, (*want.node.path, k), []
         try:
-            while not node.finished and (not chain or (want.to_end and not bad)):  # bad: all will be asked for again
+            # bad: all will be asked for again; halt: nobody waits for it
+            while not (node.finished or halt.is_set()) and (not chain or (want.to_end and not bad)):
                 node = self._step(want.problem, node, path, want.close and not chain, seed, sampling, halt)
                 chain.append(node)
                 path = (*path, 0)
