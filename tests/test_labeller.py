@@ -503,6 +503,21 @@ def test_two_labellers(tmp_path):
         kappa(anna, session(ITEMS[:2]))
 
 
+def test_a_labeller_against_labels():
+    """Bug: a neutral rating, 0, was the wrong of a label, 0.0, and a wrong one, -1, agreed with nothing."""
+    gold = [Labelled(*item, (1.0,) * (len(item[1].steps) - 1) + (0.0,)) for item in ITEMS]
+    rated = session(stop_at_error=False)
+    for row in gold:
+        press(rated, "1 " * (len(row.labels) - 1) + "-")
+    assert (kappa(rated, gold).kappa, kappa(gold, rated).kappa, kappa(rated.labelled(), gold).kappa) == (1, 1, 1)
+    neutral = press(session(stop_at_error=False), "0 " * sum(len(row.labels) for row in gold))
+    assert kappa(neutral, gold).kappa == 0 and kappa(neutral, rated).kappa == 0
+    soft = [row._replace(labels=tuple(max(x, 0.4) for x in row.labels)) for row in gold]
+    for sides in ((soft, soft), (rated, soft)):
+        with pytest.raises(WorkbenchError, match="a label of 0.4 is none of right or wrong: say from where on"):
+            kappa(*sides)
+
+
 # --- the widget, without a browser ---
 
 HOSTILE = '<script>document.title="owned"</script><img src=x onerror="document.title=\'owned\'">'

@@ -471,13 +471,18 @@ def kappa(a: Any, b: Any, seed: int = 0) -> Agreement:
     """Cohen's kappa (1960) between two labellers over the same chains, unweighted: all disagreements count alike.
 
     `a`, `b`: a `Labeller` or `Session` each; or lists of `Labelled`; or two aligned sequences of ratings, None where
-    unknown. Steps that only one of them rated are left out, which after stopping at different errors is common.
+    unknown. Against labels a labeller's ratings are read as labels, so that neutral agrees with right. Steps that only
+    one of them rated are left out, which after stopping at different errors is common.
     The error resamples problems, since the steps of one are not independent. Both always saying the same one thing
-    leaves nothing to compare with chance: kappa is None (0/0). Errors: different chains, no step that both rated.
+    leaves nothing to compare with chance: kappa is None (0/0). Errors: different chains, no step that both rated, a
+    soft label.
 
     >>> print(kappa([1, 1, 0, -1, 1, 0], [1, 1, 0, -1, 0, None]))
     kappa 0.69 ± 0.31 [0.00 to 1.00], 80% agreed; 5 steps, 5 problems
     """
+    a, b = (getattr(side, "session", side) for side in (a, b))
+    if isinstance(a, Session) != isinstance(b, Session):  # 0 is neutral of the one, and wrong of the other
+        a, b = (side.labelled() if isinstance(side, Session) else side for side in (a, b))
     a, b = _rated(a), _rated(b)
     if a.keys() != b.keys():
         raise WorkbenchError(
@@ -525,11 +530,15 @@ def _unreadable(chain: Labelled) -> str | None:
 
 def _rated(side: Any) -> dict[tuple, Any]:
     """(problem, …) of a step -> rating."""
-    side = getattr(side, "session", side)
     if isinstance(side, Session):
         return side.ratings
     rows = list(side)
     if rows and all(isinstance(row, Labelled) for row in rows):
+        if soft := [(row.problem.id, label) for row in rows for label in row.labels if label not in (0, 1, None)]:
+            raise WorkbenchError(
+                "{}: a label of {} is none of right or wrong: say from where on a step is right, such as "
+                "chain._replace(labels=[None if x is None else float(x >= 0.5) for x in chain.labels])".format(*soft[0])
+            )
         return {
             step: label
             for problem, trace, labels in rows
