@@ -231,6 +231,19 @@ def test_a_checkpoint_that_is_nowhere_is_named(tmp_path, monkeypatch):
         load_model("runs/models/base")
 
 
+def test_a_run_is_not_to_be_deleted(tmp_path):
+    """Bug: a run's folder named in place of its checkpoint's: "Delete it"."""
+    with pytest.raises(WorkbenchError, match="Delete it and run its stage again"):
+        load_model(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(WorkbenchError, match="It is a run: go on with it, or name"):
+        load_model(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "adapter_config.json").write_text("{}")
+    with pytest.raises(WorkbenchError, match=f"did you mean {tmp_path / 'model'}"):
+        load_model(tmp_path)
+
+
 HALF, GONE, OTHER = (lambda data: data[: len(data) // 2]), None, (lambda data: b"[]")
 
 

@@ -504,6 +504,33 @@ def test_the_command_line_trains_and_judges(chains, base, tmp_path, capsys, monk
     assert f"{len(learnt)} of these problems were trained on" in capsys.readouterr().err
 
 
+def test_a_base_that_has_moved_is_named_for_all_that_reads_it(chains, base, tmp_path, capsys, monkeypatch):
+    """Bugs: --base is not for the log-prob baseline, so that all was scored before the command failed, where the base
+    had moved; a run's folder in place of its model's: the advice was to delete the run."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(base, old)
+    run(chains, old, tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text("{}")
+    old.rename(new)
+    others = [c._replace(problem=replace(c.problem, prompt=c.problem.prompt + "+1")) for c in chains]
+    command = [str(rows_of(others, tmp_path / "rows.jsonl")), "--out", str(tmp_path / "out")]
+    model = str(tmp_path / "run" / "model")
+    with monkeypatch.context() as patch:
+        for reader in ("stepdata.Rows", "verifiers.prm.PRM.load"):
+            patch.setattr(f"workbench.{reader}", lambda *_, **__: pytest.fail("it reads before it looks"))
+        for more in ([], ["--base", str(new), "--policy", str(old)]):
+            assert main(["prm", "evaluate", model, *command, *more]) == 2
+            said = capsys.readouterr().err
+            assert f"{old} is no folder" in said and "The log-prob baseline needs it: --policy" in said
+        patch.undo()
+        patch.setattr(stepdata, "Rows", lambda *_, **__: pytest.fail("it reads before it looks"))
+        assert main(["prm", "evaluate", str(tmp_path / "run"), *command, "--no-policy"]) == 2
+        said = capsys.readouterr().err
+        assert f"did you mean {model}?" in said and "elete" not in said
+    assert main(["prm", "evaluate", model, *command, "--base", str(new)]) == 0
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["baselines"][2]["auc"]
+
+
 def test_an_evaluation_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
     """Bugs: half an hour of reading is lost with the call; scores of other chains, or of another checkpoint, are taken
     for these; where it stopped shows in the numbers."""

@@ -85,24 +85,8 @@ def load_model(folder: str | Path, kind: str = "AutoModelForCausalLM", **more):
     import torch
     import transformers
 
-    if folder == "smollm2":
-        from .smollm2 import checkpoint
-
-        folder = checkpoint()
+    folder = looked_at(folder)
     path = Path(folder)
-    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
-        raise WorkbenchError(f"{path} is an adapter: open it with adapters.open_adapter, or name what it stands on")
-    if path.exists() and not (path / "config.json").exists():
-        raise WorkbenchError(f"{path} is no checkpoint: it has no config.json. Delete it and run its stage again")
-    if path.exists():
-        if "model_type" not in read_json(path / "config.json"):
-            raise damaged(path / "config.json", "it names no model_type")
-        if not (weights := list(path.glob("*.safetensors"))):
-            raise WorkbenchError(
-                f"{path} has no *.safetensors: other weight formats are refused, convert the checkpoint first"
-            )
-        for file in weights:
-            check_weights(file)
     logging = transformers.utils.logging
     logging.disable_progress_bar()  # a bar for every small file tells nobody anything
     loud = logging.get_verbosity()
@@ -118,10 +102,7 @@ def load_model(folder: str | Path, kind: str = "AutoModelForCausalLM", **more):
             raise damaged(path, why) from error
         if short or not isinstance(error, OSError):
             raise
-        raise WorkbenchError(
-            f"{folder} is no folder under {Path.cwd()}, and the hub did not give it ({why}): name a checkpoint that is "
-            "there (an adapter's base with base=, or --base)"
-        ) from error
+        raise _nowhere(folder, why) from error
     finally:
         logging.set_verbosity(loud)
     # transformers would go on with random weights in their place, or without those layers
@@ -138,6 +119,53 @@ def load_model(folder: str | Path, kind: str = "AutoModelForCausalLM", **more):
         if hasattr(part, "support_avx512bf16_for_cpu"):
             part.support_avx512bf16_for_cpu = False
     return model.eval(), load_tokenizer(folder)
+
+
+def looked_at(folder: str | Path) -> str | Path:
+    """What `load_model` is to load, after all that can be told of it in no time: a hub id has a config, a folder whole
+    files. Errors: as its."""
+    from transformers import AutoConfig
+
+    if folder == "smollm2":
+        from .smollm2 import checkpoint
+
+        folder = checkpoint()
+    path = Path(folder)
+    if not path.exists():
+        try:
+            AutoConfig.from_pretrained(folder)
+        except OSError as error:
+            raise _nowhere(folder, " ".join(str(error).split())[:200]) from error
+        return folder
+    if not (path / "config.json").exists():
+        if (path / "adapter_config.json").exists():
+            raise WorkbenchError(f"{path} is an adapter: open it with adapters.open_adapter, or name what it stands on")
+        if is_checkpoint(path / "model"):
+            raise WorkbenchError(f"{path} is a run and no checkpoint: did you mean {path / 'model'}?")
+        of_run = "It is a run: go on with it, or name the checkpoint in it"
+        remedy = of_run if (path / "run.json").exists() else "Delete it and run its stage again"
+        raise WorkbenchError(f"{path} is no checkpoint: it has no config.json. {remedy}")
+    if "model_type" not in read_json(path / "config.json"):
+        raise damaged(path / "config.json", "it names no model_type")
+    if not (weights := list(path.glob("*.safetensors"))):
+        raise WorkbenchError(
+            f"{path} has no *.safetensors: other weight formats are refused, convert the checkpoint first"
+        )
+    for file in weights:
+        check_weights(file)
+    return folder
+
+
+def is_checkpoint(folder: str | Path) -> bool:
+    """Whether a folder holds whole weights or an adapter."""
+    return any((Path(folder) / name).exists() for name in ("config.json", "adapter_config.json"))
+
+
+def _nowhere(folder: str | Path, why: str) -> WorkbenchError:
+    return WorkbenchError(
+        f"{folder} is no folder under {Path.cwd()}, and the hub did not give it ({why}): name a checkpoint that is "
+        "there (an adapter's base with base=, or --base)"
+    )
 
 
 def load_tokenizer(folder: str | Path):

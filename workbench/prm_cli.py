@@ -70,15 +70,17 @@ def train(args) -> int:
 def evaluate(args) -> int:
     from . import judging, plots
     from .claims import measured
+    from .models import is_checkpoint
     from .verifiers import score_all
     from .verifiers.prm import about
 
     if args.problems < 0:
         raise WorkbenchError(f"--problems {args.problems}: how many to judge, or 0 for all of them")
     judge = cache(_judge(args))
-    if args.critiques is not None or not all(Path(m).exists() for m in (args.checkpoint, args.reference) if m):
+    if args.critiques is not None or not all(is_checkpoint(m) for m in (args.checkpoint, args.reference) if m):
         judge()  # a mistake is told before the data is read
     out = _out(args)
+    policy = None if args.no_policy else _policy(args, out / "scores" / "policy")
     items, tuning, sampled = _unseen(args)
     said = about(args.checkpoint)
     both = [(chain.problem.blind(), chain.trace) for chain in items + tuning]
@@ -101,7 +103,8 @@ def evaluate(args) -> int:
     scores = scored(args.way, both)
     responses = _responses(sampled, scored, judge) if sampled else None
     baselines = {}
-    if sure := _policy(args, out / "scores" / "policy", both):
+    if policy:
+        sure = policy(both)
         baselines[judging.POLICY] = (sure[: len(items)], sure[len(items) :])
     report = judging.report(
         items, scores[: len(items)], tuning, scores[len(items) :], baselines, responses, name=args.checkpoint.name
@@ -261,17 +264,23 @@ def _responses(sampled, scored, judge):
     return out
 
 
-def _policy(args, path: Path, pairs: Sequence[tuple[Problem, Trace]]) -> list[tuple] | None:
-    """The log-prob baseline: the mean probability that a language model gives to a step's tokens."""
+def _policy(args, path: Path) -> Callable[[Sequence[tuple[Problem, Trace]]], list[tuple]] | None:
+    """What gives the log-prob baseline, the mean probability that a language model gives to a step's tokens; None
+    where nobody knows a model. Errors: it is not there, which is not for after an hour of scoring."""
     from .adapters import fast_dtype, prepare
     from .format import Encoder
-    from .models import load_model, placed
+    from .models import load_model, looked_at, placed
     from .verifiers.likelihood import mean_logprobs
     from .verifiers.prm import about
 
-    base = args.policy or args.reference or about(args.checkpoint).get("base")
-    if args.no_policy or not base:
+    base = args.policy or args.reference or args.base or about(args.checkpoint).get("base")
+    if not base:
         return None
+    if not (path / "DONE").exists():
+        try:
+            looked_at(base)
+        except WorkbenchError as error:
+            raise WorkbenchError(f"{error}. The log-prob baseline needs it: --policy MODEL, or --no-policy") from error
     loaded: list = []
 
     def score(some: Sequence[tuple[Problem, Trace]]) -> tuple[list[tuple], dict]:
@@ -281,8 +290,11 @@ def _policy(args, path: Path, pairs: Sequence[tuple[Problem, Trace]]) -> list[tu
             loaded.extend((placed(model), Encoder(tokenizer)))
         return mean_logprobs(*loaded, some), {}
 
-    found, _ = kept(path, {}, {"policy": base}, pairs, score)
-    return [tuple(None if x is None else math.exp(x) for x in row) for row in found]
+    def probabilities(pairs: Sequence[tuple[Problem, Trace]]) -> list[tuple]:
+        found, _ = kept(path, {}, {"policy": base}, pairs, score)
+        return [tuple(None if x is None else math.exp(x) for x in row) for row in found]
+
+    return probabilities
 
 
 def kept(
