@@ -455,7 +455,8 @@ def test_slices_of_logits(micro, other, tokenizer, chains, monkeypatch):
 
 
 def test_the_command_line_judges_an_implicit_one(micro, tokenizer, tmp_path, capsys):
-    """Bugs: the reference left out, or taken for the model; the baseline is not the reference's."""
+    """Bugs: the reference left out, or taken for the model; the baseline is not the reference's; what makes a score of
+    a log-ratio cannot be said; of a step's own reward, which is no probability, the calibration is told."""
     from workbench import judging, stepdata
     from workbench.__main__ import main
 
@@ -471,11 +472,12 @@ def test_the_command_line_judges_an_implicit_one(micro, tokenizer, tmp_path, cap
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["prm", "evaluate", str(tmp_path / "model"), str(data), "--out", str(tmp_path / "out")]
-    assert main([*command, *["--as", "implicit", "--reference", str(tmp_path / "before")]]) == 0
+    command += ["--as", "implicit", "--reference", str(tmp_path / "before")]
+    assert main([*command, "--form", "cumulative", "--beta", ".2"]) == 0
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     kept = [c for c in stepdata.Rows(data) if tasks.digest("tuning", tasks.mark(c.problem)) % 4]
-    scores = Implicit(micro, tokenizer, other).score([(c.problem.blind(), c.trace) for c in kept])
+    scores = Implicit(micro, tokenizer, other, 0.2, "cumulative").score([(c.problem.blind(), c.trace) for c in kept])
     pairs = [(s, x) for row, c in zip(scores, kept, strict=True) for s, x in zip(row, c.labels, strict=True)]
     known = [pair for pair in pairs if None not in pair]
     assert found["verifier"]["steps"] == len(known) > 10
@@ -484,3 +486,7 @@ def test_the_command_line_judges_an_implicit_one(micro, tokenizer, tmp_path, cap
     )
     assert found["baselines"][2]["name"] == judging.POLICY
     assert found["baselines"][2]["auc"] and "policy log-prob" in said
+    assert main(command) == 0 and "no chance of being right" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert found["verifier"]["auc"] and found["verifier"]["brier"] is found["verifier"]["ece"] is None
+    assert not found["bins"] and not list((tmp_path / "out").glob("reliability.*"))

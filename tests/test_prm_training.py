@@ -9,6 +9,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import warnings
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +18,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from workbench import adapters, labels, models, prm_cli, stepdata, tasks
+from workbench import adapters, format, labels, models, prm_cli, stepdata, tasks
 from workbench.__main__ import main
-from workbench.models import load_model, new_model
+from workbench.models import load_model, load_tokenizer, new_model
 from workbench.packing import pack
 from workbench.runs import Run, hash_tree
 from workbench.types import Cost, Labelled, Problem, Step, Trace, WorkbenchError
@@ -391,6 +393,39 @@ def test_the_checkpoint_says_what_it_stands_on(chains, base, tmp_path):
     assert json.loads((out / "prm.json").read_text())["base"] == str(base)
 
 
+def test_the_checkpoint_says_what_suits_its_scores(chains, base, tmp_path):
+    """Bug: of an outcome model's scores, which all speak of the end, best-of-N took the lowest."""
+    soft = [c._replace(labels=(0.3,) * len(c.labels)) for c in chains]
+    some = [*chains, soft[0]]  # a mean of marks that differ makes no labels values
+    for data, outcome, suits in ((some, False, "min"), (chains, True, "last"), (soft, False, "last")):
+        folder = tmp_path / f"{suits}-{outcome}"
+        out, _, _ = run(data, base, folder, replace(QUICK, method="full", steps=1, outcome=outcome))
+        assert PRM.load(out).aggregate == suits and PRM.load(out, aggregate="mean").aggregate == "mean"
+        said = prm.about(out)
+        del said["aggregate"]  # as before it was written down
+        (out / "prm.json").write_text(json.dumps(said))
+        assert PRM.load(out).aggregate == ("last" if outcome else "min")
+
+
+def test_a_checkpoint_that_read_other_text_is_told(chains, base, tmp_path, monkeypatch):
+    """Bug: scores of a PRM that learnt doubled backslashes were taken for what it thinks of LaTeX as it is."""
+    out, _, _ = run(chains, base, tmp_path, replace(QUICK, steps=1))
+    said = prm.about(out)
+    assert said.pop("text") == format.WRITTEN
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        PRM.load(out)
+        (out / "prm.json").write_text(json.dumps(said))
+        PRM.load(out)  # a model of single characters
+        monkeypatch.setattr(type(load_tokenizer(out)), "__len__", lambda _: 40_000)
+        (out / "prm.json").write_text(json.dumps(said | {"text": format.WRITTEN}))
+        with suppress(RuntimeError):  # the base has no such vocabulary
+            PRM.load(out)
+        (out / "prm.json").write_text(json.dumps(said))
+        with pytest.raises(UserWarning, match="every backslash was written twice.*train it anew"):
+            PRM.load(out)
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one(base, tmp_path):
     """Bugs: the mean of two means instead of the mean over all labels; both write the same file, and one reads it half
@@ -491,6 +526,7 @@ def test_the_command_line_trains_and_judges(chains, base, tmp_path, capsys, monk
     report = json.loads((tmp_path / "four" / "report.json").read_text())
     assert report["choice"]["problems"] == 4 and report["choice"]["rows"][-1]["ceiling"]["value"] == 0.95
     assert (report["choice"]["responses"], report["choice"]["unfinished"]) == (15, 5)
+    assert report["settings"]["aggregate"] == "min", "as the checkpoint has it"
     drawn = {path.stem for path in (tmp_path / "four").iterdir()}
     assert drawn == {"report", "scores", "reliability", "best_of_n", "over_optimisation"}
     assert "not measured: no depth has" in said
@@ -587,16 +623,20 @@ def test_a_report_stands_alone_and_in_no_run(chains, tmp_path, monkeypatch, caps
     the old, which is lost; nobody knows what it was asked with; `x.jsonl.gz` makes a folder `x.jsonl`; a tuning set of
     its own is cut to a third of what is reported."""
 
+    judges = []
+
     class Judge:
+        aggregate = "prod"
+
         def score_trees(self, pairs):
             return [tuple(1 / (2 + len(step.text) + i) for i, step in enumerate(t.steps)) for _, t in pairs]
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(PRM, "load", lambda *_: Judge())
+    monkeypatch.setattr(PRM, "load", lambda *_, **more: judges.append(more) or Judge())
     monkeypatch.setattr("workbench.plots.save", lambda figure, path: path.with_suffix(".png").write_text("drawn"))
     run = Run.open("runs/mine", {})
     with run.folder("model") as folder:
-        (folder / "weights").write_text("w")
+        (folder / "config.json").write_text("{}")
     run.finish()
     before = hash_tree("runs/mine")
     others = [c._replace(problem=replace(c.problem, prompt=c.problem.prompt + "+1")) for c in chains]
@@ -625,6 +665,15 @@ def test_a_report_stands_alone_and_in_no_run(chains, tmp_path, monkeypatch, caps
     assert (found["counts"]["problems"], found["tuning"]["problems"]) == (3, all_of_it)
     assert found["settings"]["tuning"] == tuning and shown(out / "earlier-2")[1] == few[1]
 
+    row = {"question": "1+1?", "code": ["1+1\n\nso", "no"], "pred": ["2", "7"], "score": [True, False]}
+    Path("responses.jsonl").write_text(json.dumps(row) + "\n")
+    command += ["--problems", "3", "--responses", "responses.jsonl", "--aggregate", "prod"]
+    assert main(command) == 0 and judges[-1] == {"aggregate": "prod"}
+    assert shown()[1]["settings"]["aggregate"] == "prod" and shown()[1]["choice"]
+    judges.clear()
+    assert main([*command, "--tuning", "rows.jsonl.gz"]) == 2 and not judges, "it is told before anything is scored"
+    assert "are in the tuning set and in the test set" in capsys.readouterr().err
+
     for place, more in ((tmp_path, ["--out", "runs/mine/judged"]), (run.path.resolve() / "model", [])):
         monkeypatch.chdir(place)
         model, data = str(tmp_path / "runs/mine/model"), str(tmp_path / "rows.jsonl")
@@ -638,6 +687,7 @@ def test_a_mistyped_command_is_one_sentence(chains, base, tmp_path, capsys):
     for more, text in [
         (["-p", "stepz=4"], "did you mean 'steps'"),
         (["-p", "steps=x"], "steps='x' should be of type int"),
+        (["-p", "patience=2", "-p", "held_out=0"], "held_out=0 holds none out"),
         (["--profile", "nano"], "one of small, gpu"),
         (["--reported", data], "are also reported on"),
     ]:
@@ -646,7 +696,7 @@ def test_a_mistyped_command_is_one_sentence(chains, base, tmp_path, capsys):
 
 
 def test_the_split_that_is_reported_on_can_be_named(chains, base, tmp_path, monkeypatch):
-    """Bug: a hub set without a split `test` cannot be reported on."""
+    """Bugs: a hub set without a split `test` cannot be reported on; thresholds cannot come from another split."""
 
     asked, rows = [], stepdata.Rows
 
@@ -661,6 +711,20 @@ def test_the_split_that_is_reported_on_can_be_named(chains, base, tmp_path, monk
         assert main([*command, *more]) == 2, "it is reported on what it would learn from"
     assert asked == ["train", "test", "train", "dev"]
 
+    other = str(
+        rows_of(
+            [c._replace(problem=replace(c.problem, prompt="1+" + c.problem.prompt)) for c in chains],
+            tmp_path / "o.jsonl",
+        )
+    )
+    asked.clear()
+    given = dict(checkpoint=tmp_path, data=data, tuning=other, responses=None, problems=0, format=None, split="gsm8k")
+    for name, split in ((None, None), ("processbench", "math")):
+        prm_cli._unseen(SimpleNamespace(**given, tuning_format=name, tuning_split=split))
+    assert asked == ["gsm8k", "gsm8k", "gsm8k", "math"]
+    with pytest.raises(WorkbenchError, match="holds no chain"):
+        prm_cli._unseen(SimpleNamespace(**given, tuning_format="prm800k", tuning_split=None))
+
 
 @pytest.mark.parametrize(
     "more, said",
@@ -668,6 +732,10 @@ def test_the_split_that_is_reported_on_can_be_named(chains, base, tmp_path, monk
         (["--critiques", "2"], "--critiques is for --as generative, and this is --as prm"),
         (["--as", "generative", "--base", "x"], "--base is for --as prm, and this is --as generative"),
         (["--as", "implicit"], "name it, --reference MODEL"),
+        (["--beta", ".1"], "--beta is for --as implicit, and this is --as prm"),
+        (["--as", "generative", "--form", "step"], "--form is for --as implicit, and this is --as generative"),
+        (["--aggregate", "last"], "--aggregate is for --responses, and there is none"),
+        (["--tuning-split", "x"], "--tuning-split is for --tuning, and there is none"),
         (["--as", "generative", "--critiques", "0"], "k=0"),
         (["--as", "orm"], "invalid choice: 'orm'"),
     ],

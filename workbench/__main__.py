@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .select import AGGREGATES
 from .types import WorkbenchError, aligned, unknown
 
 
@@ -246,17 +247,26 @@ def parser() -> argparse.ArgumentParser:
     )
     told = "sampled responses that are graded, to choose from: JSON lines of question, code, pred and score"
     made.add_argument("--responses", help=told)
+    told = "a response's score from those of its steps (default: what suits the verifier)"
+    made.add_argument("--aggregate", choices=tuple(AGGREGATES), help=told)
     ways = "prm (default), a language model that is asked for critiques, or one that is held against a --reference"
     made.add_argument("--as", dest="way", default="prm", choices=("prm", "generative", "implicit"), help=ways)
     made.add_argument("--base", help="where an adapter's base lies, if not where it was (--as prm)")
     made.add_argument("--critiques", type=int, help="how many of each step (--as generative; default 4)")
     made.add_argument("--reference", help="the model that training began from (--as implicit)")
+    made.add_argument(
+        "--beta", type=float, help="the scale of its rewards, as in training (--as implicit; default .05)"
+    )
+    told = "score a step's own reward (default) or the sum so far (--as implicit)"
+    made.add_argument("--form", choices=("step", "cumulative"), help=told)
     made.add_argument("--policy", help="the language model of the log-prob baseline (default: the base, the reference)")
     told = "judge so many; the threshold comes from a third as many others, or from 200 or more of --tuning"
     made.add_argument("--problems", type=int, default=0, help=told)
     made.add_argument("--no-policy", action="store_true", help="leave that baseline out, which halves the time")
     made.add_argument("--format", help="the rows' format, where it cannot be told from their fields")
     made.add_argument("--split", default="train", help="the split of a hub data set (default train)")
+    made.add_argument("--tuning-format", help="the same of --tuning (default: as --format)")
+    made.add_argument("--tuning-split", help="the same of --tuning (default: as --split)")
     told = "where report.json and the figures go, outside of runs (default: runs/judged/RUN-DATA, here)"
     made.add_argument("--out", type=Path, help=told)
     made = command(bench, "measure speed and quality against their goals", profile=False)

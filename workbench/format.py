@@ -17,6 +17,7 @@ BREAK = "\n"
 TAGS = ("<user>", "</user>", "<reasoning>", "</reasoning>", "<assistant>", "</assistant>")
 USER, END_USER, REASONING, END_REASONING, ASSISTANT, END_ASSISTANT = TAGS
 CLOSING = END_REASONING + ASSISTANT
+WRITTEN = 2  # how text is written for a model: see `escape`; 1 wrote every backslash twice
 
 # What a reader of the raw text could mistake for structure: our tags, other templates' <|tags|>, control
 # characters and line separators, lone surrogates (which no tokenizer takes), and a backslash in front of one of the

@@ -136,6 +136,7 @@ def report(
     responses: Mapping[str, Sequence[Response]] | None = None,
     *,
     name: str = "verifier",
+    uncalibrated: str = "",
     cut: float = 0.5,
     seed: int = 0,
 ) -> Report:
@@ -146,7 +147,8 @@ def report(
     the verifier: one that never finds an error, one that sees the index and the characters of a step (a logistic
     regression on the tuning set), and the policy's own probability, which is given in `baselines` (see `policy_scores`)
     or reported as absent. `baselines`: name -> (scores, tuning scores) of any other scorer, higher for a step more
-    likely right. `responses`: as `best_of_n`.
+    likely right. `responses`: as `best_of_n`. `uncalibrated`: why the verifier's scores are no probabilities of being
+    right, where they are none though they lie in 0-1; there is no calibration then.
 
     Label steps up to the first error only if what follows means nothing. Calibration is to the reading of the labels,
     not to soft labels. A chain that occurs twice counts twice in F1, as a sample does. Errors: a problem in both sets,
@@ -165,12 +167,7 @@ def report(
     baselines = dict(baselines or {})
     if taken := ({name, NO_ERROR, LENGTH} & baselines.keys()) | ({name} & {NO_ERROR, LENGTH, POLICY}):
         raise WorkbenchError(f"{min(taken)!r} is the name of another scorer already: choose a name of its own")
-    asked = {tasks.mark(item.problem) for item in tuning_items}
-    if both := {item.problem.id for item in items if tasks.mark(item.problem) in asked}:
-        raise WorkbenchError(
-            f"{len(both)} problems are in the tuning set and in the test set ({min(both)}): a threshold is fixed on "
-            "problems that are not judged, so take them out of one"
-        )
+    refuse_shared(items, tuning_items)
     test = _Steps(items, {name: scores} | {other: pair[0] for other, pair in baselines.items()}, cut)
     tuning = _Steps(tuning_items, {name: tuning_scores} | {other: pair[1] for other, pair in baselines.items()}, cut)
     for steps in (test, tuning):
@@ -184,7 +181,8 @@ def report(
     judged: dict[str, Judged] = {}
     for scorer in (name, NO_ERROR, LENGTH, POLICY, *(other for other in baselines if other != POLICY)):
         if scorer in test.scores:
-            judged[scorer] = _judge(scorer, test, errors, draws, None if scorer == name else name)
+            mine = scorer == name
+            judged[scorer] = _judge(scorer, test, errors, draws, None if mine else name, uncalibrated if mine else "")
         else:
             why = "absent: not given" if scorer == POLICY else "absent: the tuning set lacks right or wrong steps"
             judged[scorer] = Judged(scorer, notes=(why,))
@@ -202,6 +200,16 @@ def report(
         tuning.counts,
         cut,
     )
+
+
+def refuse_shared(items: Sequence[Labelled], tuning_items: Sequence[Labelled]) -> None:
+    """Errors: a question that is in both."""
+    asked = {tasks.mark(item.problem) for item in tuning_items}
+    if both := {item.problem.id for item in items if tasks.mark(item.problem) in asked}:
+        raise WorkbenchError(
+            f"{len(both)} problems are in the tuning set and in the test set ({min(both)}): a threshold is fixed on "
+            "problems that are not judged, so take them out of one"
+        )
 
 
 def policy_scores(items: Sequence[Labelled]) -> list[tuple[float | None, ...]]:
@@ -550,7 +558,9 @@ class _Draws:
         return [scaling.between(*row) if math.isfinite(row[0]) else None for row in told]
 
 
-def _judge(scorer: str, test: _Steps, errors: Mapping[str, tuple], draws: _Draws, verifier: str | None) -> Judged:
+def _judge(
+    scorer: str, test: _Steps, errors: Mapping[str, tuple], draws: _Draws, verifier: str | None, uncalibrated: str
+) -> Judged:
     notes = []
     seen = test.labelled(scorer)
     auc = auc_lead = brier = bias = ece = None
@@ -564,7 +574,9 @@ def _judge(scorer: str, test: _Steps, errors: Mapping[str, tuple], draws: _Draws
             (a, n, value), (b, _, other) = (_auc(test, which, common) for which in (verifier, scorer))
             (auc_lead,) = draws(lambda w: a(w) - b(w), n, value - other)
     score, label = test.scores[scorer][seen], test.label[seen]
-    if len(seen) and 0 <= score.min() and score.max() <= 1:
+    if uncalibrated:
+        notes.append(f"calibration is undefined: {uncalibrated}")
+    elif len(seen) and 0 <= score.min() and score.max() <= 1:
         sums = test.sums(test.problem[seen], (score - label) ** 2, score - label, np.ones(len(seen)))
         brier, bias = draws(lambda w: (sums[:2] @ w) / (sums[2] @ w), _distinct(test.problem[seen]))
         ece = scaling.ece(score, label)

@@ -74,6 +74,9 @@ def evaluate(args) -> int:
     from .verifiers import score_all
     from .verifiers.prm import about
 
+    for option, other in (("tuning_split", "tuning"), ("tuning_format", "tuning"), ("aggregate", "responses")):
+        if getattr(args, option) and not getattr(args, other):
+            raise WorkbenchError(f"--{option.replace('_', '-')} is for --{other}, and there is none: leave it out")
     if args.problems < 0:
         raise WorkbenchError(f"--problems {args.problems}: how many to judge, or 0 for all of them")
     judge = cache(_judge(args))
@@ -86,7 +89,7 @@ def evaluate(args) -> int:
     both = [(chain.problem.blind(), chain.trace) for chain in items + tuning]
 
     def scored(name: str, pairs: Sequence[tuple[Problem, Trace]]) -> list[tuple]:
-        how = {k: getattr(args, k) for k in ("way", "critiques")}
+        how = {k: getattr(args, k) for k in ("way", "critiques")} | _implicit(args)
         models = {"checkpoint": args.checkpoint, "base": args.base or said.get("base"), "reference": args.reference}
         scores, counts = kept(out / "scores" / name, how, models, pairs, score)
         if drawn := counts["critiques"]:
@@ -106,11 +109,16 @@ def evaluate(args) -> int:
     if policy:
         sure = policy(both)
         baselines[judging.POLICY] = (sure[: len(items)], sure[len(items) :])
+    name = args.checkpoint.name
+    why = (
+        "a log-ratio's sigmoid is .5 where a step changes nothing: no chance of being right" if _of_steps(args) else ""
+    )
     report = judging.report(
-        items, scores[: len(items)], tuning, scores[len(items) :], baselines, responses, name=args.checkpoint.name
+        items, scores[: len(items)], tuning, scores[len(items) :], baselines, responses, name=name, uncalibrated=why
     )
     print(judging.as_text(report))
     asked = {k: v for k, v in vars(args).items() if k not in ("action", "command", "what", "out")}
+    asked |= {"aggregate": judge().aggregate} if sampled else {}
     text = json.dumps({"settings": asked} | json.loads(judging.to_json(report)), default=str) + "\n"
     _aside(out, text)
     write(out / "report.json", text)
@@ -156,26 +164,39 @@ def _aside(out: Path, text: str) -> None:
 
 def _judge(args) -> Callable:
     """What loads the verifier when it is first needed: where all its scores are kept it is not."""
-    for option, way in (("base", "prm"), ("critiques", "generative"), ("reference", "implicit")):
+    ways = {"base": "prm", "critiques": "generative", "reference": "implicit", "beta": "implicit", "form": "implicit"}
+    for option, way in ways.items():
         if getattr(args, option) is not None and args.way != way:
             raise WorkbenchError(f"--{option} is for --as {way}, and this is --as {args.way}: leave it out")
+    more = {} if args.aggregate is None else {"aggregate": args.aggregate}
     if args.way == "generative":
         from .verifiers.generative import Generative
 
-        return lambda: Generative.load(args.checkpoint, **({} if args.critiques is None else {"k": args.critiques}))
+        more |= {} if args.critiques is None else {"k": args.critiques}
+        return lambda: Generative.load(args.checkpoint, **more)
     if args.way == "implicit":
         from .verifiers.implicit import Implicit
 
         if args.reference is None:
             raise WorkbenchError("--as implicit compares with what training began from: name it, --reference MODEL")
-        return lambda: Implicit.load(args.checkpoint, args.reference)
+        return lambda: Implicit.load(args.checkpoint, args.reference, **more, **_implicit(args))
     from .verifiers.prm import PRM
 
-    return lambda: PRM.load(args.checkpoint, args.base)
+    return lambda: PRM.load(args.checkpoint, args.base, **more)
+
+
+def _implicit(args) -> dict:
+    """What is said of an implicit PRM's scores, where it is said."""
+    return {name: value for name in ("beta", "form") if (value := getattr(args, name)) is not None}
+
+
+def _of_steps(args) -> bool:
+    return args.way == "implicit" and args.form != "cumulative"
 
 
 def _unseen(args) -> tuple[list, list, dict]:
     """What is judged, what thresholds come from, and the responses: problems that were not trained on."""
+    from .judging import refuse_shared
     from .tasks import digest, mark
     from .verifiers.prm import about
 
@@ -184,9 +205,9 @@ def _unseen(args) -> tuple[list, list, dict]:
     def learnt(problems):
         return {problem.prompt for problem in problems if mark(problem) in known}
 
-    items, sampled = _labelled(args.data, args), _graded(args.responses) if args.responses else {}
+    items, sampled = _labelled(args.data, args.format, args.split), _graded(args.responses) if args.responses else {}
     if args.tuning:  # of what the PRM was trained on, the part that it held out will do
-        tuning = _labelled(args.tuning, args)
+        tuning = _labelled(args.tuning, args.tuning_format or args.format, args.tuning_split or args.split)
         asked = {c.problem.prompt for c in tuning}
         old = learnt(c.problem for c in tuning)
         print(f"{args.tuning}: {len(old):,} of {len(asked):,} problems were trained on and are left out")
@@ -212,14 +233,15 @@ def _unseen(args) -> tuple[list, list, dict]:
         tuning = _drawn(tuning, few, "for thresholds")
         some = sorted(sampled, key=lambda name: digest("drawn", name))[: args.problems]
         sampled = {name: sampled[name] for name in some}
+    refuse_shared(items, tuning)
     return items, tuning, sampled
 
 
-def _labelled(source, args) -> list:
+def _labelled(source: str, format: str | None, split: str) -> list:
     from . import stepdata
     from .packing import UNKNOWN, mask_after_error
 
-    rows = stepdata.Rows(source, args.format, args.split)
+    rows = stepdata.Rows(source, format, split)
     chains = [c._replace(labels=tuple(None if x == UNKNOWN else x for x in mask_after_error(c.labels))) for c in rows]
     print(
         f"{source}: {len(chains):,} chains, {rows.counts['labels']:,} labels; "

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import shutil
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -19,7 +21,7 @@ import torch.nn.functional as F
 from .. import tasks
 from ..adapters import adapter_of, fast_dtype, four_bit, prepare, refuse_pickles, switched
 from ..fit import Fit, Ordered, fit, reached, team
-from ..format import Encoder, tokenised
+from ..format import WRITTEN, Encoder, tokenised
 from ..kv import Reader, core
 from ..models import Need, Price, load_model, load_tokenizer, memory, placed, read_json
 from ..packing import UNKNOWN, Judged, Store, collate, judged, mask_after_error, pack, read_trees  # noqa: F401
@@ -95,8 +97,9 @@ def from_policy(policy, extra_layers: int = 0):
 class PRM:
     """Scores every step in 0-1 with a trained token classifier.
 
-    `aggregate`: `min` suits labels of correctness; Monte-Carlo labels are values and want `last`. `cache` bytes are
-    kept of what was read, so that scoring a step reads the step; 0 reads chains whole, to the bit as training does.
+    `aggregate`: `min` suits labels of correctness; outcomes and Monte-Carlo labels are values and want `last`. `cache`
+    bytes are kept of what was read, so that scoring a step reads the step; 0 reads chains whole, to the bit as training
+    does.
     `adapter`: the one of the model's that is the PRM, switched on for each call; a language model needs no head.
     """
 
@@ -123,10 +126,16 @@ class PRM:
         base: str | Path | None = None,
         quantised: bool | None = None,
         dtype: str = "auto",
+        aggregate: str | None = None,
         **more,
     ) -> PRM:
-        """A checkpoint: whole weights, or an adapter (on the base that it names, or on `base`; `quantised` in NF4)."""
-        return cls(*open_checkpoint(folder, base, quantised, dtype), **more)
+        """A checkpoint: whole weights, or an adapter (on the base that it names, or on `base`; `quantised` in NF4).
+
+        `aggregate` is by default the one that suits what it learnt, as it says itself.
+        """
+        said = about(folder)
+        aggregate = aggregate or said.get("aggregate") or ("last" if said.get("outcome") else "min")
+        return cls(*open_checkpoint(folder, base, quantised, dtype), aggregate=aggregate, **more)
 
     @cached_property
     def flops(self) -> Price:
@@ -265,6 +274,11 @@ class Training:
         in_range(self, "warmup", 0, 1)
         if not 0 <= self.held_out < 1:
             raise WorkbenchError(f"held_out={self.held_out}: a share of the problems, from 0 to below 1")
+        if self.patience and not self.held_out:
+            raise WorkbenchError(
+                f"patience={self.patience} waits for a better loss on held-out problems, and held_out=0 holds none "
+                "out: raise held_out, or leave patience at 0"
+            )
 
     def memory(self, shape: Mapping[str, int], width: int) -> Need:
         """Reckoned for a base of this shape, `width` bytes a number of it."""
@@ -411,8 +425,12 @@ def train(
         head=False,
         of={**asdict(config), "base": str(base), **hashes, **{k: hash_tree(path) for k, path in on_disk(base).items()}},
     )
-    learnt = {tasks.mark(chain.problem) for chain in part(False)}
-    save(model, tokenizer, base, config, folder / "model", sorted(learnt))
+    learnt, kinds = set(), Counter()
+    for chain in part(False):
+        learnt.add(tasks.mark(chain.problem))
+        kinds.update("value" if 0 < x < 1 else "mark" for x in chain.labels if x is not None)
+    values = config.outcome or kinds["value"] > kinds.total() / 10  # a few are means of marks that differ
+    save(model, tokenizer, base, config, folder / "model", sorted(learnt), "last" if values else "min")
     team().wait_for_everyone()
     return folder / "model", cost
 
@@ -435,7 +453,8 @@ def auc(scores: torch.Tensor, marks: torch.Tensor) -> float | None:
 
 
 def about(folder: str | Path) -> dict:
-    """What a checkpoint says of itself: its head, its verdict's tokens, whether it is an ORM, and its base.
+    """What a checkpoint says of itself: its head, its verdict's tokens, whether it is an ORM, and its base; the
+    `aggregate` that suits it, and how `text` was written for it (`format.WRITTEN`).
 
     Errors: a prm.json that is damaged.
     """
@@ -463,6 +482,7 @@ def open_checkpoint(
                 "from it, or judge it as it is, `--as generative` or `--as implicit`"
             )
         model, tokenizer = load_model(folder, kind)
+        _as_written(folder, said, tokenizer)
         return placed(model), tokenizer
     from peft import PeftModel
 
@@ -477,6 +497,7 @@ def open_checkpoint(
         more |= four_bit(compute)
     model, _ = load_model(base, kind, **more)
     tokenizer = load_tokenizer(folder)
+    _as_written(folder, said, tokenizer)
     prepare(model, tokenizer)
     if said.get("verdict"):
         model.config.verdict = tuple(said["verdict"])
@@ -486,10 +507,24 @@ def open_checkpoint(
     return (model if quantised else placed(model)), tokenizer
 
 
-def save(model, tokenizer, base: str | Path, config: Training, out: Path, learnt: Sequence[int] = ()) -> None:
+def _as_written(folder: Path, said: Mapping, tokenizer) -> None:
+    """Warn of a PRM that learnt from text written in another way; what a model of single characters reads has no
+    backslash."""
+    if said and said.get("text") != WRITTEN and len(tokenizer) > 512:
+        warnings.warn(
+            f"{folder} was trained when every backslash was written twice, and its scores of LaTeX are learnt on that: "
+            "train it anew",
+            stacklevel=4,
+        )
+
+
+def save(
+    model, tokenizer, base: str | Path, config: Training, out: Path, learnt: Sequence[int] = (), aggregate: str = "min"
+) -> None:
     """An adapter with its base's name, or whole weights; safetensors, and whole or not at all.
 
-    `learnt`: digests of the prompts that it was trained on, so that nothing is reported on them later.
+    `learnt`: digests of the prompts that it was trained on, so that nothing is reported on them later. `aggregate`:
+    the one that suits its labels.
     """
     if int(os.environ.get("RANK", 0)):
         return
@@ -500,6 +535,7 @@ def save(model, tokenizer, base: str | Path, config: Training, out: Path, learnt
     verdict = list(core(model).config.verdict) if config.head == "verdict" else None
     said = {"head": config.head, "verdict": verdict, "outcome": config.outcome, "base": str(base)}
     said |= {"method": config.method, "dtype": str(core(model).dtype).removeprefix("torch."), "learnt": list(learnt)}
+    said |= {"aggregate": aggregate, "text": WRITTEN}
     (part / "prm.json").write_text(json.dumps(said, indent=1) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     part.rename(out)
