@@ -156,7 +156,8 @@ def test_nothing_below_a_wrong_step_is_learnt(tmp_path, encoder, build):
 
 
 def test_math_shepherd_by_hand(tmp_path):
-    """Bugs: the tag left in a step; + and − swapped; "The answer is" left in the last step."""
+    """Bugs: the tag left in a step; + and − swapped; "The answer is" left in the last step; a question that has steps
+    of its own was cut off at them."""
     head = "What is 2+3? "
     row = {
         "input": head + "Step 1: 2+3=6 ки\nStep 2: So 6. The answer is: 6 ки",
@@ -166,6 +167,9 @@ def test_math_shepherd_by_hand(tmp_path):
     [chain] = Rows(write(tmp_path, [row]))
     assert (texts(chain), chain.labels) == (["2+3=6", "So 6.", "6"], (1.0, None, 0.0))
     assert chain.problem.prompt == "What is 2+3?" and chain.trace.answer == "6"
+    recipe = "Follow this. Step 1: take 2 eggs. Step 2: take 3. How many? "
+    [chain] = Rows(write(tmp_path, [{k: v.replace(head, recipe) for k, v in row.items()}]))
+    assert chain.problem.prompt == recipe.strip() and texts(chain) == ["2+3=6", "So 6.", "6"]
     bad = {**row, "label": row["label"].replace("6 -", "6 ?")}
     rows = Rows(write(tmp_path, [bad, row]))
     assert len(list(rows)) == 1 and rows.reasons() == [("labels and steps differ in number", 1)]
@@ -179,6 +183,28 @@ def test_processbench_by_hand(tmp_path):
     assert rows.reasons() == [("a first error outside the steps", 2)]
 
 
+def test_a_file_is_an_array_of_rows(tmp_path, monkeypatch):
+    """Bugs: ProcessBench as it is published, gsm8k.json and the others, was refused; one broken row, or a file that
+    was cut off, ended the pass."""
+    row = {"problem": "p", "steps": ["a", "b \u2028 ]},{"], "label": 1, "final_answer_correct": False}
+    for shape in ({"indent": 1}, {"separators": (",", ":")}, {"ensure_ascii": False}):
+        for piece in (1, 7, 1 << 20):
+            monkeypatch.setattr(stepdata, "PIECE", piece)
+            (tmp_path / "gsm8k.json").write_text(json.dumps([row, 7, {**row, "label": 5}, row], **shape) + "\n")
+            rows = Rows(tmp_path / "gsm8k.json")
+            assert [chain.labels for chain in rows] == [(1.0, 0.0)] * 2 and rows.counts["rows"] == 4
+            assert rows.rejected[0] == ("gsm8k.json:2", "not an object") and len(rows.rejected) == 2
+    whole = json.dumps([row] * 3)
+    write(tmp_path, [GOOD])
+    for text, n in ((whole[:-9], 2), (whole[:-1], 3), (whole.replace("}, {", "}; {", 1), 1)):
+        (tmp_path / "gsm8k.json").write_text(text)
+        rows = Rows(tmp_path, "processbench")  # its folder
+        assert sum(1 for _ in rows) == n and ("no JSON from here on", 1) in rows.reasons()
+    (tmp_path / "gsm8k.json").write_text(json.dumps(row) + "\n" + json.dumps(row))
+    with pytest.raises(WorkbenchError, match="no array of rows, and JSON lines end in .jsonl"):
+        Rows(tmp_path / "gsm8k.json")
+
+
 def test_omegaprm_trees_and_prefixes(tmp_path):
     """Bugs: a prefix hung under the wrong parent; a value of the prefix given to its parent."""
     tree = {"children": [{"text": "a", "mc_value": 0.5, "children": [{"text": "b", "mc_value": 0.0, "children": []}]}]}
@@ -190,6 +216,34 @@ def test_omegaprm_trees_and_prefixes(tmp_path):
     for given in (tree, flat):
         rows = Rows(write(tmp_path, [{"question": "Q", "final_answer": "1", "reasoning_steps": given}]))
         assert [(texts(c), c.labels) for c in rows] == [(["a", "b"], (0.5, 0.0))]
+
+
+def test_a_node_that_nobody_rolled_out_from_costs_no_other(tmp_path):
+    """Bugs: one value that is missing, or an answer that is a number, and the whole problem is lost."""
+
+    def read(*given):
+        rows = [{"question": f"{i}?", "final_answer": 3, "reasoning_steps": some} for i, some in enumerate(given)]
+        found = list(Rows(write(tmp_path, rows)))
+        assert all(chain.problem.answer == "3" for chain in found)
+        return [(texts(chain), chain.labels) for chain in found]
+
+    leaf = {"text": "b", "mc_value": 1.0}
+    for value in ({}, {"mc_value": None}, {"mc_value": float("nan")}):
+        assert read({"children": [{"text": "a", **value, "children": [leaf]}]}) == [(["a", "b"], (None, 1.0))]
+        flat = [{"solution_prefix": "0?\na", **value}, {"solution_prefix": "0?\na\nb", "mc_value": 1.0}]
+        assert read(flat) == [(["a", "b"], (None, 1.0))]
+
+
+def test_a_prefix_goes_on_from_one_that_ends_where_a_step_does(tmp_path):
+    """Bug: `x = 12` was the step `2` behind the step `x = 1`."""
+    values = {"q?": 0.5, "q?\nx = 1": 0.0, "q?\nx = 12": 1.0, "q?\nx = 12 \nso 3": 0.8, "q?\nx = 1 + 2": 0.7}
+    flat = [{"solution_prefix": prefix, "mc_value": value} for prefix, value in values.items()]
+    rows = Rows(write(tmp_path, [{"question": "q?", "final_answer": "3", "reasoning_steps": flat}]))
+    assert [(texts(c), c.labels) for c in rows] == [
+        (["x = 1"], (0.0,)),
+        (["x = 12", "so 3"], (1.0, 0.8)),
+        (["x = 1 + 2"], (0.7,)),
+    ]
 
 
 BAD = {

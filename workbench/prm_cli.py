@@ -137,7 +137,7 @@ def _out(args) -> Path:
     wrote."""
     model = args.checkpoint.resolve()
     name = model.parent.name if (model.parent / "run.json").exists() else model.name  # every run's is called `model`
-    stem = re.sub(r"(\.jsonl|\.parquet|\.gz)+$", "", Path(args.data).resolve().name)
+    stem = re.sub(r"(\.jsonl?|\.parquet|\.gz)+$", "", Path(args.data).resolve().name)
     out = args.out or Path("runs", "judged", f"{name}-{stem}")
     for folder in (out.resolve(), *out.resolve().parents):
         if (folder / "run.json").exists():

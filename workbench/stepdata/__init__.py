@@ -18,6 +18,7 @@ import importlib
 import itertools
 import json
 import pkgutil
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -37,8 +38,9 @@ TREE = 1_000_000  # steps of a problem's chains, prefix by prefix; more is no tr
 # what reading a row of another shape raises
 MALFORMED = KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError
 LISTED = 100  # rejected rows that are kept with their place; all are counted
-ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
-DATA = (*ENDINGS, ".json", ".gz", ".zst", ".txt", ".csv", ".tsv", ".zip")  # a name that ends so is a file's
+PIECE = 1 << 20  # characters that are read of an array at a time
+ENDINGS = (".jsonl", ".jsonl.gz", ".parquet", ".json")
+DATA = (*ENDINGS, ".gz", ".zst", ".txt", ".csv", ".tsv", ".zip")  # a name that ends so is a file's
 LOOKED = 100  # rows at the beginning among which one of a known format is looked for
 
 
@@ -66,11 +68,12 @@ def get(name: str):
 class Rows:
     """Labelled chains of a file, a folder of files, or a hub data set, as a stream that can be read again.
 
-    `source`: a path (JSON lines, also gzipped, or parquet), or a hub id `owner/name`, which needs `datasets`; `split`
-    is the hub's. `format` is found from the fields of the first row, among the first 100, that is of one, unless it is
-    named. After a pass, `counts` holds rows, chains, steps, labels and `rejected: <reason>`, and `rejected` the first
-    100 as (place, reason). `hash` names the content (of a hub data set: its id, its split and the commit that is read,
-    the newest when this is made). Errors: no such source, an empty one, no known format, no good row.
+    `source`: a path (JSON lines, also gzipped, a .json that is an array of rows, or parquet), or a hub id `owner/name`,
+    which needs `datasets`; `split` is the hub's. `format` is found from the fields of the first row, among the first
+    100, that is of one, unless it is named. After a pass, `counts` holds rows, chains, steps, labels and
+    `rejected: <reason>`, and `rejected` the first 100 as (place, reason). `hash` names the content (of a hub data set:
+    its id, its split and the commit that is read, the newest when this is made). Errors: no such source, an empty one,
+    no known format, no good row.
 
     >>> import tempfile, pathlib
     >>> line = '{"id": "1", "problem": "1+1", "steps": ["1+1=3"], "label": 0, "final_answer_correct": false}'
@@ -155,7 +158,7 @@ class Rows:
 
     def _raw(self) -> Iterator[tuple[str, dict | Reject]]:
         for path in self.files:
-            yield from _parquet(path) if path.suffix == ".parquet" else _lines(path)
+            yield from {".parquet": _parquet, ".json": _array}.get(path.suffix, _lines)(path)
         if not self.files:
             for i, row in enumerate(_hub(self.source, self.split, self.commit)):
                 yield f"{self.source}:{i}", row
@@ -335,7 +338,7 @@ def responses(source: str | Path) -> tuple[dict[str, list[Sampled]], Counter]:
     """
     found: dict[str, list[Sampled]] = {}
     odd: Counter = Counter()
-    files = _files(source)
+    files = [path for path in _files(source) if path.suffix != ".json"]
     if not files or any(path.suffix == ".parquet" for path in files):
         raise WorkbenchError(f"{source}: responses are read from a .jsonl file, or a folder of them")
     for path in files:
@@ -464,6 +467,34 @@ def _line(file, path: Path) -> bytes:
         return file.readline(LONGEST_LINE + 1)
     except (EOFError, OSError, zlib.error) as error:  # half a gzip file
         raise WorkbenchError(f"{path} cannot be read to its end ({error}): fetch it again") from error
+
+
+def _array(path: Path) -> Iterator[tuple[str, dict | Reject]]:
+    """The rows of a file that is one array of them, such as ProcessBench's; behind a broken one nothing can be told."""
+    read, between = json.JSONDecoder().raw_decode, re.compile(r"\s*[\[,]?\s*")
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+        text, number = file.read(PIECE), 1
+        at = between.match(text).end()
+        if not text.lstrip().startswith("["):
+            yield (
+                f"{path.name}:1",
+                Reject("no array of rows, and JSON lines end in .jsonl", text.encode(errors="replace")),
+            )
+            return
+        while True:
+            try:
+                row, end = read(text, at)
+            except (ValueError, RecursionError):
+                piece = "" if len(text) - at > LONGEST_LINE else file.read(PIECE)
+                if not piece:
+                    break
+                text, at = text[at:] + piece, 0
+                at = between.match(text).end()
+                continue
+            yield f"{path.name}:{number}", row if isinstance(row, dict) else Reject("not an object")
+            number, at = number + 1, between.match(text, end).end()
+        if text[at:].strip() != "]":
+            yield f"{path.name}:{number}", Reject("no JSON from here on", text[at:].encode(errors="replace"))
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, dict | Reject]]:

@@ -17,14 +17,14 @@ _ANSWER = re.compile(r"The answer is:?(.+)$", re.S)
 def read(rows: list[dict], note: Callable[..., None]) -> Iterator[Labelled]:
     """One row -> one chain. A label is what Monte-Carlo rollouts said: + means that some completion was right."""
     for row in rows:
-        at = re.search("Step 1:", row["input"])
-        if not at:
+        begin = row["input"].partition(TAG)[0].rfind("Step 1:")  # the last: a question may have steps of its own
+        if begin < 0:
             raise Reject("no step")
-        known = problem(row["input"][: at.start()], None, str(row["task"]).lower())
-        texts = several(row["input"][at.start() :].split(TAG))
+        known = problem(row["input"][:begin], None, str(row["task"]).lower())
+        texts = several(row["input"][begin:].split(TAG))
         if texts.pop().strip():
             raise Reject("a last step without its tag")
-        marks, rest = [], row["label"][at.start() :]
+        marks, rest = [], row["label"][begin:]
         for text in texts:
             if not rest.startswith(text) or rest[len(text) : len(text) + 1] not in ("+", "-"):
                 raise Reject("labels and steps differ in number")
