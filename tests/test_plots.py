@@ -346,7 +346,9 @@ def test_levels_keep_methods_apart():
 def test_reliability_leaves_empty_bins_out():
     fig = plots.reliability_plot([Bin(0, 0.5, None, None, 0), Bin(0.5, 1, 0.75, 0.5, 4)], "PRM")
     assert list(fig.data[1].x) == [0.75] and list(fig.data[1].y) == [0.5]
-    assert fig.layout.title.text == "PRM scores are 25 points off on average and mostly too high"
+    assert fig.layout.title.text == "PRM scores are 25 points off on average, on the whole too high<br>by 25 points"
+    bins = [Bin(0, 0.5, 0.3, 0.5, 50), Bin(0.5, 1, 0.9, 0.7, 50)]  # Bug: "mostly too low" by the sign of a rounding
+    assert plots.reliability_plot(bins).layout.title.text == "verifier scores are 20 points off on average"
     assert "1 of them empty" in words(fig)
 
 

@@ -312,7 +312,7 @@ def reliability_plot(bins: Sequence[Bin], name: str = "verifier", title: str | N
     Errors: no bin has a step.
 
     >>> reliability_plot([Bin(0, 0.5, 0.3, 0.5, 2), Bin(0.5, 1, None, None, 0)]).layout.title.text
-    'verifier scores are 20 points off on average and mostly too low'
+    'verifier scores are 20 points off on average, on the whole too<br>low by 20 points'
     """
     full = [b for b in bins if b.count]
     error, total = calibration_error(bins), sum(b.count for b in bins)
@@ -334,8 +334,9 @@ def reliability_plot(bins: Sequence[Bin], name: str = "verifier", title: str | N
     )
     fig.update_xaxes(range=[-0.03, 1.03])
     fig.update_yaxes(range=[-0.05, 1.03], title="share of steps that are right", tickformat=".0%")
-    side = "mostly too low" if bias < 0 else "mostly too high"
-    found = f"{name} scores are {100 * error:.0f} points off on average and {side}"
+    points = f"{abs(100 * bias):.0f}"
+    side = "" if points == "0" else f", on the whole too {'low' if bias < 0 else 'high'} by {points} points"
+    found = f"{name} scores are {100 * error:.0f} points off on average{side}"
     note = f"{total:,} steps in {len(bins)} bins, {len(bins) - len(full)} of them empty; dot area grows with the count."
     fig.update_layout(width=560, height=560)
     return frame(fig, title or found, "mean score of the bin", note + " Dashed: perfect calibration.")
