@@ -260,7 +260,17 @@ def _tidy(text: str) -> tuple[str, str]:
     sign = match[0] if (match := _SIGNS.search(text)) else ""
     if sign and re.fullmatch(r"[-+0-9.,/ ]+|-?\\frac\{[0-9]+\}\{[0-9]+\}", text[: -len(sign)]):
         text, unit = text[: -len(sign)].strip(), sign
-    return text, re.sub(r"\\text|\\mathrm|\\mbox|[\\{}\s^]|s(?=\}|$)", "", unit).lower()
+    return text, _unit(unit)
+
+
+def _unit(text: str) -> str:
+    return re.sub(r"\\text|\\mathrm|\\mbox|[\\{}\s^]|s(?=\}|$)", "", text).lower()
+
+
+def _less(text: str, unit: str) -> str:
+    """A number without the unit that the other side has, where it stands as a bare word: `12 cm`."""
+    bare = re.fullmatch(r"(.*[0-9})])\s*([A-Za-z][A-Za-z ]*)", text)
+    return bare[1] if bare and _unit(bare[2]) == unit else text
 
 
 def _closing(text: str, at: int) -> int:
@@ -347,6 +357,7 @@ def _agree(answer: str, gold: str, depth: int = 0) -> bool:
     (a, a_unit), (g, g_unit) = _tidy(answer), _tidy(gold)
     if a_unit and g_unit and a_unit != g_unit or a.count("{") != a.count("}"):
         return False
+    a, g = (a if a_unit else _less(a, g_unit)), (g if g_unit else _less(g, a_unit))
     if a == g:
         return True
     g = re.sub(r"^[A-Za-z]\s*\\in(?![a-z])", "", g).strip()
