@@ -516,18 +516,15 @@ _kept = [p for p in scaling.curve(little) if p.n == max(series.profile.small_n)]
 print("it keeps", {p.method: round(p.accuracy.value, 3) for p in _kept})
 
 # %%
-easy = {b: e for b, e in matched[0.16].by_bin.items() if b <= 3}
-easy_marks = {p: m for p, m in matched[0.16].small.marks.items() if small_bins[p] in easy}
-hard_marks = {p: m for p, m in matched[22].small.marks.items() if small_bins[p] == 5}
 answer = scaling.by_problem(large)
-even_marks = {p: m for p, m in matched[0.79].small.marks.items() if small_bins[p] in easy}
-gaps = [scaling.paired_bootstrap(m, {p: answer[p] for p in m}) for m in (easy_marks, hard_marks, even_marks)]
+easy, hardest = ({p: mark for p, mark in answer.items() if small_bins[p] in some} for some in ((1, 2, 3), (5,)))
+gaps = [matched[r].small.lead(part) for r, part in ((0.16, easy), (22, hardest), (0.79, easy))]
 print(f"bins 1-3 at R = 0.16: {gaps[0]}\nbin 5 at R = 22: {gaps[1]}\nbins 1-3 at R = 0.79: {gaps[2]}")
 _single = scaling.by_problem(r for r in little if r.knobs["method"] == "greedy")
 _judge = scaling.by_problem(judge_alone)
-over_judge = scaling.paired_bootstrap(matched[0.16].small.marks, _judge)
+over_judge = matched[0.16].small.lead(_judge)
 for _who, _marks in (("its policy", _single), ("its judge", _judge)):
-    _gap = scaling.paired_bootstrap({p: _marks[p] for p in easy_marks}, {p: answer[p] for p in easy_marks})
+    _gap = scaling.paired_bootstrap({p: _marks[p] for p in easy}, easy)
     print(f"bins 1-3 without search, one answer of {_who} against the large one's: {_gap}")
 
 # %% [markdown]

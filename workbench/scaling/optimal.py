@@ -12,7 +12,7 @@ import numpy as np
 
 from ..types import Record, WorkbenchError
 from .curves import Columns, Point, Setting, Table, by_problem, of_methods
-from .stats import Estimate, Ratio, bootstrap, column, numbers, ordered, paired_bootstrap, ratio, resampled, some, whole
+from .stats import Estimate, Ratio, column, means, numbers, ordered, paired, ratio, resampled, some, whole
 
 # Difficulty
 
@@ -75,7 +75,10 @@ def spent(records: Iterable[Record], x: str = "flops") -> dict[str, float]:
 class Optimal:
     """What choosing a setting per bin gives: {problem: mark}, {problem: cost}, and the settings chosen.
 
-    `choices`: {bin: {(method, n): share of its choices}}. `axis`: what the costs count.
+    `choices`: {bin: {(method, n): share of its choices}}. `axis`: what the costs count. Marks and costs are means over
+    many halvings, which takes the luck of a halving from them and not that of the problems: a bootstrap of the means
+    themselves would be too narrow (87 % where it says 95), so every interval has the width that one halving has.
+    `first`: {problem: (mark, cost)}, how far those of the first halving lie from the means.
     """
 
     marks: dict[str, float]
@@ -83,6 +86,21 @@ class Optimal:
     choices: dict[int, dict[Setting, float]]
     seeds: int
     axis: str
+    first: dict[str, tuple[float, float]]
+
+    def single(self, problems: Iterable[str]) -> np.ndarray:
+        """[problems, (mark, cost)] of the first halving, moved so that their means are those of all halvings."""
+        rows = np.array([(self.marks[p], self.costs[p], *self.first[p]) for p in problems])
+        return rows[:, :2] + rows[:, 2:] - rows[:, 2:].mean(0)
+
+    def lead(self, over: Mapping[str, float], *, seed: int = 0) -> Estimate:
+        """Its marks less those of another, paired over the problems that `over` {problem: mark} has: all, or a part."""
+        column(over, "the mark")
+        if odd := over.keys() - self.marks.keys():
+            raise WorkbenchError(f"the two sides cover different problems: {some(odd)} on one only")
+        problems = ordered(over)
+        gaps = self.single(problems)[:, 0] - [over[p] for p in problems]
+        return means(gaps[:, None], self.seeds, (-1.0, 1.0), seed)[0]
 
     def point(self, method: str = "compute-optimal", charge: Mapping[str, float] | None = None) -> Point:
         """A point of a curve; `n` is the mean n chosen. `charge` {problem: cost} is added to what was spent."""
@@ -91,7 +109,8 @@ class Optimal:
             raise WorkbenchError(f"no charge for {some(self.costs.keys() - charge.keys())}")
         extra = column({p: charge[p] for p in self.costs}, "the charge").mean() if charge is not None else 0.0
         x = float(np.mean(list(self.costs.values())) + extra)
-        return Point(method, round(np.mean(mean)), x, bootstrap(self.marks, seeds=self.seeds), self.axis)
+        [accuracy] = means(self.single(ordered(self.marks))[:, :1], self.seeds)
+        return Point(method, round(np.mean(mean)), x, accuracy, self.axis)
 
 
 def compute_optimal(
@@ -118,7 +137,8 @@ def compute_optimal(
     one may spend (as Damani et al. 2024, arXiv 2410.04707, allot samples); all bins are then chosen for together, and
     exactly.
     Errors: bins that cover other problems, a bin of one problem (cut fewer), a bin in which no setting is paid for.
-    Left out: in intervals of the marks the choices stay as they are; difficulty is given, see `Optimal.point(charge=)`.
+    Left out: in the draws of an interval the choices stay as they are (see `Optimal` for its width); difficulty is
+    given, see `Optimal.point(charge=)`.
 
     >>> from workbench.types import Cost
     >>> rows = [Record("r", f"p/{i}", 0, "5", (i < 10) == (m == "vote"), Cost(policy_flops=1e6), knobs={"method": m})
@@ -192,7 +212,7 @@ def _choose(
                 f"bin {b} has one problem ({table.problems[rows[0]]}), and two folds need two: cut fewer"
             )
     orders = [[rng.permutation(rows) for _ in range(repeats)] for rows in inside]
-    marks, costs, chosen = np.zeros(len(each)), np.zeros(len(each)), [Counter() for _ in names]
+    found, chosen = np.zeros((repeats, len(each), 2)), [Counter() for _ in names]  # marks and costs in each halving
     for fold in range(2 * repeats):
         halves = [(order[fold // 2][fold % 2 :: 2], order[fold // 2][1 - fold % 2 :: 2]) for order in orders]
         price = np.stack([table.costs[there].mean(0) for _, there in halves])
@@ -208,14 +228,15 @@ def _choose(
             ]
         for i, (here, _) in enumerate(halves):
             chosen[i][table.settings[best[i]]] += 0.5 / repeats
-            marks[here] += table.marks[here, best[i]] / repeats
-            costs[here] += table.costs[here, best[i]] / repeats
+            found[fold // 2, here] = np.stack([table.marks[here, best[i]], table.costs[here, best[i]]], axis=1)
     choices = {
         b: {setting: round(share, 9) for setting, share in picks.most_common()}
         for b, picks in zip(names, chosen, strict=True)
     }
-    named = (dict(zip(table.problems, values.tolist(), strict=True)) for values in (marks.clip(0, 1), costs))
-    return Optimal(*named, choices, int(table.seeds.min()), table.axis)
+    mean = found.mean(0)
+    marks, costs = (dict(zip(table.problems, values, strict=True)) for values in mean.T.tolist())
+    first = dict(zip(table.problems, map(tuple, (found[0] - mean).tolist()), strict=True))
+    return Optimal(marks, costs, choices, int(table.seeds.min()), table.axis, first)
 
 
 def _alone(price: np.ndarray, score: np.ndarray, budget: float, unit: str) -> int:
@@ -256,7 +277,8 @@ def efficiency(
 
     `records`: the baseline method's at several n, and those of `strategy` if that is a setting (method, n). The
     baseline's accuracy is interpolated over log cost, from its cheapest n on, until it reaches the strategy's.
-    Problems are resampled with their marks and costs, and the crossing is sought again in every draw.
+    Problems are resampled with their marks and costs, and the crossing is sought again in every draw; those of an
+    Optimal vary as one halving's do.
     Nothing is extrapolated: a strategy better than every n measured gives a bound ">=" (the largest n's cost over the
     strategy's), and one worse than the smallest n a bound "<=".
     Errors: an unknown method, one n only, costs in another unit than `x`, different problems.
@@ -286,9 +308,9 @@ def efficiency(
     elif odd := strategy.marks.keys() ^ set(table.problems):
         raise WorkbenchError(f"the strategy and the baseline cover different problems: {some(odd)} on one only")
     else:
-        own = np.array([[strategy.marks[p], strategy.costs[p]] for p in table.problems])
-        if free := [p for p, cost in zip(table.problems, own[:, 1], strict=True) if not 0 < cost < math.inf]:
+        if free := [p for p in table.problems if not 0 < strategy.costs[p] < math.inf]:
             raise WorkbenchError(f"the strategy's cost of {some(free)} is 0 or no number: it was not metered")
+        own = strategy.single(table.problems)
 
     def factor(mean):
         """The least and the most that the factor can be."""
@@ -369,10 +391,6 @@ def flops_matched(
     table, rival = Table(small, x), by_problem(large)
     times = size + 3 * (size - passes) / ratio
     own = _choose(table, bins, times * table.costs[:, table.at(*one)], repeats, seed)
-    gap = paired_bootstrap(own.marks, rival, seeds=own.seeds, seed=seed)
-    parts = {b: [p for p in table.problems if bins[p] == b] for b in own.choices}
-    by_bin = {
-        b: paired_bootstrap(*({p: side[p] for p in inside} for side in (own.marks, rival)), seeds=own.seeds, seed=seed)
-        for b, inside in parts.items()
-    }
-    return Matched(times, gap, by_bin, own)
+    paired(own.marks, rival)  # refuses other problems
+    by_bin = {b: own.lead({p: mark for p, mark in rival.items() if bins[p] == b}, seed=seed) for b in own.choices}
+    return Matched(times, own.lead(rival, seed=seed), by_bin, own)
