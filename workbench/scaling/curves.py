@@ -232,10 +232,11 @@ def _by_seed(records: Iterable[Record], resample: Resample) -> tuple[dict[str, l
     values, seeds = _by_problem(columns), int(columns.seeds[0])
     if resample == "problems":
         return values, seeds
-    groups = defaultdict(list)
-    for i in np.lexsort((columns.seed, columns.problem)):
-        groups[columns.problems[columns.problem[i]]].append(float(columns.mark[i]))
-    if uneven := [problem for problem, marks in groups.items() if len(marks) != columns.seed.max() + 1]:
+    marks = columns.mark[np.lexsort((columns.seed, columns.problem))]
+    ends = np.cumsum(columns.counts()[:, 0])[:-1]
+    groups = {problem: part.tolist() for problem, part in zip(columns.problems, np.split(marks, ends), strict=True)}
+    every = columns.seed.max() + 1
+    if uneven := [problem for problem, part in groups.items() if len(part) != every]:
         raise WorkbenchError(
             f"{some(uneven)} lack a seed or have one twice: resample={resample!r} needs the same of each"
         )

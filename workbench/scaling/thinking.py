@@ -89,7 +89,7 @@ def _trend(hard: np.ndarray, tokens: np.ndarray, chains: int, seeds: int, seed: 
 
     rows = np.stack([hard, tokens, hard * tokens, hard**2], axis=1)
     with np.errstate(all="ignore"):  # a draw of equal problems has no correlation, and is left out
-        drawn = np.concatenate([_spearman(hard, tokens, counts) for counts in draws(len(hard), seed)])
+        drawn = np.concatenate([_spearman(hard, tokens, counts) for counts in draws(len(hard), seed, fewer=True)])
         ranks = _spearman(hard, tokens, np.ones((1, len(hard))))[0]
     return Trend(between(ranks, drawn, len(hard), seeds), estimate(rows, slope, seeds, seed), chains)
 
