@@ -836,6 +836,16 @@ def test_longer_wrong_chains_are_not_adaptive_thinking():
     assert adaptive["right"].chains + adaptive["wrong"].chains == adaptive["all"].chains == 240
 
 
+def test_a_trend_of_right_chains_tells_how_few_of_them_a_problem_has():
+    """Bug: every kind was said to have all seeds, 64 where one chain of a problem was right."""
+    chains = [Record("r", f"p/{i}", s, "5", s < i + 1, Cost(10 + 3 * i + s)) for i in range(6) for s in range(8)]
+    again = [replace(r, run="again", cost=Cost(9)) for r in chains]  # the same seeds once more
+    for records in (chains, chains + again):
+        found = scaling.adaptive_thinking(records)
+        assert {kind: trend.spearman.seeds for kind, trend in found.items()} == {"all": 8, "right": 1, "wrong": 2}
+        assert {trend.slope.seeds for trend in found.values()} == {8, 1, 2}
+
+
 def test_a_chain_as_long_as_its_problem_is_not_adaptive_thinking():
     """Bug: more operations are harder and take more steps, so that a policy that adapts nothing seemed to think."""
     level = {f"p/{i:02}": i // 5 for i in range(30)}

@@ -62,8 +62,10 @@ def adaptive_thinking(
     code = {name: i for i, name in enumerate(dict.fromkeys((within or {}).values()))}
     group = np.array([code[within[problem]] for problem in columns.problems]) if within is not None else None
     kinds = {"all": np.ones(len(tokens), bool), "right": columns.mark == 1, "wrong": columns.mark == 0}
-    seeds, out = int(columns.seeds[0]), {}
+    wide, out = columns.seed.max() + 1, {}
     for kind, kept in kinds.items():
+        each = np.bincount(np.unique(columns.problem[kept] * wide + columns.seed[kept]) // wide)
+        seeds = int(each[each > 0].min(initial=wide))  # of this kind: a problem may have one right chain of many
         here = columns.counts(kept)[:, 0]
         any_ = here > 0
         length = columns.counts(np.where(kept, tokens, 0))[any_, 0] / here[any_]
