@@ -366,6 +366,15 @@ def test_first_error_f1_interval_resamples_problems():
     assert (together.high - together.low) > 2 * (alone.high - alone.low)
 
 
+def test_scores_may_be_arrays():
+    """Bug: a row of an array was added to the scores before it, number by number, or crashed."""
+    as_arrays = [np.array(row) for row in SCORES]
+    beside = [row if i % 2 else np.array(row) for i, row in enumerate(SCORES)]
+    for scores in (as_arrays, beside):
+        assert first_error_rates(scores, LABELS, 0.5) == first_error_rates(SCORES, LABELS, 0.5)
+        assert best_threshold(scores, [np.array(row, object) for row in LABELS]) == best_threshold(SCORES, LABELS)
+
+
 def test_best_threshold_is_the_best_of_all():
     grid = np.linspace(0, 1.01, 102)
     best = best_threshold(SCORES, LABELS)

@@ -95,8 +95,8 @@ def first_error_hits(scores, labels, thresholds: Sequence[float]) -> np.ndarray:
         marks = list(marks)
         wrong.append(0 in marks)
         end = marks.index(0) + 1 if wrong[-1] else len(marks)  # a later alarm is wrong whatever the scores there
-        given += trace[:end]
-        told += marks[:end]
+        given.extend(trace[:end])
+        told.extend(marks[:end])
         ends.append(len(given))
     wrong, ends = np.array(wrong), np.array(ends)
     if not wrong.any() or wrong.all():
