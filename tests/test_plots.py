@@ -204,6 +204,14 @@ def test_the_surface_puts_each_policy_at_its_training():
         plots.surface([point("late", 1, 1e6, 0.5)], {"early": 1e12})
 
 
+def test_coverage_names_what_it_counts():
+    """Bug: submissions, and votes, were drawn over "samples k" and called "pass@k"."""
+    fig = plots.coverage({"majority": [(1, around(0.3)), (8, around(0.6))]}, x="submissions k of 9", y="solved")
+    assert (fig.layout.xaxis.title.text, fig.layout.yaxis.title.text) == ("submissions k of 9 (log scale)", "solved")
+    assert fig.layout.title.text == "majority: solved from 30% at k = 1 to 60% at 8"
+    assert "pass@" not in fig.to_json() and "samples" not in fig.to_json()
+
+
 def test_the_baseline_is_inside_the_picture():
     """Bug: a dashed line that the automatic range does not see."""
     fig = plots.accuracy_vs_flops(POINTS, baseline=0.05)

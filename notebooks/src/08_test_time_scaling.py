@@ -218,7 +218,7 @@ _title = (
     f"Of {both} chains: {ceiling[both].value:.0%} hold a right one, "
     f"the vote keeps {dict(kept['majority'])[both].value:.0%}"
 )
-plots.coverage({"sampling": covered["sampling"]} | kept, title=_title)
+plots.coverage({"sampling": covered["sampling"]} | kept, title=_title, x="chains k", y="problems solved")
 
 # %%
 fooled = max(p.n for p in points if p.method == "best_of_n (head)")
@@ -238,7 +238,8 @@ rules = {"sampling": "random", "majority": "votes", "best_of_n": "score", "weigh
 handed_in = {name: scaling.submissions(samples, k_of, rule) for name, rule in rules.items()}
 _gain = {k: dict(handed_in["weighted_vote"])[k].value - dict(handed_in["sampling"])[k].value for k in k_of}
 _title = ", ".join(f"{100 * gain:+.0f} points with {k}" for k, gain in _gain.items() if k in (1, 10, most))
-plots.coverage(handed_in, title=f"Choosing by weighted votes, over choosing blindly: {_title} submissions")
+_title = f"Choosing by weighted votes, over choosing blindly: {_title} submissions"
+plots.coverage(handed_in, title=_title, x=f"submissions k of {most}", y="problems solved")
 
 # %% [markdown]
 # ## Easy questions, hard questions

@@ -78,14 +78,17 @@ def coverage(
     baseline: float | Estimate | None = None,
     laws: Mapping[str, PowerLaw] | None = None,
     title: str | None = None,
+    *,
+    x: str = "samples k",
+    y: str = "pass@k",
 ) -> go.Figure:
     """pass@k against k (log axis): one line a method with its band; `laws` are drawn dotted, `baseline` dashed.
 
-    `curves` come from `scaling.coverage`. The baseline is random guessing, or one sample. Errors: no curve, or one
-    without points.
+    `curves` come from `scaling.coverage`, or with other `x` and `y` from `scaling.submissions` or votes. The baseline
+    is random guessing, or one sample. Errors: no curve, or one without points.
 
     >>> coverage({"sample": [(1, Estimate(0.4, 0.3, 0.5, 9)), (8, Estimate(0.8, 0.7, 0.9, 9))]}).layout.title.text
-    'sample: some right answer in 40% of problems with 1 sample, in 80% with 8'
+    'sample: pass@k from 40% at k = 1 to 80% at 8'
     """
     empty = [method for method, line in curves.items() if not line or None in dict(line).values()]
     if empty or not curves:
@@ -94,23 +97,20 @@ def coverage(
     fig, ends, found = go.Figure(), [], []
     for method, line in curves.items():
         ks = [k for k, _ in line]
-        _band(fig, ks, [e for _, e in line], colour(method), [f"{method}<br>pass@{k} {e}" for k, e in line])
+        _band(fig, ks, [e for _, e in line], colour(method), [f"{method}, k = {k}<br>{y} {e}" for k, e in line])
         ends.append((ks[-1], line[-1][1].value, method))
         (k0, first), (k1, last) = line[0], line[-1]
-        found.append(
-            f"{method}: some right answer in {first.value:.0%} of problems with {k0} sample{'s' * (k0 > 1)}, "
-            f"in {last.value:.0%} with {k1}"
-        )
+        found.append(f"{method}: {y} from {first.value:.0%} at k = {k0} to {last.value:.0%} at {k1}")
         if laws and method in laws:
             grid = [ks[0] * (ks[-1] / ks[0]) ** (i / 60) for i in range(61)]
             dots = dict(color=INK, dash="dot", width=1.5)
             fig.add_scatter(x=grid, y=laws[method](grid), mode="lines", line=dots, hoverinfo="skip")
     _finish(fig, ends, baseline, "{:.0%}")
     _log_ticks(fig, [k for line in curves.values() for k, _ in line], plain=True)
-    fig.update_yaxes(title="pass@k", tickformat=".0%")
+    fig.update_yaxes(title=y, tickformat=".0%")
     note = _caption([e for line in curves.values() for _, e in line])
     note += "".join(f" Dotted: {m}, exp({law.a:.2f}·k<sup>{law.b:.2f}</sup>)." for m, law in (laws or {}).items())
-    return frame(fig, title or "; ".join(found), "samples k (log scale)", note)
+    return frame(fig, title or "; ".join(found), f"{x} (log scale)", note)
 
 
 def learning_curve(
