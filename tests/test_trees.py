@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
-from workbench import trees
+from workbench import plots, trees
 from workbench.policies.scripted import Scripted
 from workbench.search import drive
 from workbench.types import Budget, WorkbenchError
@@ -43,6 +44,19 @@ def test_a_tree_comes_back_from_disk(asked, tmp_path, name):
             assert [(s.text, s.ids, s.score) for s in a.steps] == [(s.text, s.ids, s.score) for s in b.steps]
         for branch, node in zip(back, result.nodes, strict=True):
             assert branch.logprob == pytest.approx(sum(node.steps[-1].logprobs))
+
+
+def test_a_step_without_log_probs_is_no_certainty(asked, tmp_path):
+    """Bug: the sum of no log-probs is 0, which is that of a sure step."""
+    result = grown(asked, "best_of_n")[0]
+    bare = {}
+    for path, twig in result.tree.items():
+        steps = tuple(replace(step, logprobs=()) for step in twig.node.steps)
+        bare[path] = replace(twig, node=replace(twig.node, steps=steps))
+    file = tmp_path / "tree.jsonl"
+    file.write_text("".join(line + "\n" for line in trees.lines(replace(result, tree=bare))))
+    assert {branch.logprob for branch in trees.load(file)} == {None}
+    assert plots.labelled_tree(trees.nodes(trees.load(file))).data
 
 
 def test_every_node_tells_what_became_of_it(asked):

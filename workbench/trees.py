@@ -14,8 +14,9 @@ from .types import Node, Step, Stop, WorkbenchError
 
 @dataclass(frozen=True)
 class Branch:
-    """One node of one tree. Log-prob in nats; `sampled` (tokens) and `flops` are what the whole search had cost when
-    the node stood; `visits`: how often it, or a node below it, was grown; `fate`: whether it was kept, and why.
+    """One node of one tree. Log-prob in nats, None where the policy gave none; `sampled` (tokens) and `flops` are what
+    the whole search had cost when the node stood; `visits`: how often it, or a node below it, was grown; `fate`:
+    whether it was kept, and why.
 
     >>> Branch("p/1", 0, (0,), "5", True, (1,), -0.5, 0.9, "answer", 1, 0, 1, 10.0, "answered: chosen").node.stop
     'answer'
@@ -27,7 +28,7 @@ class Branch:
     text: str
     final: bool
     ids: tuple[int, ...]
-    logprob: float
+    logprob: float | None
     score: float | None
     stop: Stop | None
     round: int
@@ -62,7 +63,7 @@ def branches(result: Result, seed: int = 0) -> Iterator[Branch]:
             step.text,
             step.final,
             step.ids,
-            sum(step.logprobs),
+            sum(step.logprobs) if step.logprobs else None,
             step.score,
             twig.node.stop,
             twig.round,
