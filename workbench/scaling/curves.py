@@ -6,18 +6,19 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from numbers import Integral
+from numbers import Integral, Real
 from operator import attrgetter
 
 import numpy as np
 
-from ..types import Record, WorkbenchError, unknown
+from ..types import Cost, Record, WorkbenchError, unknown
 from .stats import Estimate, Resample, bootstrap, estimate, means, numbers, ordered, paired_bootstrap, some
 
 Setting = tuple[str, int]
 HALF = 0.5  # decades: the least that a slope per decade is read from
 UNITS = 1e5  # costs of one method further apart are not of one unit: of two tokens or 100,000 a chain may be
 MODELS = 1e8  # the same for methods, which may use models of other sizes
+AMOUNTS = {name for name in dir(Cost) if isinstance(getattr(Cost(), name), Real)}  # what an axis may count
 
 
 class Columns:
@@ -104,19 +105,18 @@ class Columns:
         return np.bincount(cells, weights, shape[0] * shape[1]).reshape(shape)
 
     def spent(self, x: str) -> np.ndarray:
-        """cost.`x` of every record. Errors: no such cost, one that is missing or 0 (not metered), two units mixed."""
+        """cost.`x` of every record. Errors: no such cost, one that is missing or 0, two units mixed."""
+        if x not in AMOUNTS:
+            raise WorkbenchError(f"a Cost has no {x!r}: choose {', '.join(sorted(AMOUNTS))}")
         try:
             cost = np.fromiter(map(attrgetter(f"cost.{x}"), self.records), float, len(self.records))
-        except AttributeError:
-            known = "choose flops, tokens, sampled, seconds or another of its numbers"
-            raise WorkbenchError(f"a Cost has no {x!r}: {known}") from None
         except (TypeError, ValueError):
             raise WorkbenchError(f"a record has a cost without a number for {x}: it was not metered") from None
         if len(free := np.flatnonzero(~((cost > 0) & (cost < np.inf)))):
-            failed = self.records[free[0]].knobs.get("error")
-            why = (
-                f"could not be served ({failed}): leave its problem out of all methods" if failed else "was not metered"
-            )
+            row = self.records[free[0]]
+            why = "spends none of that: leave it out, or choose flops" if row.cost.flops > 0 else "was not metered"
+            if failed := row.knobs.get("error"):
+                why = f"could not be served ({failed}): leave its problem out of all methods"
             raise WorkbenchError(f"{len(free)} records have no cost in {x}, or 0 ({self.at(free[0])}): it {why}")
         if cost.max() <= UNITS * cost.min():
             return cost

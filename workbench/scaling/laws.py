@@ -103,7 +103,7 @@ def power_law(ks: Sequence[int], coverage: Sequence[float]) -> PowerLaw:
     if k.shape != c.shape or len(set(ks)) < 2 or not np.all((k > 0) & (k < np.inf) & (c > 0) & (c < 1)):
         raise WorkbenchError("a power law needs two or more different ks above 0, each with a coverage between 0 and 1")
     a, b = map(float, _line(k, c))
-    if b >= 0:
+    if b > -1e-9:  # coverages that are all equal leave as much by rounding
         raise WorkbenchError("the coverage does not rise with k: no power law with b < 0 fits")
     return PowerLaw(a, b, float(np.abs(np.exp(a * k**b) - c).max()))
 
