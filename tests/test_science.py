@@ -457,6 +457,23 @@ def test_submissions_refuse_what_they_cannot_rank():
         scaling.submissions(samples, [1], "score")
     with pytest.raises(WorkbenchError, match="unknown rule 'vote'"):
         scaling.submissions(samples, [1], "vote")
+    with pytest.raises(WorkbenchError, match="unknown rule 'blind'"):
+        scaling.submissions(samples, [1], "votes", over="blind")
+
+
+def test_two_rules_of_submitting_are_paired_over_problems():
+    """Bug: two intervals side by side, of rules that meet the same problems: as wide as the problems differ."""
+    samples = [
+        Record("r", f"p/{i}", s, str(s % 3), s % 3 == 0 and i % 2 == 0, knobs={"score": (s % 3 == 0) - s / 99})
+        for i in range(40)
+        for s in range(9)
+    ]
+    [(k, lead)] = scaling.submissions(samples, [1], "score", over="random")
+    (_, best), (_, blind) = (scaling.submissions(samples, [1], rule)[0] for rule in ("score", "random"))
+    assert k == 1 and lead.value == pytest.approx(best.value - blind.value) and best.value == 0.5
+    assert lead.low > 0 and lead.high - lead.low < best.high - best.low
+    [(_, none)] = scaling.submissions(samples, [1], "score", over="score")
+    assert none.value == 0 and none.low < 0 < none.high
 
 
 # Difficulty and the compute-optimal strategy
@@ -574,6 +591,8 @@ def test_a_lead_is_paired_over_the_problems_of_the_other():
     best = scaling.compute_optimal(planted(), BINS, 1e6)
     assert best.lead(dict.fromkeys(BINS, 0.0)).value == best.point().accuracy.value
     assert best.lead({p: 1.0 for p in BINS if BINS[p] == 2}).value == -1
+    dear = scaling.compute_optimal(planted(), BINS, 8e6)
+    assert dear.lead(best).value == pytest.approx(1 - best.point().accuracy.value)
     for wrong, message in (
         ({"p/040": 1.0}, "p/040 on one only"),
         ({"p/000": math.nan}, "the mark is missing"),

@@ -241,6 +241,10 @@ _title = ", ".join(f"{100 * gain:+.0f} points with {k}" for k, gain in _gain.ite
 _title = f"Choosing by weighted votes, over choosing blindly: {_title} submissions"
 plots.coverage(handed_in, title=_title, x=f"submissions k of {most}", y="problems solved")
 
+# %%
+chosen_ten = claims.measured(scaling.submissions, samples, [10], "score", over="random")
+print(f"10 submissions by the judge's best score, less 10 blind ones: {chosen_ten[0][1]}" if chosen_ten else "")
+
 # %% [markdown]
 # ## Easy questions, hard questions
 #
@@ -387,6 +391,8 @@ _guess = scaling.compute_optimal(allowed, guessed, quarter)
 _bill = replace(_guess, costs={p: cost + told[p] for p, cost in _guess.costs.items()})
 charged = claims.measured(scaling.efficiency, wide["best_of_n"], "best_of_n", _bill)
 print(f"best_of_n  needs {charged} times the FLOPs, those of {half} judged chains a problem included")
+blurred = _guess.lead(strategy)
+print(f"accuracy at the same budget, difficulty guessed less known, neither charged: {blurred}")
 
 # %% [markdown]
 # And out of one purse, of the same mean? You see what each bin gets.
@@ -799,7 +805,9 @@ Markdown(
     f"{last['majority']:+.3f} with the vote, and one greedy chain already has {bar:.3f}.\n"
     f"- At n = {n}, {len(_clear)} of {len(adjusted)} methods differ from the vote after Holm's correction"
     f"{': ' + ', '.join(_clear) if _clear else ''}.\n"
-    f"- Coverage reaches {ceiling[_top].value:.3f} at {_top} chains; the judge ends at {_kept.value:.3f}.\n"
+    f"- Coverage reaches {ceiling[_top].value:.3f} at {_top} chains"
+    f"{f', and its law misses by {law.law.max_error:.3f} at most' if law else ''}; the judge ends at "
+    f"{_kept.value:.3f}.\n"
     f"- The best setting per bin, at a quarter of best-of-{max(limit)}'s FLOPs: best-of-n needs {factor['best_of_n']} "
     f"times as much, the vote {factor['majority']}, the difficulty not charged. Snell et al. report 2–4. Guessed and "
     f"charged: {charged}. Out of one purse: {pooled}. With the oracle of steps: {unerring}.\n"
@@ -932,6 +940,40 @@ exchanged = [
 ]
 
 # %%
+of_chains = [
+    claims.Claim(
+        "scaling.coverage_law",
+        "Large Language Monkeys, Brown et al. 2024 (2407.21787)",
+        "coverage follows exp(a·k^b) with b below zero: more chains hold a right one in more problems",
+        "< 0",
+        law and law.b,
+        "b below 0; −.330 of GPT-4's game of 24",
+    ),
+    claims.Claim(
+        "scaling.scored_submissions",
+        f"{O1} (IOI)",
+        "10 answers submitted by the judge's best score solve more problems than 10 that are chosen blindly",
+        "> 0",
+        chosen_ten and chosen_ten[0][1],
+        "213 points with 50 chosen programs",
+    ),
+    claims.Claim(
+        "scaling.guessed_difficulty",
+        SNELL,
+        "the best setting per guessed difficulty, not charged, is within 5 points of that per known, same budget",
+        "> -0.05",
+        blurred,
+    ),
+    claims.Claim(
+        "adaptive.cap_slope",
+        "s1, Muennighoff et al. 2025 (2501.19393)",
+        "accuracy rises with the tokens that a cap allows for thinking (mean slope over pairs of caps, a token)",
+        "> 0",
+        forced and forced.scaling,
+    ),
+]
+
+# %%
 longer = claims.Claim(
     "adaptive.tokens_by_difficulty",
     O1,
@@ -939,7 +981,7 @@ longer = claims.Claim(
     "> 0",
     inside["right"] and inside["right"].spearman,
 )
-found = [*searched, *saved, *elsewhere, *exchanged, longer]
+found = [*searched, *saved, *elsewhere, *exchanged, *of_chains, longer]
 claims.record(runs, profile, "08_test_time_scaling", found)
 print(claims.table(found))
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from ..types import Record, WorkbenchError
 from .curves import HALF, Columns, Table, of_methods
 from .stats import Estimate, Ratio, between, column, means, numbers, ratio, resampled, some, whole
 
+Rule = Literal["random", "votes", "score", "weighted"]
 SOLVED = 2  # problems: a coverage of fewer, or of all but fewer, tells no law
 
 
@@ -161,7 +162,7 @@ def coverage_law(records: Iterable[Record], ks: Sequence[int] | None = None, *, 
 
 
 def submissions(
-    records: Iterable[Record], ks: Sequence[int], rule: Literal["random", "votes", "score", "weighted"] = "votes"
+    records: Iterable[Record], ks: Sequence[int], rule: Rule = "votes", *, over: Rule | None = None
 ) -> list[tuple[int, Estimate]]:
     """[(k, share of problems solved by k submissions)] where a rule picks k of a problem's N samples (o1 at the IOI).
 
@@ -170,16 +171,18 @@ def submissions(
     blindly and passes over an answer that it submitted before; what it gives is the exact mean over all such draws, and
     for k > 1 more than pass@k, which submits some answers twice (see `coverage`). Ties go to the answer sampled first;
     an answer is as right as its first sample. Samples without an answer are never submitted, and fewer different
-    answers than k are all submitted. Errors: fewer than k samples of a problem, two of one seed, a sample that has an
-    answer and no score where the rule needs one.
+    answers than k are all submitted. `over`: less the share that this other rule solves, paired over problems.
+    Errors: fewer than k samples of a problem, two of one seed, a sample that has an answer and no score where the rule
+    needs one.
 
     >>> said = [("7", 0.2, 0), ("7", 0.3, 0), ("8", 0.9, 1), ("9", 0.1, 0)]
     >>> rows = [Record("r", "p/1", s, a, bool(ok), knobs={"score": v}) for s, (a, v, ok) in enumerate(said)]
     >>> [[round(e.value, 2) for _, e in submissions(rows, [1, 2], rule)] for rule in ("random", "votes", "score")]
     [[0.25, 0.58], [0.0, 1.0], [1.0, 1.0]]
     """
-    if rule not in ("random", "votes", "score", "weighted"):
-        raise WorkbenchError(f"unknown rule {rule!r}: choose random, votes, score or weighted")
+    for name in (rule, over or rule):
+        if name not in get_args(Rule):
+            raise WorkbenchError(f"unknown rule {name!r}: choose random, votes, score or weighted")
     columns = Columns(records)
     columns.one_run()
     columns.graded()
@@ -197,14 +200,22 @@ def submissions(
         columns.problem[order] * len(names) + said, return_index=True, return_inverse=True, return_counts=True
     )  # a group is an answer of a problem; `first` is its first sample
     problem, right = columns.problem[order][first], columns.mark[order][first] == 1
-    if rule == "random":
-        return _estimates(_blindly(problem, size, right, len(columns.problems), ks), ks, int(columns.seeds[0]))
-    worth = size if rule == "votes" else _worth([columns.records[i] for i in order], group, rule)
-    ranked = np.lexsort((first, -worth, problem))
-    place = np.arange(len(ranked)) - np.searchsorted(problem, problem[ranked])  # among the answers of its problem
-    solved = np.full(len(columns.problems), math.inf)
-    np.minimum.at(solved, problem[ranked][right[ranked]], place[right[ranked]])
-    return _estimates((solved[:, None] < np.asarray(ks)).astype(float), ks, int(columns.seeds[0]))
+
+    def solved(rule):
+        """[problems, ks]"""
+        if rule == "random":
+            return _blindly(problem, size, right, len(columns.problems), ks)
+        worth = size if rule == "votes" else _worth([columns.records[i] for i in order], group, rule)
+        ranked = np.lexsort((first, -worth, problem))
+        place = np.arange(len(ranked)) - np.searchsorted(problem, problem[ranked])  # among the answers of its problem
+        least = np.full(len(columns.problems), math.inf)
+        np.minimum.at(least, problem[ranked][right[ranked]], place[right[ranked]])
+        return (least[:, None] < np.asarray(ks)).astype(float)
+
+    seeds = int(columns.seeds[0])
+    if over is None:
+        return _estimates(solved(rule), ks, seeds)
+    return list(zip(ks, means(solved(rule) - solved(over), seeds, (-1.0, 1.0)), strict=True))
 
 
 def _worth(records: Sequence[Record], group: np.ndarray, rule: str) -> np.ndarray:

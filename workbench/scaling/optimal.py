@@ -93,13 +93,15 @@ class Optimal:
         rows = np.array([(self.marks[p], self.costs[p], *self.first[p]) for p in problems])
         return rows[:, :2] + rows[:, 2:] - rows[:, 2:].mean(0)
 
-    def lead(self, over: Mapping[str, float], *, seed: int = 0) -> Estimate:
+    def lead(self, over: Mapping[str, float] | Optimal, *, seed: int = 0) -> Estimate:
         """Its marks less those of another, paired over the problems that `over` {problem: mark} has: all, or a part."""
-        column(over, "the mark")
-        if odd := over.keys() - self.marks.keys():
+        marks = over.marks if isinstance(over, Optimal) else over
+        column(marks, "the mark")
+        if odd := marks.keys() - self.marks.keys():
             raise WorkbenchError(f"the two sides cover different problems: {some(odd)} on one only")
-        problems = ordered(over)
-        gaps = self.single(problems)[:, 0] - [over[p] for p in problems]
+        problems = ordered(marks)
+        theirs = over.single(problems)[:, 0] if isinstance(over, Optimal) else [over[p] for p in problems]
+        gaps = self.single(problems)[:, 0] - theirs
         return means(gaps[:, None], self.seeds, (-1.0, 1.0), seed)[0]
 
     def point(self, method: str = "compute-optimal", charge: Mapping[str, float] | None = None) -> Point:
