@@ -385,7 +385,7 @@ def _(both, ceiling, covered, judges, plots, points):
         f"Of {both} chains: {ceiling[both].value:.0%} hold a right one, "
         f"the vote keeps {dict(kept['majority'])[both].value:.0%}"
     )
-    plots.coverage({"sampling": covered["sampling"]} | kept, title=_title)
+    plots.coverage({"sampling": covered["sampling"]} | kept, title=_title, x="chains k", y="problems solved")
     return
 
 
@@ -416,8 +416,16 @@ def _(most, plots, samples, scaling):
     handed_in = {name: scaling.submissions(samples, k_of, rule) for name, rule in rules.items()}
     _gain = {k: dict(handed_in["weighted_vote"])[k].value - dict(handed_in["sampling"])[k].value for k in k_of}
     _title = ", ".join(f"{100 * gain:+.0f} points with {k}" for k, gain in _gain.items() if k in (1, 10, most))
-    plots.coverage(handed_in, title=f"Choosing by weighted votes, over choosing blindly: {_title} submissions")
+    _title = f"Choosing by weighted votes, over choosing blindly: {_title} submissions"
+    plots.coverage(handed_in, title=_title, x=f"submissions k of {most}", y="problems solved")
     return
+
+
+@app.cell
+def _(claims, samples, scaling):
+    chosen_ten = claims.measured(scaling.submissions, samples, [10], "score", over="random")
+    print(f"10 submissions by the judge's best score, less 10 blind ones: {chosen_ten[0][1]}" if chosen_ten else "")
+    return (chosen_ten,)
 
 
 @app.cell(hide_code=True)
@@ -627,12 +635,25 @@ def _(mo):
 
 
 @app.cell
-def _(allowed, claims, guessed, half, quarter, replace, scaling, told, wide):
+def _(
+    allowed,
+    claims,
+    guessed,
+    half,
+    quarter,
+    replace,
+    scaling,
+    strategy,
+    told,
+    wide,
+):
     _guess = scaling.compute_optimal(allowed, guessed, quarter)
     _bill = replace(_guess, costs={p: cost + told[p] for p, cost in _guess.costs.items()})
     charged = claims.measured(scaling.efficiency, wide["best_of_n"], "best_of_n", _bill)
     print(f"best_of_n  needs {charged} times the FLOPs, those of {half} judged chains a problem included")
-    return (charged,)
+    blurred = _guess.lead(strategy)
+    print(f"accuracy at the same budget, difficulty guessed less known, neither charged: {blurred}")
+    return blurred, charged
 
 
 @app.cell(hide_code=True)
@@ -838,18 +859,15 @@ def _(large, little, read_records, scaling, series):
 
 @app.cell
 def _(judge_alone, large, little, matched, scaling, small_bins):
-    easy = {b: e for b, e in matched[0.16].by_bin.items() if b <= 3}
-    easy_marks = {p: m for p, m in matched[0.16].small.marks.items() if small_bins[p] in easy}
-    hard_marks = {p: m for p, m in matched[22].small.marks.items() if small_bins[p] == 5}
     answer = scaling.by_problem(large)
-    even_marks = {p: m for p, m in matched[0.79].small.marks.items() if small_bins[p] in easy}
-    gaps = [scaling.paired_bootstrap(m, {p: answer[p] for p in m}) for m in (easy_marks, hard_marks, even_marks)]
+    easy, hardest = ({p: mark for p, mark in answer.items() if small_bins[p] in some} for some in ((1, 2, 3), (5,)))
+    gaps = [matched[r].small.lead(part) for r, part in ((0.16, easy), (22, hardest), (0.79, easy))]
     print(f"bins 1-3 at R = 0.16: {gaps[0]}\nbin 5 at R = 22: {gaps[1]}\nbins 1-3 at R = 0.79: {gaps[2]}")
     _single = scaling.by_problem(r for r in little if r.knobs["method"] == "greedy")
     _judge = scaling.by_problem(judge_alone)
-    over_judge = scaling.paired_bootstrap(matched[0.16].small.marks, _judge)
+    over_judge = matched[0.16].small.lead(_judge)
     for _who, _marks in (("its policy", _single), ("its judge", _judge)):
-        _gap = scaling.paired_bootstrap({p: _marks[p] for p in easy_marks}, {p: answer[p] for p in easy_marks})
+        _gap = scaling.paired_bootstrap({p: _marks[p] for p in easy}, easy)
         print(f"bins 1-3 without search, one answer of {_who} against the large one's: {_gap}")
     return gaps, over_judge
 
@@ -1181,7 +1199,7 @@ def _(at, claims, scaling, series, thinking):
     for _cap, _rows in capped.items():
         _beyond = sum(row.cost.sampled - t.cost.sampled for row, t in zip(_rows, thought[_cap], strict=True)) / len(_rows)
         print(f"cap {_cap}: {scaling.accuracy(_rows)}, forced answers take {_beyond:.1f} tokens a chain more")
-    return
+    return (forced,)
 
 
 @app.cell(hide_code=True)
@@ -1260,6 +1278,7 @@ def _(
     inside,
     ks,
     last,
+    law,
     limit,
     margins,
     n,
@@ -1288,7 +1307,9 @@ def _(
         f"{last['majority']:+.3f} with the vote, and one greedy chain already has {bar:.3f}.\n"
         f"- At n = {n}, {len(_clear)} of {len(adjusted)} methods differ from the vote after Holm's correction"
         f"{': ' + ', '.join(_clear) if _clear else ''}.\n"
-        f"- Coverage reaches {ceiling[_top].value:.3f} at {_top} chains; the judge ends at {_kept.value:.3f}.\n"
+        f"- Coverage reaches {ceiling[_top].value:.3f} at {_top} chains"
+        f"{f', and its law misses by {law.law.max_error:.3f} at most' if law else ''}; the judge ends at "
+        f"{_kept.value:.3f}.\n"
         f"- The best setting per bin, at a quarter of best-of-{max(limit)}'s FLOPs: best-of-n needs {factor['best_of_n']} "
         f"times as much, the vote {factor['majority']}, the difficulty not charged. Snell et al. report 2–4. Guessed and "
         f"charged: {charged}. Out of one purse: {pooled}. With the oracle of steps: {unerring}.\n"
@@ -1435,12 +1456,50 @@ def _(SNELL, claims, fair, gaps, over_judge, rates, replace):
 
 
 @app.cell
+def _(O1, SNELL, blurred, chosen_ten, claims, forced, law):
+    of_chains = [
+        claims.Claim(
+            "scaling.coverage_law",
+            "Large Language Monkeys, Brown et al. 2024 (2407.21787)",
+            "coverage follows exp(a·k^b) with b below zero: more chains hold a right one in more problems",
+            "< 0",
+            law and law.b,
+            "b below 0; −.330 of GPT-4's game of 24",
+        ),
+        claims.Claim(
+            "scaling.scored_submissions",
+            f"{O1} (IOI)",
+            "10 answers submitted by the judge's best score solve more problems than 10 that are chosen blindly",
+            "> 0",
+            chosen_ten and chosen_ten[0][1],
+            "213 points with 50 chosen programs",
+        ),
+        claims.Claim(
+            "scaling.guessed_difficulty",
+            SNELL,
+            "the best setting per guessed difficulty, not charged, is within 5 points of that per known, same budget",
+            "> -0.05",
+            blurred,
+        ),
+        claims.Claim(
+            "adaptive.cap_slope",
+            "s1, Muennighoff et al. 2025 (2501.19393)",
+            "accuracy rises with the tokens that a cap allows for thinking (mean slope over pairs of caps, a token)",
+            "> 0",
+            forced and forced.scaling,
+        ),
+    ]
+    return (of_chains,)
+
+
+@app.cell
 def _(
     O1,
     claims,
     elsewhere,
     exchanged,
     inside,
+    of_chains,
     profile,
     runs,
     saved,
@@ -1453,7 +1512,7 @@ def _(
         "> 0",
         inside["right"] and inside["right"].spearman,
     )
-    found = [*searched, *saved, *elsewhere, *exchanged, longer]
+    found = [*searched, *saved, *elsewhere, *exchanged, *of_chains, longer]
     claims.record(runs, profile, "08_test_time_scaling", found)
     print(claims.table(found))
     return
