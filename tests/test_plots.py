@@ -337,6 +337,34 @@ def test_names_at_the_ends_do_not_overlap():
     assert fig.layout.margin.r > 8 * len("weighted")
 
 
+def test_names_stay_where_their_lines_end():
+    """Bugs: names at other ends of the figure pushed one another away; a name on another method's line; a name far
+    from its line, and nothing leads there."""
+    ends = {"mcts": [1e6, 2e6], "dvts": [1e7, 2e7], "beam": [1e8, 2e8]}
+    fig = plots.accuracy_vs_flops([point(m, n, x, 0.5) for m, xs in ends.items() for n, x in enumerate(xs, 1)])
+    assert [t.y[0] for t in fig.data if t.mode == "text"] == [0.5] * 3
+    below = [point("majority", n, x, 0.4 + n / 50) for n, x in enumerate((1e6, 1e7, 1e8), 1)]
+    fig = plots.accuracy_vs_flops([*below, *(point("mcts", n, x, 0.44) for n, x in enumerate((2e6, 1e7), 1))])
+    place = {t.text[0].strip(): t.y[0] for t in fig.data if t.mode == "text"}
+    span = fig.layout.yaxis.range[1] - fig.layout.yaxis.range[0]
+    assert place["majority"] == 0.46 and abs(place["mcts"] - 0.45) > 0.025 * span
+    fig = plots.accuracy_vs_flops(
+        [point(m, n, 1e6 * n, 0.5) for m in ("beam", "mcts", "dvts", "hybrid") for n in (1, 2)]
+    )
+    far = [t.y[0] for t in fig.data if t.mode == "text" and abs(t.y[0] - 0.5) > 0.065 * 0.2]
+    leaders = [note for note in fig.layout.annotations if note.arrowwidth]
+    assert sorted(note.ay for note in leaders) == sorted(far) and {note.y for note in leaders} == {0.5}
+    assert {note.x for note in leaders} == {math.log10(2e6)} and len(far) == 2
+
+
+def test_the_label_of_the_baseline_covers_no_name():
+    """Bug: it stood at the right end of its line, on the names of lines that end there."""
+    side = lambda fig: next(note.x for note in fig.layout.annotations if "baseline" in note.text)  # noqa: E731
+    beam, mcts = {1: around(0.9), 2: around(0.8), 3: around(0.12)}, {1: around(0.9), 2: around(0.8), 3: around(0.08)}
+    assert side(plots.by_bin({"beam": {1: around(0.9), 2: around(0.5)}}, baseline=0.1)) == 0.99
+    assert side(plots.by_bin({"beam": beam, "mcts": mcts}, baseline=0.1)) == 0.6
+
+
 def test_levels_keep_methods_apart():
     """Bug: records of two methods, or two n, averaged into one line."""
     records = [

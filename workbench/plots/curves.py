@@ -37,8 +37,8 @@ def accuracy_vs_flops(
         raise WorkbenchError("a compute curve needs points, all over the same axis")
     unit = _UNITS.get(points[0].axis, points[0].axis)
     fig = go.Figure()
-    _finish(fig, _methods(fig, points, unit), baseline, "{:.0%}")
     _log_ticks(fig, [point.x for point in points])
+    _finish(fig, _methods(fig, points, unit), baseline, "{:.0%}")
     fig.update_yaxes(title="accuracy", tickformat=".0%")
     estimates = [point.accuracy for point in points]
     return frame(fig, title or _best_point(points, unit), f"{unit} (log scale)", _caption(estimates))
@@ -62,8 +62,8 @@ def two_axes(train: Sequence[Point], test: Sequence[Point], title: str | None = 
         note.update(x=left, xanchor="left", font=dict(size=14))
     found = []
     for col, points in ((1, train), (2, test)):
-        _finish(fig, _methods(fig, points, "FLOPs", row=1, col=col), row=1, col=col)
         _log_ticks(fig, [point.x for point in points], row=1, col=col)
+        _finish(fig, _methods(fig, points, "FLOPs", row=1, col=col), row=1, col=col)
         heights = [point.accuracy.value for point in points]
         found.append(f"from {min(heights):.0%} to {max(heights):.0%}")
     ends = [end for axis in (fig.layout.yaxis, fig.layout.yaxis2) for end in axis.range]
@@ -105,8 +105,8 @@ def coverage(
             grid = [ks[0] * (ks[-1] / ks[0]) ** (i / 60) for i in range(61)]
             dots = dict(color=INK, dash="dot", width=1.5)
             fig.add_scatter(x=grid, y=laws[method](grid), mode="lines", line=dots, hoverinfo="skip")
-    _finish(fig, ends, baseline, "{:.0%}")
     _log_ticks(fig, [k for line in curves.values() for k, _ in line], plain=True)
+    _finish(fig, ends, baseline, "{:.0%}")
     fig.update_yaxes(title=y, tickformat=".0%")
     note = _caption([e for line in curves.values() for _, e in line])
     note += "".join(f" Dotted: {m}, exp({law.a:.2f}·k<sup>{law.b:.2f}</sup>)." for m, law in (laws or {}).items())
@@ -394,9 +394,8 @@ def best_of_n(choice: Choice, title: str | None = None) -> go.Figure:
         line = [getattr(row, method) for row in rows]
         _band(fig, ns, line, colour(method), [f"{method}, N={row.n}<br>{e}" for row, e in zip(rows, line, strict=True)])
         ends.append((ns[-1], line[-1].value, method))
-    _finish(fig, ends, rows[0].ceiling if ns[0] == 1 else None, "{:.0%}")
-    fig.update_annotations(x=0.6, yanchor="top")  # the baseline's: away from the names and from where all lines start
     _log_ticks(fig, ns, plain=True)
+    _finish(fig, ends, rows[0].ceiling if ns[0] == 1 else None, "{:.0%}")
     fig.update_xaxes(tickvals=ns, ticktext=[str(n) for n in ns])
     fig.update_yaxes(title="accuracy", tickformat=".0%")
     best, vote, some = (f"{e.value:.0%}" for e in (last.best_of_n, last.majority, last.ceiling))
@@ -426,6 +425,7 @@ def over_optimisation(choice: Choice, title: str | None = None) -> go.Figure:
     ns, first, last = [row.n for row in rows], rows[0], rows[-1]
     hover = [f"N={row.n}<br>score {row.reward}" for row in rows]
     _band(fig, ns, [row.reward for row in rows], colour("best_of_n"), hover, row=1, col=1)
+    _log_ticks(fig, ns, plain=True)
     _finish(fig, [], row=1, col=1)
     ends = []
     for method in ("ceiling", "best_of_n"):
@@ -434,7 +434,6 @@ def over_optimisation(choice: Choice, title: str | None = None) -> go.Figure:
         _band(fig, ns, line, colour(method), hover, row=1, col=2)
         ends.append((ns[-1], line[-1].value, method))
     _finish(fig, ends, row=1, col=2)
-    _log_ticks(fig, ns, plain=True)
     fig.update_xaxes(tickvals=ns, ticktext=[str(n) for n in ns])
     fig.update_yaxes(tickformat=".0%", row=1, col=2)
     reward, right = last.reward.value - first.reward.value, 100 * (last.best_of_n.value - first.best_of_n.value)
@@ -521,42 +520,105 @@ def _methods(fig: go.Figure, points: Sequence[Point], unit: str, **where) -> lis
     return ends
 
 
+LETTER, LINE = 7.6, 0.065  # pixels that a letter of a name is wide, and the share of the height that a name takes
+
+
 def _finish(fig: go.Figure, ends: Sequence[tuple[float, float, str]], baseline=None, form="", **where) -> None:
-    """Range of the y axis, baseline, and each line's name at its end, pushed apart where names would overlap."""
-    drawn = [
-        trace for trace in fig.data if (trace.yaxis or "y") == f"y{where['col'] if where.get('col', 1) > 1 else ''}"
-    ]
+    """Range of the y axis, baseline, and each line's name at its end.
+
+    Names are pushed apart where they would overlap, and off other lines; from one that had to go further than its
+    height a thin line leads back. A log x axis must have its range by now: it tells where names are.
+    """
+    panel = str(where["col"]) if where.get("col", 1) > 1 else ""
+    drawn = [trace for trace in fig.data if (trace.yaxis or "y") == f"y{panel}"]
     values = [v for trace in drawn for v in trace.y if v is not None]
     values += [v + side for t in drawn for v, side in zip(t.y, t.error_y.array or (), strict=False) if side is not None]
     values += [
         v - side for t in drawn for v, side in zip(t.y, t.error_y.arrayminus or (), strict=False) if side is not None
     ]
     if baseline is not None:
-        values.append(level := baseline.value if isinstance(baseline, Estimate) else baseline)
-        grey = dict(size=12, color="#666666")
-        note = dict(text=f"baseline {form.format(level)}", font=grey, xanchor="right", yanchor="bottom", x=0.99)
-        fig.add_hline(y=level, line=dict(color="#666666", dash="dash", width=1.3), annotation=note)
+        values.append(baseline.value if isinstance(baseline, Estimate) else baseline)
     if not values:
         return
     span = (max(values) - min(values)) or 1
     fig.update_yaxes(range=[min(values) - 0.06 * span, max(values) + 0.06 * span], **where)
-    order, gap = sorted(ends, key=lambda end: end[1]), 0.065 * span
-    places = [end[1] for end in order]
-    for _ in range(50):  # a handful of names settles at once
-        for i in range(1, len(places)):
-            if (overlap := gap - (places[i] - places[i - 1])) > 1e-9 * span:
-                places[i], places[i - 1] = places[i] + overlap / 2, places[i - 1] - overlap / 2
-    top, bottom = max(values) + 0.05 * span, min(values) - 0.05 * span  # plotly draws no name outside the range
-    for i in reversed(range(len(places))):
-        places[i] = min(places[i], top - gap * (len(places) - 1 - i))
-    for i in range(len(places)):
-        places[i] = max(places[i], bottom + gap * i)
-    for (x, _, name), y in zip(order, places, strict=True):
+    longest = max((len(name) for *_, name in ends), default=0)
+    fig.update_layout(margin_r=max(fig.layout.margin.r or 30, 24 + 8.5 * longest))
+    axis = fig.layout[f"xaxis{panel}"]
+    on_axis = math.log10 if axis.type == "log" else float
+    shown = [t for t in drawn if t.mode != "lines"]  # not the bands
+    lines = [[(on_axis(x), y) for x, y in zip(t.x, t.y, strict=True) if y is not None] for t in shown]
+    xs = [x for line in lines for x, _ in line] + [on_axis(x) for x, *_ in ends]
+    low, high = axis.range or (min(xs) - 0.06 * (max(xs) - min(xs)), max(xs) + 0.06 * (max(xs) - min(xs)) + 1e-9)
+    left, right = axis.domain or (0, 1)
+    letter = LETTER * (high - low) / ((fig.layout.width or 760) - 72 - fig.layout.margin.r) / (right - left)
+    order, gap = sorted(ends, key=lambda end: end[1]), LINE * span
+    reach = [(on_axis(x), on_axis(x) + (len(name) + 2) * letter) for x, _, name in order]
+    level = [[(low, values[-1]), (high, values[-1])]] if baseline is not None else []
+    walls = [_crossed([*lines, *level], *ends_of) for ends_of in reach]
+    limits = min(values) - 0.05 * span, max(values) + 0.05 * span
+    places = _apart([end[1] for end in order], reach, walls, gap, *limits)
+    for (x, end, name), (start, _), y in zip(order, reach, places, strict=True):
         font = dict(color=colour(name.split(" n=")[0]), size=14)
         text = dict(mode="text", text=[f"  {html.escape(name)}"], textposition="middle right", textfont=font)
         fig.add_scatter(x=[x], y=[y], cliponaxis=False, hoverinfo="skip", **text, **where)
-    longest = max((len(name) for *_, name in ends), default=0)
-    fig.update_layout(margin_r=max(fig.layout.margin.r or 30, 24 + 8.5 * longest))
+        if abs(y - end) > gap:
+            refs = dict(xref=f"x{panel}", yref=f"y{panel}", axref=f"x{panel}", ayref=f"y{panel}")
+            thin = dict(text="", arrowhead=0, arrowwidth=1, arrowcolor=font["color"], opacity=0.7)
+            fig.add_annotation(x=start, y=end, ax=start + 0.9 * letter, ay=y, **thin, **refs)
+    if baseline is not None:
+        names = [((a + b) / 2, y, (b - a) / 2, gap / 2) for (a, b), y in zip(reach, places, strict=True)]
+        taken = [*((x, y, 0, 0) for line in lines for x, y in line), *names]
+        _baseline(fig, values[-1], form.format(values[-1]), taken, (low, high), letter, gap, **where)
+
+
+def _crossed(lines, start: float, end: float) -> list[float]:
+    """The heights of those lines of (x, y) that pass between `start` and `end`, at a few places."""
+    found = []
+    for line in lines:
+        for (a, y), (b, to) in zip(line, line[1:], strict=False):
+            at = [start + share * (end - start) for share in (0.2, 0.6, 1)]
+            found += [y + (to - y) * (x - a) / (b - a) for x in at if a <= x < b]
+    return found
+
+
+def _apart(heights, reach, walls, gap, bottom, top) -> list[float]:
+    """Rising `heights` of names, moved until those whose `reach` along x overlaps are a `gap` apart, if there is room,
+    and each is off its `walls`, the heights at which lines cross its reach.
+
+    >>> places = _apart([0.5, 0.5, 0.5, 0.9], [(0, 2), (1, 3), (5, 6), (8, 9)], [[], [], [], [0.91]], 0.1, 0, 1)
+    >>> [round(y, 2) for y in places]
+    [0.45, 0.55, 0.5, 0.85]
+    """
+    places = list(heights)
+    pairs = [(i, j) for j in range(len(places)) for i in range(j)]
+    pairs = [(i, j) for i, j in pairs if reach[i][0] < reach[j][1] and reach[j][0] < reach[i][1]]
+    for _ in range(200):  # a handful of names settles at once
+        for i, crossing in enumerate(walls):
+            for wall in crossing:
+                if (overlap := 0.6 * gap - abs(places[i] - wall)) > 0:
+                    places[i] += math.copysign(overlap / 2, places[i] - wall)
+        for i, j in pairs:
+            if (overlap := gap - (places[j] - places[i])) > 0:
+                places[i], places[j] = places[i] - overlap / 2, places[j] + overlap / 2
+        places = [min(max(y, bottom), top) for y in places]  # plotly draws no name outside the range
+    return places
+
+
+def _baseline(fig: go.Figure, level: float, number: str, taken, ends, letter, gap, **where) -> None:
+    """A dashed line whose label stands where it covers the fewest points and names: right and above it, if all do."""
+    (low, high), text = ends, f"baseline {number}"
+    wide = 0.85 * letter * len(text)  # it is smaller than names are
+
+    def covered(spot):
+        at, side = spot
+        x, y = low + at * (high - low) + (0.5 - at) * wide, level + side * gap / 2
+        return sum(abs(x - a) < wide / 2 + w and abs(y - b) < gap / 2 + h for a, b, w, h in taken)
+
+    at, side = min(((at, side) for at in (0.99, 0.6, 0.3, 0.01) for side in (1, -1)), key=covered)
+    note = dict(text=text, font=dict(size=12, color="#666666"), x=at, yanchor="bottom" if side > 0 else "top")
+    note |= dict(xanchor="right" if at > 0.9 else "left" if at < 0.1 else "center")
+    fig.add_hline(y=level, line=dict(color="#666666", dash="dash", width=1.3), annotation=note)
 
 
 def _best_point(points: Sequence[Point], unit: str) -> str:
