@@ -1456,16 +1456,8 @@ def _(SNELL, claims, fair, gaps, over_judge, rates, replace):
 
 
 @app.cell
-def _(O1, SNELL, blurred, chosen_ten, claims, forced, law):
-    of_chains = [
-        claims.Claim(
-            "scaling.coverage_law",
-            "Large Language Monkeys, Brown et al. 2024 (2407.21787)",
-            "coverage follows exp(a·k^b) with b below zero: more chains hold a right one in more problems",
-            "< 0",
-            law and law.b,
-            "b below 0; −.330 of GPT-4's game of 24",
-        ),
+def _(O1, SNELL, blurred, chosen_ten, claims, forced):
+    chosen_ways = [
         claims.Claim(
             "scaling.scored_submissions",
             f"{O1} (IOI)",
@@ -1489,17 +1481,17 @@ def _(O1, SNELL, blurred, chosen_ten, claims, forced, law):
             forced and forced.scaling,
         ),
     ]
-    return (of_chains,)
+    return (chosen_ways,)
 
 
 @app.cell
 def _(
     O1,
+    chosen_ways,
     claims,
     elsewhere,
     exchanged,
     inside,
-    of_chains,
     profile,
     runs,
     saved,
@@ -1512,7 +1504,7 @@ def _(
         "> 0",
         inside["right"] and inside["right"].spearman,
     )
-    found = [*searched, *saved, *elsewhere, *exchanged, *of_chains, longer]
+    found = [*searched, *saved, *elsewhere, *exchanged, *chosen_ways, longer]
     claims.record(runs, profile, "08_test_time_scaling", found)
     print(claims.table(found))
     return

@@ -940,15 +940,7 @@ exchanged = [
 ]
 
 # %%
-of_chains = [
-    claims.Claim(
-        "scaling.coverage_law",
-        "Large Language Monkeys, Brown et al. 2024 (2407.21787)",
-        "coverage follows exp(a·k^b) with b below zero: more chains hold a right one in more problems",
-        "< 0",
-        law and law.b,
-        "b below 0; −.330 of GPT-4's game of 24",
-    ),
+chosen_ways = [
     claims.Claim(
         "scaling.scored_submissions",
         f"{O1} (IOI)",
@@ -981,7 +973,7 @@ longer = claims.Claim(
     "> 0",
     inside["right"] and inside["right"].spearman,
 )
-found = [*searched, *saved, *elsewhere, *exchanged, *of_chains, longer]
+found = [*searched, *saved, *elsewhere, *exchanged, *chosen_ways, longer]
 claims.record(runs, profile, "08_test_time_scaling", found)
 print(claims.table(found))
 
