@@ -107,8 +107,16 @@ def test_what_a_pretrained_profile_needs_is_looked_for(monkeypatch, tmp_path):
     (tmp_path / "policy").mkdir()
     (tmp_path / "policy" / "config.json").write_text("{}")
     assert str(tmp_path) in doctor._base("small").found
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
-    assert doctor._base("gpu").state == "limited"
+    cached = {"config.json": str(tmp_path / "config.json")}
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda _, name: cached.get(name))
+    assert doctor._base("gpu").state == "limited", "a config alone is no base"
+    cached["model.safetensors"] = str(tmp_path / "model.safetensors")
+    assert str(tmp_path) in doctor._base("gpu").found
+
+    has = doctor.util.find_spec
+    monkeypatch.setattr(doctor.util, "find_spec", lambda name, *more: None if name == "transformers" else has(name))
+    checks = {check.item: check for check in doctor.examine("small")}
+    assert checks["memory"].state == "missing" and "transformers" in checks["memory"].found and "data" not in checks
 
 
 def test_kernel_of_another_python(monkeypatch):

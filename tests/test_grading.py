@@ -54,6 +54,7 @@ FALSE_ACCEPTS = [  # (answer, gold, what accepts it)
     (r"5\text{ m}", r"5\text{ cm}", "units thrown away"),
     ("5 m", r"5\text{ cm}", "the same, of a bare one"),
     ("6 cm", r"5\text{ cm}", "a number beside the right unit"),
+    ("12s", "12", "the plural of no unit, where neither side has one"),
     ("5c", "5", "a variable taken for a unit"),
     (r"3\mathbf{i}-2\mathbf{j}", "3", "vectors taken for units"),
     ("0.5", r"50\%", "percent and its value are both right, so any two are"),

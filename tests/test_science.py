@@ -1191,7 +1191,7 @@ def test_figures_go_through_a_million_records_once():
         start = time.process_time()
         found[name] = measure(records)
         spent[name] = time.process_time() - start
-    assert all(seconds < 4 for seconds in spent.values()), spent  # 2 and less on a machine that has nothing else to do
+    assert all(seconds < 6 for seconds in spent.values()), spent  # 2 and less on a machine that has nothing else to do
     assert len(found["curve"]) == 20 and {p.accuracy.seeds for p in found["curve"]} == {seeds}
     point = next(p for p in found["curve"] if (p.method, p.n) == ("m1", 4))
     assert point.accuracy == found["accuracy"] and found["coverage"][0][1].n == problems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -155,6 +156,30 @@ def test_equal_cells_have_ids_of_their_own(root):
     series.build(root)
     cells = json.loads((root / "notebooks" / "00_tiny.ipynb").read_text())["cells"]
     assert len({cell["id"] for cell in cells}) == len(cells)
+
+
+def test_what_a_cell_binds_and_looks_up():
+    """Bugs: a class's own names, a pattern's, and those that a function sends out with `global`, taken for another
+    cell's."""
+    cell = """
+class A:
+    _x = 1
+    y = _x + seen
+    @property
+    def w(self): return late
+    @w.setter
+    def w(self, value): pass
+match a:
+    case [_a, *_b]: print(_a, _b)
+    case {"k": _c, **_d}: print(_c, _d)
+def f():
+    global _g
+    _g = 1
+"""
+    assert series.bound_and_read(ast.parse(cell)) == (
+        {"A", "_a", "_b", "_c", "_d", "f", "_g"},
+        {"__name__", "seen", "property", "late", "a", "print", "_a", "_b", "_c", "_d"},
+    )
 
 
 @pytest.mark.parametrize(

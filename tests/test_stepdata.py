@@ -203,6 +203,7 @@ def test_a_file_is_an_array_of_rows(tmp_path, monkeypatch):
     (tmp_path / "gsm8k.json").write_text(json.dumps(row) + "\n" + json.dumps(row))
     with pytest.raises(WorkbenchError, match="no array of rows, and JSON lines end in .jsonl"):
         Rows(tmp_path / "gsm8k.json")
+    assert [path.suffix for path in Rows(tmp_path).files] == [".jsonl"], "a folder's other .json is about the data"
 
 
 def test_omegaprm_trees_and_prefixes(tmp_path):

@@ -51,7 +51,7 @@ def examine(profile: str = "nano") -> list[Check]:
         _cores(),
         _plan(profile) if pretrained else _memory(memory),
         _disk(disk),
-        *([_base(profile), _data(profile)] if pretrained and util.find_spec("torch") else []),
+        *([_base(profile), _data(profile)] if pretrained and _importable() else []),
         _lock(ROOT / "requirements.lock"),
     ]
 
@@ -153,6 +153,13 @@ def _four_bit(profile: str) -> Check:
     return Check("4-bit", ", ".join(found), state, advice, needed)
 
 
+BESIDES = ("torch", "transformers", "numpy", "huggingface_hub")  # what the pre-trained profiles' scalars come with
+
+
+def _importable() -> bool:
+    return all(util.find_spec(name) for name in BESIDES)
+
+
 def _base(profile: str) -> Check:
     """Is the model that a pre-trained profile begins with on this machine?"""
     from .pretrained import profile as scalars
@@ -162,8 +169,10 @@ def _base(profile: str) -> Check:
     if base != "smollm2":
         from huggingface_hub import try_to_load_from_cache
 
-        if isinstance(path := try_to_load_from_cache(base, "config.json"), str):
-            return Check("base", f"{base} in {Path(path).parent}", needed=True)
+        weights = ("model.safetensors", "model.safetensors.index.json")
+        here = [path for name in weights if isinstance(path := try_to_load_from_cache(base, name), str)]
+        if here:
+            return Check("base", f"{base} in {Path(here[0]).parent}", needed=True)
         advice = "fetched from the hub by the first stage; without a network name a folder: changes={'base': …}"
         return Check("base", f"{base} is not here", "limited", advice, True)
     if (FOLDER / "policy" / "config.json").exists():
@@ -262,8 +271,8 @@ def _memory(least: int) -> Check:
 
 def _plan(profile: str) -> Check:
     """Does the profile fit: computed from the shape of its base, before anything is fetched."""
-    if not util.find_spec("torch"):
-        return Check("memory", "unknown without torch", "missing", "make setup", True)
+    if not _importable():
+        return Check("memory", f"unknown without {', '.join(BESIDES)}", "missing", "make setup", True)
     import psutil
     import torch
 
@@ -292,9 +301,8 @@ def _container(where: Path = Path("/sys/fs/cgroup")) -> list[tuple[int, int]]:
         paths = [where / name if "." in name else where / "memory" / f"memory.{name}" for name in names.split()]
         try:
             most, used = (int(path.read_text()) for path in paths[:2])
-            *_, kept = re.findall(
-                r"inactive_file (\d+)", paths[2].read_text()
-            )  # of all below: the last, if there are two
+            # of all below: the last, if there are two
+            *_, kept = re.findall(r"inactive_file (\d+)", paths[2].read_text())
         except (OSError, ValueError):  # another system, or "max"
             continue
         return [(most, max(0, most - used + int(kept)))]

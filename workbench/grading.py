@@ -264,13 +264,13 @@ def _tidy(text: str) -> tuple[str, str]:
 
 
 def _unit(text: str) -> str:
-    return re.sub(r"\\text|\\mathrm|\\mbox|[\\{}\s^]|s(?=\}|$)", "", text).lower()
+    return re.sub(r"\\text|\\mathrm|\\mbox|[\\{}\s^]|(?<=[A-Za-z])s(?=\}|$)", "", text).lower()
 
 
 def _less(text: str, unit: str) -> str:
     """A number without the unit that the other side has, where it stands as a bare word: `12 cm`."""
     bare = re.fullmatch(r"(.*[0-9})])\s*([A-Za-z][A-Za-z ]*)", text)
-    return bare[1] if bare and _unit(bare[2]) == unit else text
+    return bare[1] if unit and bare and _unit(bare[2]) == unit else text
 
 
 def _closing(text: str, at: int) -> int:

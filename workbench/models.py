@@ -122,8 +122,8 @@ def load_model(folder: str | Path, kind: str = "AutoModelForCausalLM", **more):
 
 
 def looked_at(folder: str | Path) -> str | Path:
-    """What `load_model` is to load, after all that can be told of it in no time: a hub id has a config, a folder whole
-    files. Errors: as its."""
+    """What `load_model` is to load, after all that can be told before weights are read: a hub id has a config, a folder
+    whole files. Errors: as its."""
     from transformers import AutoConfig
 
     if folder == "smollm2":

@@ -214,7 +214,7 @@ def lint(book) -> list[str]:
             continue
         try:
             tree = ast.parse(cell.source)
-            reads = looked_up(tree)
+            binds, reads = bound_and_read(tree)
         except SyntaxError as error:
             problems.append(f"cell {n} does not parse: {error.msg}")
             continue
@@ -232,10 +232,10 @@ def lint(book) -> list[str]:
         if "parameters" in marks:
             problems += [f"cell {n}: parameter {name!r} is not a literal" for name in _declare(tree)[1]]
         looked[n] = reads
-        for name in sorted(reads - bound(tree)):
+        for name in sorted(reads - binds):
             if name.startswith("_") and not name.startswith("__"):
                 problems.append(f"cell {n} reads {name!r} and does not assign it: in marimo a _name is its cell's own")
-        for name in sorted(bound(tree)):
+        for name in sorted(binds):
             if name == "mo":
                 problems.append(f"cell {n} assigns 'mo', which the marimo build needs for itself")
             elif not name.startswith("_") and owner.setdefault(name, n) != n:
@@ -252,29 +252,33 @@ def lint(book) -> list[str]:
     return problems
 
 
-def looked_up(tree: ast.Module) -> set[str]:
-    """Names that the code, or a function in it, looks up among the notebook's own.
+def bound_and_read(tree: ast.Module) -> tuple[set[str], set[str]]:
+    """Names of the notebook's own that the code assigns, and those that it, or a function in it, looks up.
 
-    >>> sorted(looked_up(ast.parse("def f(a): return a + b\\nc = [d for d in e]")))
-    ['b', 'e']
+    >>> cell = "import a.b; c, (d, *_) = [e for f in g if (e := f)]; h = lambda i: i + j"
+    >>> [sorted(found) for found in bound_and_read(ast.parse(cell))]
+    [['_', 'a', 'c', 'd', 'e', 'h'], ['e', 'g', 'j']]
     """
-    todo, found = [compile(tree, "cell", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)], set()
+    module = compile(tree, "cell", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    todo, binds, reads = [module], set(), set()
     while todo:
         code = todo.pop()
-        found |= {line.argval for line in dis.get_instructions(code) if line.opname in ("LOAD_NAME", "LOAD_GLOBAL")}
+        done = {(line.opname, line.argval) for line in dis.get_instructions(code)}
+        own = {name for op, name in done if op == "STORE_NAME"}  # a class body's are its own
+        binds |= {name for op, name in done if op == "STORE_GLOBAL"} | (own if code is module else set())
+        looks = {name for op, name in done if op in ("LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")}
+        reads |= {name for op, name in done if op == "LOAD_GLOBAL"} | (looks if code is module else looks - own)
         todo += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
-    return found
+    return binds, reads
 
 
-class _Globals(ast.NodeVisitor):
-    """Names that a cell binds or changes at top level; the bodies of functions and classes are their own."""
+class _Changed(ast.NodeVisitor):
+    """Names whose objects a cell changes at top level; the bodies of functions and classes are their own."""
 
     def __init__(self):
-        self.bound: set[str] = set()
-        self.changed: set[str] = set()
+        self.found: set[str] = set()
 
     def _definition(self, node):
-        self.bound.add(node.name)
         for inner in node.decorator_list:
             self.visit(inner)
 
@@ -285,23 +289,8 @@ class _Globals(ast.NodeVisitor):
 
     def _comprehension(self, node):
         self.visit(node.generators[0].iter)
-        self.bound |= {inner.target.id for inner in ast.walk(node) if isinstance(inner, ast.NamedExpr)}
 
     visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = _comprehension
-
-    def visit_Name(self, node):
-        if not isinstance(node.ctx, ast.Load):
-            self.bound.add(node.id)
-
-    def visit_Import(self, node):
-        self.bound |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
-
-    def visit_ImportFrom(self, node):
-        self.bound |= {alias.asname or alias.name for alias in node.names}
-
-    def visit_ExceptHandler(self, node):
-        self.bound |= {node.name} - {None}
-        self.generic_visit(node)
 
     def _element(self, node):
         if not isinstance(node.ctx, ast.Load):
@@ -320,18 +309,7 @@ class _Globals(ast.NodeVisitor):
         while isinstance(node, ast.Attribute | ast.Subscript):
             node = node.value
         if isinstance(node, ast.Name):
-            self.changed.add(node.id)
-
-
-def bound(tree: ast.AST) -> set[str]:
-    """Top-level names that the code assigns.
-
-    >>> sorted(bound(ast.parse("import a.b; c = [d for d in e if (f := d)]; g, (h, *i) = j")))
-    ['a', 'c', 'f', 'g', 'h', 'i']
-    """
-    visitor = _Globals()
-    visitor.visit(tree)
-    return visitor.bound
+            self.found.add(node.id)
 
 
 def mutated(tree: ast.AST) -> set[str]:
@@ -340,9 +318,9 @@ def mutated(tree: ast.AST) -> set[str]:
     >>> sorted(mutated(ast.parse("a.append(1); b[0] = 2; c.d.e = 3; f(g)")))
     ['a', 'b', 'c']
     """
-    visitor = _Globals()
+    visitor = _Changed()
     visitor.visit(tree)
-    return visitor.changed
+    return visitor.found
 
 
 @dataclass(frozen=True)

@@ -546,12 +546,13 @@ def _finish(fig: go.Figure, ends: Sequence[tuple[float, float, str]], baseline=N
     fig.update_layout(margin_r=max(fig.layout.margin.r or 30, 24 + 8.5 * longest))
     axis = fig.layout[f"xaxis{panel}"]
     on_axis = math.log10 if axis.type == "log" else float
-    shown = [t for t in drawn if t.mode != "lines"]  # not the bands
+    shown = [t for t in drawn if t.mode != "lines"]  # not the bands, nor a dotted law
     lines = [[(on_axis(x), y) for x, y in zip(t.x, t.y, strict=True) if y is not None] for t in shown]
     xs = [x for line in lines for x, _ in line] + [on_axis(x) for x, *_ in ends]
     low, high = axis.range or (min(xs) - 0.06 * (max(xs) - min(xs)), max(xs) + 0.06 * (max(xs) - min(xs)) + 1e-9)
     left, right = axis.domain or (0, 1)
-    letter = LETTER * (high - low) / ((fig.layout.width or 760) - 72 - fig.layout.margin.r) / (right - left)
+    wide = max(100, (fig.layout.width or 760) - 72 - fig.layout.margin.r)  # of the panels; a name may be a sentence
+    letter = LETTER * (high - low) / wide / (right - left)
     order, gap = sorted(ends, key=lambda end: end[1]), LINE * span
     reach = [(on_axis(x), on_axis(x) + (len(name) + 2) * letter) for x, _, name in order]
     level = [[(low, values[-1]), (high, values[-1])]] if baseline is not None else []

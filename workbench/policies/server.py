@@ -65,8 +65,8 @@ class Server:
     At most `in_flight` requests are open, each for at most `timeout` seconds. A refused, dropped, slow, 408, 429 or 5xx
     answer is asked for again up to `retries` times, after 0.5 s, 1 s, 2 s, … or what Retry-After says. Errors: what the
     server lacks, an answer that is none, a server that stays away, each with its address, told at once (a request that
-    is open then ends by itself, unheard); a prompt that is too long is a ProblemError. A token count in `usage` that is
-    not what came is warned about once; what came is what counts.
+    is open then ends by itself, unheard, and a program not before it); a prompt that is too long is a ProblemError. A
+    token count in `usage` that is not what came is warned about once; what came is what counts.
 
     Log-probs are those of the distribution that samples. vLLM gives them with `--logprobs-mode processed_logprobs`;
     before the first draw that is not plain, 8 tokens are asked for, unbilled, to see. `logprobs=False` goes without.

@@ -498,7 +498,7 @@ class Rollout:
     earned: Earned
     cost: Cost
     chains: list[dict]  # of every chain that was sampled, by any process
-    uniform: float
+    uniform: float  # share of groups that say nothing
     unserved: int  # problems
 
     def row(self) -> dict:
@@ -542,8 +542,8 @@ def roll_out(policy, task: str, reward: Reward, config: RL, step: int, history: 
             alike = max(totals[i] for i in chosen) - min(totals[i] for i in chosen) <= 1e-6
             if earned.steps is not None:  # the same in all, but not at the same steps
                 alike &= all(earned.steps[i] == earned.steps[chosen[0]] for i in chosen)
-            uniform.append(float(alike))
             silent = alike or len({about[i]["true"] for i in chosen}) == 1
+            uniform.append(float(silent if refill else alike))
             found.append((name, silent, [items[i] for i in chosen], earned.part(chosen)))
         if refill and sum(not silent for silent in gathered([f[1] for f in found])) >= config.prompts:
             break

@@ -78,7 +78,7 @@ class Optimal:
     `choices`: {bin: {(method, n): share of its choices}}. `axis`: what the costs count. Marks and costs are means over
     many halvings, which takes the luck of a halving from them and not that of the problems: a bootstrap of the means
     themselves would be too narrow (87 % where it says 95), so every interval has the width that one halving has.
-    `first`: {problem: (mark, cost)}, how far those of the first halving lie from the means.
+    `first`: {problem: (how far its mark in the first halving lies from the mean, how many times the mean its cost is)}.
     """
 
     marks: dict[str, float]
@@ -89,9 +89,10 @@ class Optimal:
     first: dict[str, tuple[float, float]]
 
     def single(self, problems: Iterable[str]) -> np.ndarray:
-        """[problems, (mark, cost)] of the first halving, moved so that their means are those of all halvings."""
-        rows = np.array([(self.marks[p], self.costs[p], *self.first[p]) for p in problems])
-        return rows[:, :2] + rows[:, 2:] - rows[:, 2:].mean(0)
+        """[problems, (mark, cost)] of the first halving, with the means of all halvings: marks by a shift, so that one
+        may lie a little outside of 0-1, costs by a factor, so that all stay above 0."""
+        mark, cost, away, times = np.array([(self.marks[p], self.costs[p], *self.first[p]) for p in problems]).T
+        return np.stack([mark + away - away.mean(), cost * times * cost.mean() / (cost * times).mean()], axis=1)
 
     def lead(self, over: Mapping[str, float] | Optimal, *, seed: int = 0) -> Estimate:
         """Its marks less those of another, paired over the problems that `over` {problem: mark} has: all, or a part."""
@@ -237,7 +238,8 @@ def _choose(
     }
     mean = found.mean(0)
     marks, costs = (dict(zip(table.problems, values, strict=True)) for values in mean.T.tolist())
-    first = dict(zip(table.problems, map(tuple, (found[0] - mean).tolist()), strict=True))
+    first = np.stack([found[0, :, 0] - mean[:, 0], found[0, :, 1] / mean[:, 1]], axis=1)
+    first = dict(zip(table.problems, map(tuple, first.tolist()), strict=True))
     return Optimal(marks, costs, choices, int(table.seeds.min()), table.axis, first)
 
 

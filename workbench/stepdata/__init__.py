@@ -387,6 +387,7 @@ def _files(source: str | Path) -> list[Path]:
     path = Path(source)
     if path.is_dir():
         found = sorted(p for p in path.rglob("*") if p.name.endswith(ENDINGS) and p.is_file())
+        found = [p for p in found if p.suffix != ".json" or _holds_array(p)]  # others say something of the data
         found = [p for p in found if not any(part.startswith(".") for part in p.relative_to(path).parts)]  # copies
         if not found:
             raise WorkbenchError(f"{path} has no file that ends in {', '.join(ENDINGS)}")
@@ -476,10 +477,8 @@ def _array(path: Path) -> Iterator[tuple[str, dict | Reject]]:
         text, number = file.read(PIECE), 1
         at = between.match(text).end()
         if not text.lstrip().startswith("["):
-            yield (
-                f"{path.name}:1",
-                Reject("no array of rows, and JSON lines end in .jsonl", text.encode(errors="replace")),
-            )
+            why = "no array of rows, and JSON lines end in .jsonl"
+            yield f"{path.name}:1", Reject(why, text.encode(errors="replace"))
             return
         while True:
             try:
@@ -495,6 +494,11 @@ def _array(path: Path) -> Iterator[tuple[str, dict | Reject]]:
             number, at = number + 1, between.match(text, end).end()
         if text[at:].strip() != "]":
             yield f"{path.name}:{number}", Reject("no JSON from here on", text[at:].encode(errors="replace"))
+
+
+def _holds_array(path: Path) -> bool:
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+        return file.read(1024).lstrip().startswith("[")
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, dict | Reject]]:

@@ -97,9 +97,9 @@ def from_policy(policy, extra_layers: int = 0):
 class PRM:
     """Scores every step in 0-1 with a trained token classifier.
 
-    `aggregate`: `min` suits labels of correctness; outcomes and Monte-Carlo labels are values and want `last`. `cache`
-    bytes are kept of what was read, so that scoring a step reads the step; 0 reads chains whole, to the bit as training
-    does.
+    `aggregate`: `min` suits labels of correctness; outcomes, and labels between 0 and 1, are values and want `last`;
+    left out it is what the checkpoint learnt (Math-Shepherd's + and - are read as marks of correctness). `cache` bytes
+    are kept of what was read, so that scoring a step reads the step; 0 reads chains whole, to the bit as training does.
     `adapter`: the one of the model's that is the PRM, switched on for each call; a language model needs no head.
     """
 
