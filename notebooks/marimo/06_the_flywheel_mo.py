@@ -481,7 +481,7 @@ def _(
 
 
 @app.cell
-def _(claims, gains, profile, restart, runs):
+def _(claims, gains, profile, restart, runs, scaling, tested):
     found = [
         claims.Claim(
             "flywheel.star_gain",
@@ -497,6 +497,13 @@ def _(claims, gains, profile, restart, runs):
             "rounds that start from the base end higher than rounds that train on",
             "> 0",
             restart,
+        ),
+        claims.Claim(
+            "flywheel.rationalise_gain",
+            "STaR, Zelikman et al. 2022 (2203.14465)",
+            "a round that hints the answer of what was not solved ends higher than a plain one (no example had a hint)",
+            "> 0",
+            scaling.difference(tested["rationalise"], tested["plain"]),
         ),
     ]
     claims.record(runs, profile, "06_the_flywheel", found)

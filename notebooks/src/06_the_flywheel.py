@@ -283,6 +283,13 @@ found = [
         "> 0",
         restart,
     ),
+    claims.Claim(
+        "flywheel.rationalise_gain",
+        "STaR, Zelikman et al. 2022 (2203.14465)",
+        "a round that hints the answer of what was not solved ends higher than a plain one (no example had a hint)",
+        "> 0",
+        scaling.difference(tested["rationalise"], tested["plain"]),
+    ),
 ]
 claims.record(runs, profile, "06_the_flywheel", found)
 print(claims.table(found))

@@ -508,6 +508,14 @@ found = [
         over,
     ),
     claims.Claim(
+        "rl.mixed_over_sum",
+        "PURE, Cheng et al. 2025 (2504.15275)",
+        "process reward in min form with the outcome mixed in ends more accurate than in sum form alone",
+        "> 0",
+        scaling.difference(sampled["mixed"], sampled["sum"]),
+        "a tenth of verifiable reward mitigates hacking",
+    ),
+    claims.Claim(
         "rl.coverage_change",
         "Yue et al. 2025 (2504.13837)",
         "outcome reward narrows coverage: fewer problems are solved at least once in many chains",
