@@ -124,7 +124,7 @@ def load_model(folder: str | Path, kind: str = "AutoModelForCausalLM", **more):
 def looked_at(folder: str | Path) -> str | Path:
     """What `load_model` is to load, after all that can be told before weights are read: a hub id has a config, a folder
     whole files. Errors: as its."""
-    from transformers import AutoConfig
+    from transformers.utils import cached_file
 
     if folder == "smollm2":
         from .smollm2 import checkpoint
@@ -133,7 +133,7 @@ def looked_at(folder: str | Path) -> str | Path:
     path = Path(folder)
     if not path.exists():
         try:
-            AutoConfig.from_pretrained(folder)
+            cached_file(folder, "config.json")  # no AutoConfig, which may ask to run a hub's code
         except OSError as error:
             raise _nowhere(folder, " ".join(str(error).split())[:200]) from error
         return folder
