@@ -217,9 +217,12 @@ class Series:
     def __init__(self, profile_name: str = "nano", runs: str | Path = "runs", seed: int = 0, progress: bool = True):
         self.profile, self.seed, self.progress = profile(profile_name), seed, progress
         self.root = runs_folder(runs) / self.profile.name
-        self.task = tasks.get(self.profile.task)
 
     # --- data ---
+
+    @property
+    def task(self):
+        return tasks.get(self.profile.task)
 
     @property
     def exact(self) -> bool:

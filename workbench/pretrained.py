@@ -143,7 +143,6 @@ def open_series(
     if idle := sorted({key for key in changes or {} if key.partition(".")[0] in kind.FIXED or key in kind.FIXED}):
         raise WorkbenchError(f"profile {name} has no use for {', '.join(idle)}, or is named by it: leave it out")
     series.profile = changed(series.profile, changes or {})
-    series.task = tasks.get(series.profile.task)
     if kind is Pretrained and series.exact:
         raise WorkbenchError(f"profile {name} asks gsm8k, gsm_symbolic or math: for {series.profile.task} take nano")
     return series
@@ -198,7 +197,6 @@ class Pretrained(Series):
     def __init__(self, name: str = "small", runs: str | Path = "runs", seed: int = 0, progress: bool = True):
         self.profile, self.seed, self.progress = profile(name), seed, progress
         self.root = pipeline.runs_folder(runs) / name
-        self.task = tasks.get(self.profile.task)
 
     # --- teach ---
 
