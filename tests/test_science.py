@@ -640,6 +640,14 @@ def steps(*points):
     return [row for n, right in points for row in rows("vote", n, 1e6 * n, right)]
 
 
+def test_one_halving_has_the_means_of_all_and_costs_above_nothing():
+    """Bug: costs of a halving moved by a sum, so that a cheap problem's fell below 0, and its logarithm was none."""
+    of = {"a": (0.5, 2.0, (0.5, 0.5)), "b": (0.5, 10.0, (-0.2, 3.0))}  # in the first halving: 1.0 for 1, 0.3 for 30
+    marks, costs, first = ({p: row[i] for p, row in of.items()} for i in range(3))
+    best = scaling.Optimal(marks, costs, {1: {("vote", 1): 1.0}}, 1, "flops", first)
+    assert best.single("ab") == pytest.approx(np.array([[0.85, 6 / 15.5], [0.15, 30 * 6 / 15.5]]))
+
+
 def test_efficiency_interpolates_over_log_flops_where_the_baseline_first_arrives():
     """Bug: linear interpolation; the last crossing of a curve that falls again."""
     vote = steps((1, 10), (16, 20), (64, 16), (256, 30))
