@@ -10,8 +10,8 @@
 #
 # **Time and memory** at `nano`: a minute and 1 GB where the policy and its chains are there, about ten minutes more
 # where they must be built first.
-# `small`, with the policy: an hour and 5 GB (SmolLM2-135M on GSM8K, which it hardly solves). `gpu`: 15 min and 11 GB on
-# one GPU (1.5B parameters in 4 bits), which is estimated.
+# `small`, with the policy: about an hour and 5 GB (SmolLM2-135M on GSM8K, which it hardly solves). `gpu`: 15 min and
+# 11 GB on one GPU (1.5B parameters in 4 bits), which is estimated.
 #
 # **Modules**: `labels`, `tasks.arithmetic`, `policies.scripted`, `verifiers.prm` for the masking, `scaling`, `claims`.
 
